@@ -1,0 +1,13 @@
+//! The messages of Lockstep: the replay log, the machine as data, snapshots.
+//!
+//! Only data is here: no I/O, no clock. A message that was decoded has the right types and nothing more; whoever uses a
+//! value checks it (lengths of digests, page numbers, device indices), because every message may come from outside.
+#![forbid(unsafe_code)]
+
+/// Version 1 of the messages.
+#[allow(missing_docs, clippy::pedantic)]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/lockstep.v1.rs"));
+}
+
+pub use v1::*;
