@@ -1,0 +1,78 @@
+//! Which MSRs the guest has.
+//!
+//! Three kinds: those that KVM keeps (pass-through by the filter, saved with the vCPU), those that we answer
+//! ([`read`], [`write`]; the TSC is guest time), and all others, which fault with #GP as on a CPU that lacks them.
+//! Numbers: Intel SDM volume 4.
+
+use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+
+/// IA32_TIME_STAMP_COUNTER.
+pub const TSC: u32 = 0x10;
+/// EFER; also in the special registers, where it must agree.
+pub const EFER: u32 = 0xc000_0080;
+
+/// MSRs that KVM keeps and that belong to the vCPU's state, in the order in which they are saved.
+pub const SAVED: [u32; 12] = [
+    0x174, // IA32_SYSENTER_CS
+    0x175, // IA32_SYSENTER_ESP
+    0x176, // IA32_SYSENTER_EIP
+    0x277, // IA32_PAT
+    EFER,
+    0xc000_0081, // STAR
+    0xc000_0082, // LSTAR
+    0xc000_0083, // CSTAR
+    0xc000_0084, // FMASK
+    0xc000_0100, // FS_BASE
+    0xc000_0101, // GS_BASE
+    0xc000_0102, // KERNEL_GS_BASE
+];
+
+/// What an MSR access that reached us gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MsrAnswer {
+    /// The value that RDMSR reads, or that WRMSR was accepted.
+    Value(u64),
+    /// Guest time is asked for.
+    Time,
+    /// #GP; the MSR does not exist.
+    Fault,
+}
+
+/// Answers RDMSR.
+pub fn read(index: u32) -> MsrAnswer {
+    match index {
+        TSC => MsrAnswer::Time,
+        // IA32_PLATFORM_ID, IA32_BIOS_SIGN_ID (microcode revision), IA32_MISC_ENABLE (fast strings).
+        0x17 | 0x8b => MsrAnswer::Value(0),
+        0x1a0 => MsrAnswer::Value(1),
+        _ => MsrAnswer::Fault,
+    }
+}
+
+/// Answers WRMSR. Writes that must not change anything (the TSC cannot be set, it *is* guest time) are accepted where
+/// kernels do them at boot, and ignored.
+pub fn write(index: u32, _value: u64) -> MsrAnswer {
+    match index {
+        TSC | 0x8b | 0x1a0 => MsrAnswer::Value(0),
+        _ => MsrAnswer::Fault,
+    }
+}
+
+/// Sets the filter: [`SAVED`] pass, everything else exits to us.
+pub fn install_filter(vm: &VmFd) -> std::io::Result<()> {
+    let mut bitmaps: Vec<(u32, u32, Vec<u8>)> = Vec::new();
+    for (base, count) in [(0x174, 3), (0x277, 1), (0xc000_0080, 5), (0xc000_0100, 3)] {
+        bitmaps.push((base, count, vec![0xff; 1]));
+    }
+    let ranges: Vec<_> = bitmaps
+        .iter()
+        .map(|(base, count, bitmap)| MsrFilterRange {
+            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+            base: *base,
+            msr_count: *count,
+            bitmap,
+        })
+        .collect();
+    vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)?;
+    Ok(())
+}

@@ -1,0 +1,369 @@
+//! The devices of the machine: a PC's board as far as Linux wants one, and virtio devices behind it.
+//!
+//! Devices are pure state machines. They know no file descriptor, thread or clock: guest time is passed in (`now`, in
+//! nanoseconds since the machine's start), what comes from outside is passed in, and what goes out is handed back as
+//! [`Effect`]s. So the same accesses and inputs in the same order give the same state, byte for byte of
+//! [`Devices::save`], on every replica; and nothing that a guest does is an error here, let alone a panic.
+//!
+//! | where | what |
+//! | --- | --- |
+//! | ports 0x20, 0xa0, 0x4d0 | two 8259A interrupt controllers |
+//! | ports 0x40, 0x61 | 8254 timer, IRQ 0 |
+//! | ports 0x64, 0x92, 0xcf9 | resets |
+//! | ports 0x70, 0x71 | MC146818 clock, IRQ 8 |
+//! | ports 0x3f8 | 16550A console, IRQ 4 |
+//! | from 0xd000_0000, 4 KiB each | virtio: disks, then network interfaces, then the entropy device; IRQs 5, 6, 7, 9 to 12 |
+
+mod bus;
+mod effect;
+mod error;
+mod line;
+mod pic;
+mod pit;
+mod reset;
+mod rtc;
+mod serial;
+mod state;
+#[cfg(test)]
+mod testing;
+mod virtio;
+
+pub use effect::{DiskOp, DiskRequest, Effect};
+pub use error::DeviceError;
+pub use virtio::net::NicCounters;
+
+use bus::Port;
+use pic::Pic;
+use pit::Pit;
+use reset::ResetPorts;
+use rtc::Rtc;
+use serial::Uart;
+use virtio::block::Block;
+use virtio::entropy::Entropy;
+use virtio::mmio::{Mmio, Slot};
+use virtio::net::{Net, RECEIVE};
+use virtio::{MAX_SLOTS, SLOT_IRQS};
+
+use crate::memory::GuestRam;
+
+/// The revision of this device model. A change that a guest can see is a new revision.
+pub const MODEL_REVISION: u32 = 1;
+
+const TIMER_IRQ: u8 = 0;
+const SERIAL_IRQ: u8 = 4;
+const RTC_IRQ: u8 = 8;
+/// The last second of the year 9999, which is as far as a clock with four digits for the year goes.
+const LAST_SECOND: i64 = 253_402_300_799;
+
+/// All devices of one machine.
+#[derive(Debug)]
+pub struct Devices {
+    pic: Pic,
+    pit: Pit,
+    rtc: Rtc,
+    uart: Uart,
+    reset: ResetPorts,
+    disks: Vec<Mmio<Block>>,
+    nics: Vec<Mmio<Net>>,
+    entropy: Mmio<Entropy>,
+}
+
+/// How many of the slots a configuration fills.
+fn slots(config: &lockstep_proto::MachineConfig) -> usize {
+    config.disks.len().saturating_add(config.nics.len()).saturating_add(1)
+}
+
+impl Devices {
+    /// The devices as they are when the machine is switched on.
+    pub fn new(config: &lockstep_proto::MachineConfig) -> Result<Self, DeviceError> {
+        if slots(config) > MAX_SLOTS {
+            let room = MAX_SLOTS - 1;
+            return Err(DeviceError::Config(format!(
+                "there is room for {room} disks and network interfaces in all"
+            )));
+        }
+        if !(0..=LAST_SECOND).contains(&config.rtc_base) {
+            return Err(DeviceError::Config(
+                "the clock's start is outside the years 1970 to 9999".to_owned(),
+            ));
+        }
+        let disks = (0..)
+            .zip(&config.disks)
+            .map(|(index, disk)| Block::new(index, disk).map(Mmio::new));
+        let nics = (0..)
+            .zip(&config.nics)
+            .map(|(index, nic)| Net::new(index, nic).map(Mmio::new));
+        Ok(Self {
+            pic: Pic::new(),
+            pit: Pit::new(),
+            rtc: Rtc::new(config.rtc_base),
+            uart: Uart::new(),
+            reset: ResetPorts::new(),
+            disks: disks.collect::<Result<_, _>>()?,
+            nics: nics.collect::<Result<_, _>>()?,
+            entropy: Mmio::new(Entropy::default()),
+        })
+    }
+
+    /// Words for the guest's kernel command line that tell Linux where the virtio slots are.
+    pub fn cmdline_words(config: &lockstep_proto::MachineConfig) -> Vec<String> {
+        (0..slots(config))
+            .zip(SLOT_IRQS)
+            .map(|(slot, irq)| format!("virtio_mmio.device=4K@{:#x}:{irq}", bus::slot_address(slot)))
+            .collect()
+    }
+
+    /// Whether what an access to this port does depends on the guest's time.
+    pub fn needs_time(port: u16, write: bool) -> bool {
+        bus::needs_time(port, write)
+    }
+
+    /// The guest reads a port: one access of 1, 2 or 4 bytes. Where nothing answers, all bits are one.
+    pub fn pio_read(&mut self, port: u16, data: &mut [u8], now: u64) {
+        if Self::needs_time(port, false) {
+            self.advance(now);
+        }
+        let width = data.len();
+        for (byte, at) in data.iter_mut().zip(0..) {
+            *byte = match bus::decode(port.wrapping_add(at), width) {
+                Some((device, offset)) => self.read_port(device, offset, now),
+                None => 0xff,
+            };
+        }
+        self.route_board();
+    }
+
+    fn read_port(&mut self, device: Port, offset: u16, now: u64) -> u8 {
+        match device {
+            Port::MasterPic => self.pic.read(false, offset != 0),
+            Port::SlavePic => self.pic.read(true, offset != 0),
+            Port::Elcr => self.pic.elcr(offset != 0),
+            Port::Pit => self.pit.read(offset, now),
+            Port::SystemControlB => self.pit.read_port61(now),
+            Port::KeyboardCommand => ResetPorts::read_keyboard_status(),
+            // The index cannot be read back.
+            Port::RtcIndex => 0xff,
+            Port::RtcData => self.rtc.read(now),
+            Port::SystemControlA => self.reset.read_port_a(),
+            Port::Serial => self.uart.read(offset),
+            Port::ResetControl => self.reset.read_control(),
+        }
+    }
+
+    /// The guest writes a port: one access of 1, 2 or 4 bytes.
+    pub fn pio_write(&mut self, port: u16, data: &[u8], now: u64, effects: &mut Vec<Effect>) {
+        if Self::needs_time(port, true) {
+            self.advance(now);
+        }
+        for (&byte, at) in data.iter().zip(0..) {
+            if let Some((device, offset)) = bus::decode(port.wrapping_add(at), data.len()) {
+                self.write_port(device, offset, byte, now, effects);
+            }
+        }
+        self.route_board();
+    }
+
+    fn write_port(&mut self, device: Port, offset: u16, value: u8, now: u64, effects: &mut Vec<Effect>) {
+        let reset = match device {
+            Port::KeyboardCommand => ResetPorts::keyboard_command(value),
+            Port::SystemControlA => self.reset.write_port_a(value),
+            Port::ResetControl => self.reset.write_control(value),
+            _ => false,
+        };
+        if reset {
+            effects.push(Effect::Reset);
+        }
+        match device {
+            Port::MasterPic => self.pic.write(false, offset != 0, value),
+            Port::SlavePic => self.pic.write(true, offset != 0, value),
+            Port::Elcr => self.pic.set_elcr(offset != 0, value),
+            Port::Pit => self.pit.write(offset, value, now),
+            Port::SystemControlB => self.pit.write_port61(value, now),
+            Port::RtcIndex => self.rtc.select(value),
+            Port::RtcData => self.rtc.write(value, now),
+            Port::Serial => {
+                let mut out = Vec::new();
+                self.uart.write(offset, value, &mut out);
+                match effects.last_mut() {
+                    _ if out.is_empty() => {}
+                    Some(Effect::Console(bytes)) => bytes.append(&mut out),
+                    _ => effects.push(Effect::Console(out)),
+                }
+            }
+            Port::KeyboardCommand | Port::SystemControlA | Port::ResetControl => {}
+        }
+    }
+
+    /// The guest reads memory where there is no RAM. Where nothing answers, all bits are one.
+    pub fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((slot, offset)) = bus::slot(addr, data.len())
+            && let Some(slot) = self.slot(slot)
+        {
+            slot.read(offset, data);
+        }
+    }
+
+    /// The guest writes memory where there is no RAM.
+    pub fn mmio_write(&mut self, addr: u64, data: &[u8], ram: &GuestRam, effects: &mut Vec<Effect>) {
+        let Some((index, offset)) = bus::slot(addr, data.len()) else {
+            return;
+        };
+        if let Some(slot) = self.slot(index) {
+            slot.write(offset, data, ram, effects);
+            self.route_slot(index);
+        }
+    }
+
+    /// Disks first, then network interfaces, then the entropy device.
+    fn slot(&mut self, index: usize) -> Option<&mut dyn Slot> {
+        let (disks, nics) = (self.disks.len(), self.nics.len());
+        if index < disks {
+            Some(&mut self.disks[index])
+        } else if index < disks + nics {
+            Some(&mut self.nics[index - disks])
+        } else if index == disks + nics {
+            Some(&mut self.entropy)
+        } else {
+            None
+        }
+    }
+
+    /// Takes what the virtio slot's line did over to the interrupt controller.
+    fn route_slot(&mut self, index: usize) {
+        if let Some(signal) = self.slot(index).map(|slot| slot.line().take()) {
+            self.pic.drive(SLOT_IRQS[index], signal);
+        }
+    }
+
+    /// The same for the devices on the board.
+    fn route_board(&mut self) {
+        self.pic.drive(TIMER_IRQ, self.pit.line.take());
+        self.pic.drive(RTC_IRQ, self.rtc.line.take());
+        self.pic.drive(SERIAL_IRQ, self.uart.line.take());
+    }
+
+    /// Guest time has come to `now`, which never decreases: timers whose time has come raise their interrupts.
+    pub fn advance(&mut self, now: u64) {
+        self.pit.advance(now);
+        self.rtc.advance(now);
+        self.route_board();
+    }
+
+    /// The earliest guest time at which [`advance`](Self::advance) would do something that the guest notices without
+    /// asking: raise an interrupt that is unmasked and not requested already. It may lie in the past, where the guest has
+    /// unmasked one since.
+    ///
+    /// A tick that comes while the previous one is still requested is lost, as on the chip. So that this does not depend
+    /// on when the host looks, call `advance` with the present guest time before [`acknowledge`](Self::acknowledge).
+    pub fn deadline(&self) -> Option<u64> {
+        let timer = self.pit.deadline().filter(|_| self.pic.would_notice(TIMER_IRQ));
+        let clock = self.rtc.deadline().filter(|_| self.pic.would_notice(RTC_IRQ));
+        timer.into_iter().chain(clock).min()
+    }
+
+    /// Whether the interrupt controller asks for an interrupt (its INTR output).
+    pub fn interrupt_pending(&self) -> bool {
+        self.pic.interrupt_pending()
+    }
+
+    /// The CPU acknowledges the interrupt: its vector. Without a request it is the spurious vector 7 of the 8259A.
+    pub fn acknowledge(&mut self) -> u8 {
+        self.pic.acknowledge()
+    }
+
+    /// How many bytes the console takes now.
+    pub fn console_room(&self) -> usize {
+        self.uart.room()
+    }
+
+    /// Bytes typed on the console, not more than there is room for.
+    pub fn console_input(&mut self, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.uart.receive(bytes)?;
+        self.route_board();
+        Ok(())
+    }
+
+    /// How many frames would find a receive buffer now.
+    pub fn frame_room(&self, nic: u32, ram: &GuestRam) -> usize {
+        self.nics
+            .get(nic as usize)
+            .map_or(0, |nic| nic.available(RECEIVE, ram).into())
+    }
+
+    /// A frame for the guest. Without a buffer for it, it is dropped and counted.
+    pub fn frame_input(&mut self, nic: u32, frame: &[u8], ram: &GuestRam) -> Result<(), DeviceError> {
+        let index = nic as usize;
+        let slot = self.nics.get_mut(index).ok_or(DeviceError::UnknownNic(nic))?;
+        Net::check_frame(frame)?;
+        let live = slot.is_live();
+        slot.with_device(ram, &mut Vec::new(), |net, io| {
+            if live {
+                return net.receive(frame, io);
+            }
+            net.drop_frame();
+            Ok(())
+        });
+        self.route_slot(self.disks.len() + index);
+        Ok(())
+    }
+
+    /// A disk request has completed, with a status byte of virtio 1.2, section 5.2.6 and, for a read that succeeded, its
+    /// data. Requests that had to wait for room follow as effects.
+    pub fn disk_completion(
+        &mut self,
+        disk: u32,
+        request: u64,
+        status: u8,
+        read_data: Option<&[u8]>,
+        ram: &GuestRam,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), DeviceError> {
+        let index = disk as usize;
+        let slot = self.disks.get_mut(index).ok_or(DeviceError::UnknownDisk(disk))?;
+        slot.device().check_completion(request, status, read_data)?;
+        let live = slot.is_live();
+        slot.with_device(ram, effects, |block, io| {
+            block.complete(request, status, read_data, live, io)
+        });
+        self.route_slot(index);
+        Ok(())
+    }
+
+    /// The disk requests that have not completed: the oldest of each disk first, disk by disk. After a restore, the host
+    /// submits them again.
+    pub fn outstanding_disk_requests(&self) -> impl Iterator<Item = DiskRequest> + '_ {
+        self.disks.iter().flat_map(|slot| slot.device().outstanding())
+    }
+
+    /// The answer to the oldest entropy request, of exactly its length. Requests that had to wait for room follow as
+    /// effects.
+    pub fn entropy_input(
+        &mut self,
+        bytes: &[u8],
+        ram: &GuestRam,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), DeviceError> {
+        self.entropy.device().check_answer(bytes)?;
+        let live = self.entropy.is_live();
+        self.entropy
+            .with_device(ram, effects, |entropy, io| entropy.answer(bytes, live, io));
+        self.route_slot(self.disks.len() + self.nics.len());
+        Ok(())
+    }
+
+    /// The lengths of the entropy requests that wait for an answer, oldest first.
+    pub fn outstanding_entropy_requests(&self) -> impl Iterator<Item = u32> + '_ {
+        self.entropy.device().outstanding()
+    }
+
+    /// What a network interface has dropped.
+    pub fn nic_counters(&self, nic: u32) -> Option<NicCounters> {
+        self.nics.get(nic as usize).map(|slot| slot.device().counters())
+    }
+}
+
+#[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
+mod tests;

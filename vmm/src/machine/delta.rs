@@ -1,0 +1,58 @@
+//! Deltas: what carries a replica across a forced stop.
+
+use lockstep_proto::VcpuState;
+
+use super::{Machine, MachineError};
+use crate::cpu::state;
+use crate::memory::PAGE_SIZE;
+
+/// vCPU state and the pages written since the dirty log was last collected.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    /// The vCPU at the forced stop.
+    pub vcpu: VcpuState,
+    /// Frame numbers, ascending.
+    pub frames: Vec<u64>,
+    /// The pages' content, one after the other.
+    pub pages: Vec<u8>,
+}
+
+impl Machine {
+    /// Takes the delta of the forced stop where the machine stands; only from [`super::Oracle::forced`].
+    pub fn take_delta(&mut self) -> Result<Delta, MachineError> {
+        let vcpu = state::save(&self.vm.vcpu)?;
+        let frames = self.memory.collect_dirty(&self.vm.fd)?;
+        let mut pages = vec![0; frames.len() * PAGE_SIZE];
+        let (chunks, _) = pages.as_chunks_mut::<PAGE_SIZE>();
+        for (frame, page) in frames.iter().zip(chunks) {
+            self.memory.read_page(*frame, page);
+        }
+        self.note_carried(&frames);
+        Ok(Delta { vcpu, frames, pages })
+    }
+
+    /// Becomes what the delta says. The machine stands at a completed natural stop or after another delta.
+    pub(super) fn apply_delta(&mut self, delta: &Delta) -> Result<(), MachineError> {
+        for (frame, page) in delta.frames.iter().zip(delta.pages.chunks(PAGE_SIZE)) {
+            self.memory.write_page(*frame, page)?;
+        }
+        // What was dirtied here since the last collection was dirtied on the primary too (the log up to here is the
+        // same), so it is among the delta's pages; both sides start a new collection now.
+        self.memory.collect_dirty(&self.vm.fd)?;
+        if self.reset_slots {
+            self.memory.reset_slots(&self.vm.fd)?;
+        }
+        self.set_vcpu_state(&delta.vcpu)?;
+        self.note_carried(&delta.frames);
+        Ok(())
+    }
+
+    fn note_carried(&mut self, frames: &[u64]) {
+        self.counters.carried_pages += frames.len() as u64;
+        if let Some(digest) = &mut self.memory_digest {
+            for frame in frames {
+                digest.update(&self.memory, *frame);
+            }
+        }
+    }
+}

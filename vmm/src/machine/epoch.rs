@@ -1,0 +1,69 @@
+//! Epochs: at a natural stop, everything that was dirtied since the last collection is hashed and compared.
+//!
+//! What is compared is the content of all memory (the pages' hashes are kept, so only dirtied ones cost anything), not
+//! the set of dirty pages: KVM with shadow paging also marks a page dirty that it only looked at for an accessed bit,
+//! and when it does so depends on what its shadow tables happen to hold.
+
+use lockstep_proto::Epoch;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{Machine, MachineError};
+use crate::cpu::state;
+use crate::memory::MemoryDigest;
+
+/// What an epoch found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EpochReport {
+    /// Digest of all memory, of the vCPU and of the devices.
+    pub digest: [u8; 16],
+    /// The dirty pages: frame number and hash.
+    pub pages: Vec<(u64, u128)>,
+}
+
+impl EpochReport {
+    /// The message for the log; `detail` adds the pages' hashes.
+    pub fn to_message(&self, detail: bool) -> Epoch {
+        let mut epoch = Epoch {
+            digest: bytes::Bytes::copy_from_slice(&self.digest),
+            pages: self.pages.len() as u32,
+            ..Epoch::default()
+        };
+        if detail {
+            let mut before = 0;
+            for &(frame, hash) in &self.pages {
+                epoch.frame_gaps.push(frame - before);
+                epoch.page_hashes.push(hash as u32);
+                before = frame;
+            }
+        }
+        epoch
+    }
+}
+
+impl Machine {
+    /// Starts keeping the digest of all memory. Call it before the first epoch, at the same stop on every replica.
+    pub fn start_epochs(&mut self) -> Result<(), MachineError> {
+        self.memory.collect_dirty(&self.vm.fd)?;
+        self.memory_digest = Some(MemoryDigest::of(&self.memory));
+        Ok(())
+    }
+
+    pub(super) fn end_epoch(&mut self) -> Result<EpochReport, MachineError> {
+        let frames = self.memory.collect_dirty(&self.vm.fd)?;
+        let digest = self.memory_digest.get_or_insert_with(|| MemoryDigest::of(&self.memory));
+        let mut hasher = Xxh3::new();
+        let mut pages = Vec::with_capacity(frames.len());
+        for frame in frames {
+            pages.push((frame, digest.update(&self.memory, frame)));
+        }
+        hasher.update(&digest.total());
+        state::digest_into(&mut hasher, &state::save(&self.vm.vcpu)?);
+        hasher.update(&self.devices.save());
+        self.counters.epochs += 1;
+        self.counters.epoch_pages += pages.len() as u64;
+        Ok(EpochReport {
+            digest: hasher.digest128().to_be_bytes(),
+            pages,
+        })
+    }
+}

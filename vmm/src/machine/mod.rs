@@ -1,0 +1,249 @@
+//! The machine: vCPU, memory and devices, and the one door through which the outside world enters.
+//!
+//! Invariants:
+//! - Everything from outside enters in a [`Turn`](lockstep_proto::Turn) at a stop. What the machine does between two
+//!   stops, and what it does with a turn, is a function of its state alone.
+//! - The order within a turn is fixed: clock, device access, completion of the exit, inputs, digest, epoch, injection.
+//! - An interrupt is injected only at a completed stop, when KVM says it is ready and IF=1.
+//! - Recording and replaying differ only behind [`Oracle`].
+
+mod access;
+mod assist;
+mod boot;
+mod chain;
+mod delta;
+mod epoch;
+mod error;
+mod run;
+mod stop;
+mod turn;
+
+pub use chain::Chain;
+pub use delta::Delta;
+pub use epoch::EpochReport;
+pub use error::MachineError;
+pub use run::{Flow, Oracle, Slice};
+pub use stop::{Stop, StopKind};
+pub use turn::Taken;
+
+use kvm_bindings::kvm_regs;
+use lockstep_proto::{MachineConfig, VcpuState};
+
+use crate::cpu::profile::Profile;
+use crate::cpu::{Vm, state};
+use crate::devices::Devices;
+use crate::memory::{Memory, MemoryDigest};
+use crate::sys::kick::{KickHandle, Kicks};
+
+pub use crate::devices::MODEL_REVISION;
+
+/// Pages with trapped instructions whose places are remembered.
+const TRAP_PAGES: usize = 64;
+
+/// Counts of what happened, for status and reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Interrupts injected.
+    pub interrupts: u64,
+    /// Forced stops: slices carried by a delta.
+    pub forced: u64,
+    /// Pages that deltas carried.
+    pub carried_pages: u64,
+    /// Epochs ended.
+    pub epochs: u64,
+    /// Dirty pages compared in epochs.
+    pub epoch_pages: u64,
+    /// Instructions that we executed because KVM's emulator declined them.
+    pub assists: u64,
+    /// Accesses to MSRs that the guest does not have.
+    pub msr_faults: u64,
+}
+
+/// One guest.
+pub struct Machine {
+    // The VM goes before the memory that it runs on.
+    vm: Vm,
+    memory: Memory,
+    devices: Devices,
+    config: MachineConfig,
+    /// Guest time in nanoseconds.
+    now: u64,
+    /// Natural stops so far.
+    stop: u64,
+    halted: bool,
+    chain: Chain,
+    memory_digest: Option<MemoryDigest>,
+    counters: Counters,
+    /// General registers after the last stop was completed.
+    regs: kvm_regs,
+    /// Virtual page numbers of trapped instructions and the physical addresses of these pages.
+    trap_pages: [(u64, u64); TRAP_PAGES],
+    window_requested: bool,
+    reset_slots: bool,
+    kicks: Option<Kicks>,
+}
+
+impl Machine {
+    /// A machine with empty memory. Load something and set the vCPU's state before it runs.
+    pub fn create(config: MachineConfig) -> Result<Self, MachineError> {
+        let memory = Memory::new(config.memory_bytes)?;
+        let devices = Devices::new(&config)?;
+        Self::assemble(config, memory, devices)
+    }
+
+    /// A machine around memory and devices that exist already, for a snapshot.
+    pub(crate) fn assemble(config: MachineConfig, memory: Memory, devices: Devices) -> Result<Self, MachineError> {
+        if config.model_revision != MODEL_REVISION {
+            return Err(MachineError::Revision {
+                wanted: config.model_revision,
+                have: MODEL_REVISION,
+            });
+        }
+        let profile =
+            Profile::by_name(&config.cpu_profile).ok_or_else(|| MachineError::Profile(config.cpu_profile.clone()))?;
+        if Profile::for_this_host() != Some(profile) {
+            return Err(MachineError::ForeignProfile(config.cpu_profile.clone()));
+        }
+        let vm = Vm::create(&memory, profile)?;
+        Ok(Self {
+            vm,
+            memory,
+            devices,
+            config,
+            now: 0,
+            stop: 0,
+            halted: false,
+            chain: Chain::default(),
+            memory_digest: None,
+            counters: Counters::default(),
+            regs: kvm_regs::default(),
+            trap_pages: [(u64::MAX, 0); TRAP_PAGES],
+            window_requested: false,
+            reset_slots: true,
+            kicks: None,
+        })
+    }
+
+    /// What the machine is built from.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// Guest time in nanoseconds since the machine was made.
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// Number of the last natural stop.
+    pub fn stop(&self) -> u64 {
+        self.stop
+    }
+
+    /// Whether the guest waits in HLT.
+    pub fn is_halted(&self) -> bool {
+        self.halted
+    }
+
+    /// The digest chain after the last turn.
+    pub fn chain(&self) -> Chain {
+        self.chain
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// General registers after the last completed stop.
+    pub fn regs(&self) -> &kvm_regs {
+        &self.regs
+    }
+
+    /// Whether an interrupt waits for IF=1.
+    pub fn interrupt_waits(&self) -> bool {
+        self.devices.interrupt_pending()
+    }
+
+    /// The vCPU's whole state. Only between steps, where every stop is completed.
+    pub fn vcpu_state(&self) -> Result<VcpuState, MachineError> {
+        Ok(state::save(&self.vm.vcpu)?)
+    }
+
+    /// Sets the vCPU's whole state. Only between steps.
+    pub fn set_vcpu_state(&mut self, vcpu: &VcpuState) -> Result<(), MachineError> {
+        state::restore(&self.vm.vcpu, vcpu)?;
+        // KVM takes the state in, and says whether an interrupt could be injected: a restored machine that is halted
+        // asks that before it runs, a carried one gets an interrupt on top of its state.
+        self.complete_quietly()?;
+        self.regs = state::regs(vcpu)?;
+        Ok(())
+    }
+
+    /// Digest of all memory, computed afresh: it does not rest on dirty tracking.
+    pub fn full_memory_digest(&self) -> [u8; 16] {
+        MemoryDigest::of(&self.memory).total()
+    }
+
+    /// Whether this host needs its memory slots re-created after a delta (see `probe::Strategies`); by default it does.
+    pub fn reset_slots_after_delta(&mut self, needed: bool) {
+        self.reset_slots = needed;
+    }
+
+    /// Makes this thread the one that runs the machine and returns its kicks' handle and timers' maker.
+    pub fn attach_to_this_thread(&mut self) -> Result<&Kicks, MachineError> {
+        let kicks = Kicks::for_this_thread().map_err(|cause| MachineError::Io {
+            what: "prepare kicks",
+            cause,
+        })?;
+        self.vm.vcpu.attach(&kicks);
+        Ok(self.kicks.insert(kicks))
+    }
+
+    /// Whether the vCPU stands in the guest's user code: no natural stop need be near there.
+    pub fn is_in_user_mode(&self) -> Result<bool, MachineError> {
+        let sregs = self.vm.vcpu.fd().get_sregs();
+        let sregs = sregs.map_err(|cause| MachineError::Io {
+            what: "KVM_GET_SREGS",
+            cause: cause.into(),
+        })?;
+        Ok(sregs.ss.dpl == 3)
+    }
+
+    /// Kicks this machine's vCPU from any thread, once a thread is attached.
+    pub fn kick_handle(&self) -> Option<KickHandle> {
+        self.kicks.as_ref().map(Kicks::handle)
+    }
+
+    /// The vCPU as the debugger uses it.
+    pub fn vm(&mut self) -> &mut Vm {
+        &mut self.vm
+    }
+
+    pub(crate) fn set_position(&mut self, now: u64, stop: u64, chain: Chain) {
+        self.now = now;
+        self.stop = stop;
+        self.chain = chain;
+    }
+
+    pub(crate) fn set_halted(&mut self, halted: bool) {
+        self.halted = halted;
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(kicks) = &self.kicks {
+            crate::sys::vcpu::RawVcpu::detach(kicks);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Forced stops: the machine is carried across a stretch without a usable stop by a delta.
+
+use iced_x86::code_asm::*;
+use lockstep_proto::Epoch;
+use lockstep_vmm::machine::{Machine, MachineError, StopKind};
+
+use super::guest::*;
+use super::harness::*;
+
+const USER: u64 = 0x3_0000;
+
+/// Ring 0 sets the timer up, then `body` runs with interrupts on in `ring`; the handler counts ticks at [`DATA`].
+pub fn computing(ring: Ring, body: impl FnOnce(&mut CodeAssembler) -> Body) -> MicroGuest {
+    MicroGuest::new(Ring::Kernel, |a| {
+        pic(a, 0xfffe)?;
+        timer(a, 2000)?;
+        if ring == Ring::Kernel {
+            a.sti()?;
+            a.mov(eax, USER as u32)?;
+            return a.jmp(rax);
+        }
+        a.push(0x2b)?;
+        a.push(0x1_e000)?;
+        a.push(0x202)?;
+        a.push(0x33)?;
+        a.push(USER as i32)?;
+        a.iretq()
+    })
+    .code(USER, body)
+    .handler(0x20, |a| {
+        a.inc(qword_ptr(DATA))?;
+        end_of_interrupt(a)
+    })
+}
+
+/// Stops by force at every kick after the MMIO store to [`NOBODY`] that each body begins with.
+pub fn after_the_store(guest: MicroGuest) -> Micro {
+    let begun = std::rc::Rc::new(std::cell::Cell::new(false));
+    let seen = begun.clone();
+    Micro::new(guest)
+        .script(move |_, _, stop, _| {
+            if matches!(stop.kind, StopKind::Mmio { .. }) {
+                seen.set(true);
+            }
+        })
+        .forced(move |_: &Machine| begun.get())
+}
+
+/// Loops until `ticks` ticks were counted.
+pub fn until(a: &mut CodeAssembler, ticks: i32, work: impl FnOnce(&mut CodeAssembler) -> Body) -> Body {
+    let mut again = a.create_label();
+    a.set_label(&mut again)?;
+    work(a)?;
+    a.cmp(qword_ptr(DATA), ticks)?;
+    a.jb(again)
+}
+
+#[test]
+fn a_compute_loop_gets_its_ticks() {
+    if no_kvm() {
+        return;
+    }
+    for ring in [Ring::Kernel, Ring::User] {
+        let guest = computing(ring, |a| {
+            a.mov(dword_ptr(NOBODY), eax)?;
+            until(a, 4, |a| {
+                a.inc(r8)?;
+                a.imul_3(r9, r9, 31)?;
+                a.add(r9, r8)?;
+                a.mov(qword_ptr(DATA + 0x2000), r9)
+            })?;
+            a.mov(dword_ptr(NOBODY + 4), r9d)?;
+            a.ud2()
+        });
+        let recording = after_the_store(guest).check();
+        assert!(recording.forced() >= 4, "{ring:?}");
+        let interrupts = recording.interrupts();
+        assert!(interrupts.iter().all(|step| step.is_forced()), "{ring:?}");
+        println!(
+            "{ring:?}: loop counts {:?}",
+            interrupts.iter().map(|step| step.regs.r8).collect::<Vec<_>>()
+        );
+        assert!(recording.end.counters.carried_pages > 0);
+    }
+}
+
+/// x87, SSE and MXCSR are part of what is carried.
+#[test]
+fn the_fpu_is_carried() {
+    if no_kvm() {
+        return;
+    }
+    let guest = computing(Ring::User, |a| {
+        a.fldpi()?;
+        a.fld1()?;
+        a.mov(rax, 1.25f64.to_bits())?;
+        a.movq(xmm1, rax)?;
+        a.mov(dword_ptr(DATA + 0x3000), 0x7f80)?;
+        a.ldmxcsr(dword_ptr(DATA + 0x3000))?;
+        a.mov(dword_ptr(NOBODY), eax)?;
+        until(a, 3, |a| {
+            a.fadd_2(st0, st1)?;
+            a.addsd(xmm0, xmm1)?;
+            a.paddq(xmm15, xmm1)
+        })?;
+        a.movdqu(xmmword_ptr(DATA + 0x3010), xmm0)?;
+        a.movdqu(xmmword_ptr(DATA + 0x3020), xmm15)?;
+        a.fstp(qword_ptr(DATA + 0x3030))?;
+        a.fstp(qword_ptr(DATA + 0x3038))?;
+        a.stmxcsr(dword_ptr(DATA + 0x3004))?;
+        a.mov(dword_ptr(NOBODY + 4), eax)?;
+        a.ud2()
+    });
+    let recording = after_the_store(guest).check();
+    assert!(recording.forced() >= 3);
+    let words = recording.words(DATA + 0x3000, 8);
+    assert_eq!(words[0] >> 32 & 0xffc0, 0x7f80, "MXCSR");
+    assert_eq!(f64::from_bits(words[7]).to_bits(), std::f64::consts::PI.to_bits());
+    assert!(f64::from_bits(words[2]) > 0.0 && f64::from_bits(words[6]) > 0.0);
+}
+
+/// The handler remaps a page after its last stop, so that the replica learns of it by a delta; ring 3 has read the page
+/// before and reads it again.
+#[test]
+fn a_delta_changes_a_mapping_that_the_replica_has_cached() {
+    if no_kvm() {
+        return;
+    }
+    let (page, other) = (DATA + 0x1_0000, DATA + 0x1_1000);
+    let guest = computing(Ring::User, |a| {
+        a.mov(rbx, qword_ptr(page))?;
+        a.mov(dword_ptr(NOBODY), ebx)?;
+        until(a, 3, |a| a.inc(r8))?;
+        a.mov(rbx, qword_ptr(page))?;
+        a.mov(dword_ptr(NOBODY + 4), ebx)?;
+        a.ud2()
+    })
+    .data(page, &1u64.to_le_bytes())
+    .data(other, &2u64.to_le_bytes())
+    .handler(0x20, |a| {
+        let mut done = a.create_label();
+        a.inc(qword_ptr(DATA))?;
+        a.push(rax)?;
+        a.mov(al, 0x20)?;
+        a.out(0x20, al)?;
+        // At the first tick only: the later ones run on the replica too.
+        a.cmp(qword_ptr(DATA), 1)?;
+        a.jne(done)?;
+        a.mov(eax, entry(other) as u32)?;
+        a.mov(dword_ptr(entry_address(page)), eax)?;
+        a.invlpg(byte_ptr(page))?;
+        a.set_label(&mut done)?;
+        a.pop(rax)?;
+        a.iretq()
+    });
+    let recording = after_the_store(guest).check();
+    let values: Vec<_> = recording
+        .steps
+        .iter()
+        .filter(|step| matches!(step.stop.kind, StopKind::Mmio { .. }))
+        .map(|step| step.regs.rbx)
+        .collect();
+    assert_eq!(values, [1, 2]);
+}
+
+/// A replica stands at an IN when the delta comes. Were the IN not completed, its value would land in the delta's RAX.
+#[test]
+fn an_in_is_completed_before_a_delta_is_applied() {
+    if no_kvm() {
+        return;
+    }
+    for port in [0x84u32, 0x3fd] {
+        let guest = computing(Ring::Kernel, |a| {
+            a.mov(dword_ptr(NOBODY), eax)?;
+            a.mov(edx, port)?;
+            a.in_(al, dx)?;
+            until(a, 2, |a| a.mov(eax, 7))?;
+            mark(a, 1)?;
+            a.ud2()
+        });
+        let recording = after_the_store(guest).check();
+        assert_eq!(recording.at(1).regs.rax, 7);
+        let before = recording.steps.iter().position(Step::is_forced).expect("forced stops") - 1;
+        let kind = recording.steps[before].stop.kind;
+        assert_eq!(
+            kind,
+            StopKind::Port {
+                port: port as u16,
+                write: false
+            }
+        );
+    }
+}
+
+/// The same for a load and a 16-byte store.
+#[test]
+fn mmio_is_completed_before_a_delta_is_applied() {
+    if no_kvm() {
+        return;
+    }
+    for store in [false, true] {
+        let guest = computing(Ring::User, |a| {
+            if store {
+                a.movdqu(xmmword_ptr(NOBODY), xmm0)?;
+            } else {
+                a.mov(eax, dword_ptr(NOBODY))?;
+            }
+            until(a, 2, |a| a.mov(eax, 7))?;
+            a.mov(dword_ptr(NOBODY), eax)?;
+            a.ud2()
+        });
+        let recording = after_the_store(guest).check();
+        let stores = |step: &&Step| matches!(step.stop.kind, StopKind::Mmio { write: true, .. });
+        let last = recording.steps.iter().rev().find(stores).expect("the store");
+        assert_eq!(last.regs.rax, 7);
+    }
+}
+
+/// Accessed and dirty bits in page tables start clear: whatever sets them, and when, is carried or the same.
+#[test]
+fn accessed_and_dirty_bits() {
+    if no_kvm() {
+        return;
+    }
+    for ring in [Ring::Kernel, Ring::User] {
+        let guest = computing(ring, |a| {
+            a.mov(dword_ptr(NOBODY), eax)?;
+            a.mov(eax, dword_ptr(DATA + 0x5000))?;
+            a.mov(dword_ptr(DATA + 0x6000), eax)?;
+            until(a, 3, |a| a.mov(qword_ptr(DATA + 0x7000), r8))?;
+            a.mov(eax, dword_ptr(DATA + 0x8000))?;
+            a.mov(dword_ptr(DATA + 0x9000), eax)?;
+            a.mov(dword_ptr(NOBODY), eax)?;
+            a.ud2()
+        })
+        .untouched();
+        after_the_store(guest).check();
+    }
+}
+
+#[test]
+fn an_epoch_does_not_end_at_a_forced_stop() {
+    if no_kvm() {
+        return;
+    }
+    let guest = computing(Ring::Kernel, |a| {
+        a.mov(dword_ptr(NOBODY), eax)?;
+        until(a, 3, |a| a.inc(r8))?;
+        a.ud2()
+    });
+    let mut micro = after_the_store(guest);
+    let mut script = micro.script;
+    micro.script = Box::new(move |world, machine, stop, turn| {
+        script(world, machine, stop, turn);
+        turn.epoch = Some(Epoch::default());
+    });
+    assert!(matches!(micro.record(), Err(Fault::Machine(MachineError::Turn { .. }))));
+}

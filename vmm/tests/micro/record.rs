@@ -1,0 +1,184 @@
+//! The recorder: an oracle that asks a script and a generator, and keeps every turn.
+
+use lockstep_proto::{Epoch, MachineConfig, Turn};
+use lockstep_vmm::machine::{Delta, Flow, Machine, Oracle, Slice, Stop, StopKind, Taken};
+
+use super::guest::MicroGuest;
+use super::harness::*;
+use super::kicks::Kicker;
+use super::replay::Recording;
+use super::world::World;
+
+/// Adds to, or replaces, the turn that the recorder has made up for a stop.
+pub type Script = Box<dyn FnMut(&mut World, &Machine, &Stop, &mut Turn)>;
+
+/// Called with the number of steps so far.
+pub type Between = Box<dyn FnMut(&mut Machine, usize)>;
+
+/// What to record, and how.
+pub struct Micro {
+    pub guest: MicroGuest,
+    pub config: MachineConfig,
+    pub images: Vec<Vec<u8>>,
+    pub script: Script,
+    /// At a kick: is something due?
+    pub due: Box<dyn FnMut(&Machine) -> bool>,
+    /// Between steps.
+    pub between: Between,
+    /// Comes between two turns of a halted guest too.
+    pub pauses: bool,
+    /// An epoch ends at every natural stop whose number this divides; none for `u64::MAX`.
+    pub epochs: u64,
+}
+
+impl Micro {
+    pub fn new(guest: MicroGuest) -> Self {
+        Self {
+            guest,
+            config: config(),
+            images: Vec::new(),
+            script: Box::new(|_, _, _, _| {}),
+            due: Box::new(|_| false),
+            between: Box::new(|_, _| {}),
+            pauses: false,
+            epochs: 1,
+        }
+    }
+
+    pub fn script(mut self, script: impl FnMut(&mut World, &Machine, &Stop, &mut Turn) + 'static) -> Self {
+        self.script = Box::new(script);
+        self
+    }
+
+    /// Stops by force at every kick where this holds.
+    pub fn forced(mut self, due: impl FnMut(&Machine) -> bool + 'static) -> Self {
+        self.due = Box::new(due);
+        self
+    }
+
+    /// Records.
+    pub fn record(self) -> Result<Recording, Fault> {
+        let seed = seed();
+        let mut machine = Machine::create(self.config.clone())?;
+        self.guest.load(&mut machine);
+        machine.start_epochs()?;
+        let mut between = self.between;
+        let images = self.images.clone();
+        let mut recorder = Recorder {
+            world: World {
+                images: self.images,
+                ..World::default()
+            },
+            script: self.script,
+            due: self.due,
+            epochs: self.epochs,
+            pauses: self.pauses,
+            ended: false,
+            rng: Rng(seed),
+            delta: None,
+            steps: Vec::new(),
+        };
+        let kicker = Kicker::start(&mut machine, seed, 1500);
+        let mut result = Ok(Flow::Continue);
+        while result.is_ok() && !recorder.ended {
+            between(&mut machine, recorder.steps.len());
+            assert!(recorder.steps.len() < MOST_STEPS, "the guest does not end");
+            result = machine.step(&mut recorder);
+        }
+        kicker.stop();
+        result?;
+        let end = Final::of(&machine)?;
+        let steps = recorder.steps;
+        Ok(Recording {
+            guest: self.guest,
+            config: self.config,
+            images,
+            seed,
+            steps,
+            end,
+            world: recorder.world,
+        })
+    }
+
+    /// Records, replays twice with other kicks, and fails the test where anything differs.
+    pub fn check(self) -> Recording {
+        let recording = self.record().unwrap_or_else(|fault| panic!("recording: {fault:?}"));
+        for mean in [400, 20_000] {
+            if let Err(fault) = recording.replay(mean) {
+                panic!("replay: {}", recording.explain(&fault));
+            }
+        }
+        recording
+    }
+}
+
+struct Recorder {
+    world: World,
+    script: Script,
+    due: Box<dyn FnMut(&Machine) -> bool>,
+    epochs: u64,
+    pauses: bool,
+    ended: bool,
+    rng: Rng,
+    delta: Option<Box<Delta>>,
+    steps: Vec<Step>,
+}
+
+impl Oracle for Recorder {
+    type Error = Fault;
+
+    fn slice(&mut self, _: &Machine) -> Result<Slice, Fault> {
+        Ok(Slice::Run)
+    }
+
+    fn is_due(&mut self, machine: &Machine) -> Result<bool, Fault> {
+        Ok((self.due)(machine))
+    }
+
+    fn forced(&mut self, machine: &mut Machine) -> Result<(), Fault> {
+        self.delta = Some(Box::new(machine.take_delta()?));
+        Ok(())
+    }
+
+    fn turn(&mut self, machine: &Machine, stop: &Stop) -> Result<Turn, Fault> {
+        let mut turn = Turn::default();
+        if stop.wants_time {
+            turn.clock = Some(self.rng.next() % 1000 + 1);
+        }
+        if stop.wants_random {
+            turn.random = Some(self.rng.next());
+        }
+        let waits =
+            stop.kind == StopKind::Forced || (stop.halted && machine.regs().rflags & super::guest::FLAG_IF != 0);
+        if waits && let Some(deadline) = machine.devices().deadline() {
+            turn.clock = Some(deadline.saturating_sub(machine.now()));
+        }
+        if stop.kind != StopKind::Forced && stop.number.is_multiple_of(self.epochs) {
+            turn.epoch = Some(Epoch::default());
+        }
+        (self.script)(&mut self.world, machine, stop, &mut turn);
+        Ok(turn)
+    }
+
+    fn disk_data(&mut self, disk: u32, request: u64) -> Result<Option<Vec<u8>>, Fault> {
+        Ok(self.world.reads.remove(&(disk, request)))
+    }
+
+    fn taken(&mut self, machine: &Machine, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, Fault> {
+        self.world.absorb(&taken.effects);
+        self.steps.push(Step {
+            stop: *stop,
+            turn,
+            delta: self.delta.take(),
+            chain: machine.chain(),
+            regs: *machine.regs(),
+            interrupt: taken.interrupt,
+            effects: taken.effects,
+            epoch: taken.epoch,
+            ended: taken.ended,
+        });
+        assert!(self.steps.len() < MOST_STEPS, "the guest does not end");
+        self.ended = taken.ended.is_some();
+        Ok(if self.pauses { Flow::End } else { Flow::Continue })
+    }
+}
