@@ -1,0 +1,22 @@
+//! `lockstep-primary probe`.
+
+use anyhow::Result;
+use clap::Args;
+use lockstep_vmm::probe;
+
+#[derive(Args)]
+pub struct ProbeOptions {
+    /// Print JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(options: &ProbeOptions) -> Result<()> {
+    let report = probe::run()?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! Disk threads: one for each disk, requests in the order of their submission.
+//!
+//! One thread and one queue for each disk serialize overlapping requests, so that an image's content is a function of
+//! the requests alone. Recorder and replayer use the same threads; they differ in who says when a request completes.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use lockstep_vmm::devices::DiskRequest;
+
+use super::image::Image;
+use super::inbox::Bell;
+
+/// Status bytes of virtio 1.2, section 5.2.6.
+const OK: u8 = 0;
+const IO_ERROR: u8 = 1;
+/// Requests in flight on one disk: the queue's size is the device's, which is smaller.
+const QUEUE: usize = 1024;
+
+/// A finished request.
+pub struct Done {
+    /// The disk.
+    pub disk: u32,
+    /// The request's number.
+    pub request: u64,
+    /// Its status.
+    pub status: u8,
+    /// What a read brought.
+    pub data: Option<Vec<u8>>,
+}
+
+/// All disks of a machine.
+pub struct Disks {
+    queues: Vec<Sender<DiskRequest>>,
+    finished: Receiver<Done>,
+    /// Submitted, and not yet taken by a turn.
+    submitted: HashSet<(u32, u64)>,
+    /// Finished, and not yet taken by a turn.
+    waiting: HashMap<(u32, u64), Done>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Disks {
+    /// Starts a thread for each image; `bell` is rung when a request finishes.
+    pub fn start(images: Vec<Image>, bell: Option<&Bell>) -> io::Result<Self> {
+        let (done, finished) = unbounded();
+        let mut queues = Vec::new();
+        let mut threads = Vec::new();
+        for (disk, image) in images.into_iter().enumerate() {
+            let (queue, requests) = bounded(QUEUE);
+            queues.push(queue);
+            let (done, bell) = (done.clone(), bell.cloned());
+            let thread = std::thread::Builder::new()
+                .name(format!("disk-{disk}"))
+                .spawn(move || serve(disk as u32, image, &requests, &done, bell.as_ref()))?;
+            threads.push(thread);
+        }
+        Ok(Self {
+            queues,
+            finished,
+            submitted: HashSet::new(),
+            waiting: HashMap::new(),
+            threads,
+        })
+    }
+
+    /// Queues a request.
+    pub fn submit(&mut self, request: DiskRequest) -> io::Result<()> {
+        let queue = self.queues.get(request.disk as usize);
+        let queue = queue.ok_or_else(|| io::Error::other(format!("disk {} does not exist", request.disk)))?;
+        self.submitted.insert((request.disk, request.request));
+        queue
+            .send(request)
+            .map_err(|_| io::Error::other("the disk thread has ended"))
+    }
+
+    /// The next request that has finished, if any: for the recorder, which logs it.
+    pub fn poll(&mut self) -> Option<(u32, u64, u8)> {
+        let done = self.finished.try_recv().ok()?;
+        let key = (done.disk, done.request);
+        let status = done.status;
+        self.waiting.insert(key, done);
+        Some((key.0, key.1, status))
+    }
+
+    /// Takes a finished request's data and status; waits for this replica's own I/O.
+    pub fn take(&mut self, disk: u32, request: u64) -> io::Result<Done> {
+        if !self.submitted.remove(&(disk, request)) {
+            return Err(io::Error::other(format!(
+                "request {request} of disk {disk} was not made on this side"
+            )));
+        }
+        loop {
+            if let Some(done) = self.waiting.remove(&(disk, request)) {
+                return Ok(done);
+            }
+            let done = self
+                .finished
+                .recv()
+                .map_err(|_| io::Error::other("the disk threads have ended"))?;
+            self.waiting.insert((done.disk, done.request), done);
+        }
+    }
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        self.queues.clear();
+        for thread in self.threads.drain(..) {
+            // A panic there has been printed by its own thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(disk: u32, mut image: Image, requests: &Receiver<DiskRequest>, done: &Sender<Done>, bell: Option<&Bell>) {
+    for request in requests {
+        let (status, data) = match image.execute(&request.op) {
+            Ok(data) => (OK, data),
+            Err(error) => {
+                tracing::error!(disk, request = request.request, %error, "disk request failed");
+                (IO_ERROR, None)
+            }
+        };
+        if done
+            .send(Done {
+                disk,
+                request: request.request,
+                status,
+                data,
+            })
+            .is_err()
+        {
+            return;
+        }
+        if let Some(bell) = bell {
+            bell.ring();
+        }
+    }
+}

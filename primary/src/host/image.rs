@@ -1,0 +1,246 @@
+//! Disk images: a raw file, and a copy-on-write view of one for replays.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use lockstep_vmm::devices::DiskOp;
+use rustix::fs::{FallocateFlags, fallocate};
+
+/// Bytes of a sector, the unit of virtio block requests.
+pub const SECTOR: u64 = 512;
+/// Zeroes are written in pieces of this size where the file system cannot punch holes.
+const ZERO_PIECE: usize = 1 << 16;
+
+/// Where a disk's content lies.
+pub enum Image {
+    /// A raw image file.
+    Raw(File),
+    /// A base that stays as it is, and a file with the sectors that were written since.
+    Overlay {
+        /// The base.
+        base: File,
+        /// Same size, sparse.
+        top: File,
+        /// One bit for each sector: it is in `top`.
+        written: Vec<u64>,
+    },
+}
+
+impl Image {
+    /// Opens a raw image.
+    pub fn open(path: &Path, read_only: bool) -> io::Result<Self> {
+        Ok(Self::Raw(OpenOptions::new().read(true).write(!read_only).open(path)?))
+    }
+
+    /// A view of `base` whose writes go to an unnamed temporary file in `directory`.
+    pub fn overlay(base: &Path, directory: &Path) -> io::Result<Self> {
+        let base = File::open(base)?;
+        let bytes = base.metadata()?.len();
+        let top = tempfile::tempfile_in(directory)?;
+        top.set_len(bytes)?;
+        Ok(Self::Overlay {
+            base,
+            top,
+            written: vec![0; (bytes / SECTOR).div_ceil(64) as usize],
+        })
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> io::Result<u64> {
+        match self {
+            Self::Raw(file) | Self::Overlay { base: file, .. } => Ok(file.metadata()?.len()),
+        }
+    }
+
+    /// Does one request; a read returns its data.
+    pub fn execute(&mut self, op: &DiskOp) -> io::Result<Option<Vec<u8>>> {
+        match op {
+            DiskOp::Read { sector, bytes } => {
+                let mut data = vec![0; *bytes as usize];
+                self.read(*sector, &mut data)?;
+                return Ok(Some(data));
+            }
+            DiskOp::Write { sector, data } => self.write(*sector, data)?,
+            DiskOp::Flush => self.flush()?,
+            DiskOp::Discard { sector, sectors } => self.zero(*sector, u64::from(*sectors), true)?,
+            DiskOp::WriteZeroes { sector, sectors, unmap } => self.zero(*sector, u64::from(*sectors), *unmap)?,
+        }
+        Ok(None)
+    }
+
+    fn read(&self, sector: u64, data: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::Raw(file) => file.read_exact_at(data, sector * SECTOR),
+            Self::Overlay { base, top, written } => {
+                for (index, piece) in data.chunks_mut(SECTOR as usize).enumerate() {
+                    let at = sector + index as u64;
+                    let file = if is_set(written, at) { top } else { base };
+                    file.read_exact_at(piece, at * SECTOR)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn write(&mut self, sector: u64, data: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Raw(file) => file.write_all_at(data, sector * SECTOR),
+            Self::Overlay { top, written, .. } => {
+                top.write_all_at(data, sector * SECTOR)?;
+                for at in sector..sector + data.len() as u64 / SECTOR {
+                    set(written, at);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        match self {
+            Self::Raw(file) => file.sync_data(),
+            // A replay's overlay dies with the replay.
+            Self::Overlay { .. } => Ok(()),
+        }
+    }
+
+    /// Reads as zeroes from now on, on every replica: a discard must not leave the content to the file system.
+    fn zero(&mut self, sector: u64, sectors: u64, unmap: bool) -> io::Result<()> {
+        if let (Self::Raw(file), true) = (&*self, unmap) {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            if fallocate(file, flags, sector * SECTOR, sectors * SECTOR).is_ok() {
+                return Ok(());
+            }
+        }
+        let zeroes = vec![0; ZERO_PIECE];
+        let per_piece = ZERO_PIECE as u64 / SECTOR;
+        let mut done = 0;
+        while done < sectors {
+            let piece = (sectors - done).min(per_piece);
+            self.write(sector + done, &zeroes[..(piece * SECTOR) as usize])?;
+            done += piece;
+        }
+        Ok(())
+    }
+}
+
+fn is_set(bits: &[u64], index: u64) -> bool {
+    bits.get((index / 64) as usize)
+        .is_some_and(|word| word >> (index % 64) & 1 == 1)
+}
+
+fn set(bits: &mut [u64], index: u64) {
+    if let Some(word) = bits.get_mut((index / 64) as usize) {
+        *word |= 1 << (index % 64);
+    }
+}
+
+/// Copies an image as it is now to `to`, sharing its blocks where the file system can (reflink), else sparsely.
+pub fn keep_copy(from: &Path, to: &Path) -> io::Result<()> {
+    let source = File::open(from)?;
+    let target = OpenOptions::new().write(true).create_new(true).open(to)?;
+    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
+        return target.sync_all();
+    }
+    let bytes = source.metadata()?.len();
+    target.set_len(bytes)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < bytes {
+        let piece = (bytes - at).min(buffer.len() as u64) as usize;
+        source.read_exact_at(&mut buffer[..piece], at)?;
+        for (index, block) in buffer[..piece].chunks(4096).enumerate() {
+            if block.iter().any(|&byte| byte != 0) {
+                target.write_all_at(block, at + index as u64 * 4096)?;
+            }
+        }
+        at += piece as u64;
+    }
+    target.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(sectors: usize, seed: u8) -> Vec<u8> {
+        (0..sectors * SECTOR as usize)
+            .map(|index| (index as u8).wrapping_mul(31) ^ seed)
+            .collect()
+    }
+
+    #[test]
+    fn an_overlay_reads_what_was_written_and_leaves_the_base_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let base = pattern(64, 1);
+        std::fs::write(&path, &base).unwrap();
+        let mut image = Image::overlay(&path, dir.path()).unwrap();
+        image
+            .execute(&DiskOp::Write {
+                sector: 10,
+                data: pattern(3, 7),
+            })
+            .unwrap();
+        image.execute(&DiskOp::Discard { sector: 20, sectors: 2 }).unwrap();
+        let mut expected = base.clone();
+        expected[10 * 512..13 * 512].copy_from_slice(&pattern(3, 7));
+        expected[20 * 512..22 * 512].fill(0);
+        let read = image
+            .execute(&DiskOp::Read {
+                sector: 0,
+                bytes: 64 * 512,
+            })
+            .unwrap()
+            .unwrap();
+        assert_eq!(read, expected);
+        assert_eq!(std::fs::read(&path).unwrap(), base);
+    }
+
+    #[test]
+    fn a_raw_image_zeroes_with_and_without_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, pattern(512, 3)).unwrap();
+        let mut image = Image::open(&path, false).unwrap();
+        image
+            .execute(&DiskOp::WriteZeroes {
+                sector: 1,
+                sectors: 200,
+                unmap: false,
+            })
+            .unwrap();
+        image
+            .execute(&DiskOp::Discard {
+                sector: 300,
+                sectors: 8,
+            })
+            .unwrap();
+        let mut expected = pattern(512, 3);
+        expected[512..201 * 512].fill(0);
+        expected[300 * 512..308 * 512].fill(0);
+        assert_eq!(std::fs::read(&path).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_kept_copy_is_equal_and_never_overwrites() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        let mut data = pattern(64, 9);
+        data.resize(3 << 20, 0);
+        std::fs::write(&from, &data).unwrap();
+        keep_copy(&from, &to).unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), data);
+        assert!(keep_copy(&from, &to).is_err());
+    }
+
+    #[test]
+    fn a_read_beyond_the_end_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, pattern(4, 0)).unwrap();
+        let mut image = Image::open(&path, true).unwrap();
+        assert!(image.execute(&DiskOp::Read { sector: 3, bytes: 1024 }).is_err());
+    }
+}

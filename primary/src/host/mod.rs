@@ -1,0 +1,8 @@
+//! The host side of a machine's world: clock, disks, tap devices, console, and the inbox where inputs wait.
+
+pub mod clock;
+pub mod console;
+pub mod disk;
+pub mod image;
+pub mod inbox;
+pub mod tap;

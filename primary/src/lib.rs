@@ -1,0 +1,9 @@
+//! The side of a machine that faces the world: the recorder, its host I/O, and the commands built on them.
+
+pub mod host;
+pub mod kicker;
+pub mod recorder;
+pub mod recording;
+pub mod session;
+pub mod start;
+pub mod sys;

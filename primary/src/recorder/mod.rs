@@ -1,0 +1,412 @@
+//! The recorder: the oracle that asks the world, and logs what it answered.
+//!
+//! Invariants:
+//! - Guest time is sampled only where somebody can see it: a stop that asks for time, a timer that is due, a halted
+//!   guest, a forced stop. Everywhere else guest time stands still and nothing is logged.
+//! - Every turn at a halted or forced stop is logged, also an empty one: the replayer could not tell otherwise how many
+//!   there were. At other stops an empty turn costs nothing.
+//! - A forced stop is made only when something has been due for the grace, and deltas cost at most a tenth of the
+//!   machine's time: after an expensive one the next waits longer.
+
+mod log;
+mod timers;
+
+use std::time::Duration;
+
+use lockstep_logcodec::batch::BatchBuilder;
+use lockstep_proto::end::Reason;
+use lockstep_proto::{DiskCompletion, End, Forced, Frame, Turn};
+use lockstep_vmm::devices::Effect;
+use lockstep_vmm::machine::{Flow, Machine, MachineError, Oracle, Slice, Stop, StopKind, Taken};
+use thiserror::Error;
+
+pub use self::log::{LogOptions, LogSummary, LogThread};
+use self::timers::DueTimer;
+use crate::host::clock::{GuestClock, monotonic};
+use crate::host::console::ConsoleOutput;
+use crate::host::disk::Disks;
+use crate::host::inbox::Inbox;
+use crate::host::tap::Tap;
+
+/// A batch is closed at this encoded size, in bytes.
+const BATCH_BYTES: usize = 64 << 10;
+/// A batch is closed when its oldest turn has this age, in nanoseconds.
+const BATCH_AGE: u64 = 250_000_000;
+/// What collecting a dirty page costs, in nanoseconds: KVM write-protects it, and the guest faults when it writes again.
+/// An estimate (an exit costs about as much on the hosts tested), not a measurement.
+const COLLECTED_PAGE: u64 = 10_000;
+/// Collecting dirty pages may cost one part in this many of the machine's time.
+const COST_SHARE: u64 = 10;
+/// Most frames that enter in one turn.
+const FRAMES_PER_TURN: usize = 64;
+/// Longest wait of a halted guest without a look around.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// What stops a recording.
+#[derive(Debug, Error)]
+pub enum RecordError {
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The log could not be written.
+    #[error("cannot write the log: {0}; what was written before is whole and can be replayed")]
+    Log(String),
+    /// The recorder made a turn that the log's limits forbid.
+    #[error("the log refuses a turn: {0}")]
+    Refused(#[from] lockstep_logcodec::Violation),
+    /// The host failed.
+    #[error("{what}: {cause}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// Its error.
+        cause: std::io::Error,
+    },
+}
+
+/// The world around a machine.
+pub struct World {
+    /// Where inputs wait.
+    pub inbox: Inbox,
+    /// The disks' threads.
+    pub disks: Disks,
+    /// One for each NIC.
+    pub taps: Vec<Tap>,
+    /// Where console output goes.
+    pub console: ConsoleOutput,
+}
+
+/// How to record.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Nanoseconds from something being due to the forced stop that serves it, while the guest runs user code.
+    pub grace: u64,
+    /// The same while it runs kernel code, where a natural stop or the return to user code is near.
+    pub patience: u64,
+    /// Nanoseconds of host time after which an epoch ends at the next natural stop; `None`: no epochs.
+    pub epoch: Option<u64>,
+    /// Log each dirty page's hash with every epoch.
+    pub epoch_detail: bool,
+    /// For tests: stop the guest by force at this interval too, in nanoseconds, though nothing is due.
+    pub beat: Option<u64>,
+}
+
+/// Records a machine, or just runs it when there is no log.
+pub struct Recorder {
+    world: World,
+    policy: Policy,
+    clock: GuestClock,
+    due: DueTimer,
+    log: Option<LogThread>,
+    batch: BatchBuilder,
+    /// When the oldest turn of the batch was taken, host time.
+    batch_since: u64,
+    /// Time that the guest ran since the last epoch, in nanoseconds.
+    epoch_run: u64,
+    /// How long the guest runs before the next epoch may end: longer where many pages are dirtied.
+    epoch_length: u64,
+    forced: Option<Forced>,
+    slice_since: u64,
+    frames: Option<(u32, Vec<u8>)>,
+    typed: Vec<u8>,
+    entropy_wanted: Vec<u32>,
+    quitting: bool,
+    /// The last natural stop whose turn was taken: what a batch may cover.
+    taken_stop: u64,
+    ended: Option<Reason>,
+}
+
+impl Recorder {
+    /// A recorder for `machine`, on the thread that will run it. `log` is `None` for an unrecorded run.
+    pub fn new(
+        machine: &Machine,
+        world: World,
+        policy: Policy,
+        timer: lockstep_vmm::sys::kick::KickTimer,
+        log: Option<LogThread>,
+    ) -> Self {
+        let now = monotonic();
+        Self {
+            world,
+            policy,
+            clock: GuestClock::starting_at(machine.now()),
+            due: DueTimer::new(timer, policy.grace, policy.beat),
+            log,
+            batch: BatchBuilder::new(machine.stop()),
+            batch_since: now,
+            epoch_run: 0,
+            epoch_length: policy.epoch.unwrap_or(0),
+            forced: None,
+            slice_since: now,
+            frames: None,
+            typed: Vec::new(),
+            entropy_wanted: Vec::new(),
+            quitting: false,
+            taken_stop: machine.stop(),
+            ended: None,
+        }
+    }
+
+    /// Resubmits what was in flight when the machine was saved.
+    pub fn resume(&mut self, machine: &Machine) -> Result<(), RecordError> {
+        for request in machine.devices().outstanding_disk_requests() {
+            self.submit(request)?;
+        }
+        self.entropy_wanted
+            .extend(machine.devices().outstanding_entropy_requests());
+        Ok(())
+    }
+
+    /// Closes the log with the machine's final state.
+    pub fn finish(mut self, machine: &Machine, failure: Option<&str>) -> Result<Option<LogSummary>, RecordError> {
+        self.close_batch(machine)?;
+        let Some(log) = self.log.take() else { return Ok(None) };
+        let reason = match (failure, self.ended) {
+            (Some(_), _) => Reason::Failed,
+            (None, Some(reason)) => reason,
+            (None, None) => Reason::Quit,
+        };
+        let end = End {
+            reason: reason.into(),
+            detail: failure.unwrap_or_default().into(),
+            last_stop: self.taken_stop,
+            digest: machine.chain().to_message(),
+            memory_digest: match failure {
+                Some(_) => bytes::Bytes::new(),
+                None => bytes::Bytes::copy_from_slice(&machine.full_memory_digest()),
+            },
+            guest_ns: machine.now(),
+        };
+        log.finish(end).map(Some).map_err(RecordError::Log)
+    }
+
+    /// Why the guest ended, if it did.
+    pub fn ended(&self) -> Option<Reason> {
+        self.ended
+    }
+
+    fn submit(&mut self, request: lockstep_vmm::devices::DiskRequest) -> Result<(), RecordError> {
+        self.world.disks.submit(request).map_err(|cause| RecordError::Host {
+            what: "submit a disk request",
+            cause,
+        })
+    }
+
+    /// Takes what waits outside into `turn`, as far as the machine has room.
+    fn collect(&mut self, machine: &Machine, turn: &mut Turn) {
+        self.world.inbox.bell.answer();
+        let room = machine.devices().console_room();
+        if self.typed.len() < room {
+            while let Ok(bytes) = self.world.inbox.console.try_recv() {
+                self.typed.extend(bytes);
+            }
+        }
+        let taken = self.typed.len().min(room);
+        turn.console = self.typed.drain(..taken).collect::<Vec<_>>().into();
+        while let Some((disk, request, status)) = self.world.disks.poll() {
+            turn.disks.push(DiskCompletion {
+                disk,
+                request,
+                status: status.into(),
+            });
+        }
+        while turn.frames.len() < FRAMES_PER_TURN {
+            let Some((nic, frame)) = self.frames.take().or_else(|| self.world.inbox.frames.try_recv().ok()) else {
+                break;
+            };
+            // The machine drops what it has no buffer for: wait with it, so that none is lost to a guest that is slow.
+            let offered = turn.frames.iter().filter(|frame| frame.nic == nic).count();
+            if offered < machine.devices().frame_room(nic, machine.memory().ram()) {
+                turn.frames.push(Frame {
+                    nic,
+                    data: frame.into(),
+                });
+            } else {
+                self.frames = Some((nic, frame));
+                break;
+            }
+        }
+    }
+
+    fn close_batch(&mut self, machine: &Machine) -> Result<(), RecordError> {
+        let Some(log) = &self.log else {
+            return Ok(());
+        };
+        if self.batch.is_empty() && self.batch.first_stop() == self.taken_stop {
+            return Ok(());
+        }
+        let batch = self.batch.close(self.taken_stop, machine.chain().to_bytes())?;
+        log.batch(batch).map_err(RecordError::Log)
+    }
+
+    fn fill_entropy(&mut self, turn: &mut Turn) -> Result<(), RecordError> {
+        for bytes in self.entropy_wanted.drain(..) {
+            let mut buffer = vec![0; bytes as usize];
+            fill_random(&mut buffer)?;
+            turn.entropy.push(buffer.into());
+        }
+        Ok(())
+    }
+}
+
+/// Random bytes from the host's kernel.
+pub fn fill_random(buffer: &mut [u8]) -> Result<(), RecordError> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match rustix::rand::getrandom(&mut buffer[done..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => done += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                return Err(RecordError::Host {
+                    what: "getrandom",
+                    cause: error.into(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Oracle for Recorder {
+    type Error = RecordError;
+
+    fn slice(&mut self, _machine: &Machine) -> Result<Slice, RecordError> {
+        Ok(Slice::Run)
+    }
+
+    fn is_due(&mut self, machine: &Machine) -> Result<bool, RecordError> {
+        let now = monotonic();
+        let bell = &self.world.inbox.bell;
+        let grace = if machine.is_in_user_mode()? {
+            self.policy.grace
+        } else {
+            self.policy.patience
+        };
+        let due =
+            bell.wants_quit() || self.due.is_due(now, grace) || (bell.is_rung() && now >= self.slice_since + grace);
+        if !due {
+            self.due.rearm(now, bell.is_rung());
+        }
+        tracing::trace!(stop = machine.stop(), due, "kicked");
+        Ok(due)
+    }
+
+    fn forced(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
+        let begin = monotonic();
+        let mut pages = 0;
+        let slice_ns = begin.saturating_sub(self.slice_since);
+        if let Some(log) = &self.log {
+            let delta = machine.take_delta()?;
+            pages = delta.frames.len() as u64;
+            self.forced = Some(Forced {
+                vcpu: Some(delta.vcpu),
+                pages: delta.frames.len() as u32,
+                slice_ns,
+            });
+            log.pages(delta.frames, delta.pages).map_err(RecordError::Log)?;
+        }
+        self.due
+            .paid((monotonic() - begin + pages * COLLECTED_PAGE) * COST_SHARE);
+        Ok(())
+    }
+
+    fn turn(&mut self, machine: &Machine, stop: &Stop) -> Result<Turn, RecordError> {
+        let mut turn = Turn::default();
+        self.epoch_run += monotonic().saturating_sub(self.slice_since);
+        loop {
+            if self.world.inbox.bell.wants_quit() {
+                self.quitting = true;
+            }
+            if self.world.inbox.bell.is_rung() || self.frames.is_some() || !self.typed.is_empty() {
+                self.collect(machine, &mut turn);
+            }
+            self.fill_entropy(&mut turn)?;
+            let timer = machine.devices().deadline();
+            let looks = stop.wants_time || stop.halted || stop.kind == StopKind::Forced;
+            if looks || timer.is_some() {
+                let now = self.clock.now();
+                let timer_due = timer.is_some_and(|deadline| deadline <= now);
+                let idle = stop.halted
+                    && !timer_due
+                    && !self.quitting
+                    && turn == Turn::default()
+                    && !machine.interrupt_waits();
+                if idle {
+                    let mut wait = timer.map_or(LONGEST_WAIT, |at| Duration::from_nanos(at - now).min(LONGEST_WAIT));
+                    if !self.batch.is_empty() {
+                        let age = monotonic() - self.batch_since;
+                        if age >= BATCH_AGE {
+                            self.close_batch(machine)?;
+                        } else {
+                            wait = wait.min(Duration::from_nanos(BATCH_AGE - age));
+                        }
+                    }
+                    std::thread::park_timeout(wait);
+                    continue;
+                }
+                if looks || timer_due {
+                    turn.clock = Some(now.saturating_sub(machine.now()));
+                }
+            }
+            break;
+        }
+        if stop.wants_random {
+            let mut value = [0; 8];
+            fill_random(&mut value)?;
+            turn.random = Some(u64::from_le_bytes(value));
+        }
+        turn.forced = self.forced.take();
+        if self.policy.epoch.is_some() && stop.kind != StopKind::Forced && self.epoch_run >= self.epoch_length {
+            self.epoch_run = 0;
+            turn.epoch = Some(lockstep_proto::Epoch::default());
+        }
+        Ok(turn)
+    }
+
+    fn disk_data(&mut self, disk: u32, request: u64) -> Result<Option<Vec<u8>>, RecordError> {
+        let done = self.world.disks.take(disk, request);
+        Ok(done.map_err(|cause| RecordError::Host { what: "disk", cause })?.data)
+    }
+
+    fn taken(&mut self, machine: &Machine, stop: &Stop, mut turn: Turn, taken: Taken) -> Result<Flow, RecordError> {
+        for effect in taken.effects {
+            match effect {
+                Effect::Console(bytes) => self.world.console.write(&bytes),
+                Effect::Frame { nic, data } => {
+                    if let Some(tap) = self.world.taps.get_mut(nic as usize) {
+                        tap.send(&data);
+                    }
+                }
+                Effect::Disk(request) => self.submit(request)?,
+                Effect::Entropy { bytes } => {
+                    self.entropy_wanted.push(bytes);
+                    self.world.inbox.bell.ring();
+                }
+                Effect::Reset => {}
+            }
+        }
+        if let Some(report) = taken.epoch {
+            let cost = report.pages.len() as u64 * COLLECTED_PAGE * COST_SHARE;
+            self.epoch_length = cost.max(self.policy.epoch.unwrap_or(0));
+            turn.epoch = Some(report.to_message(self.policy.epoch_detail));
+        }
+        let always = matches!(stop.kind, StopKind::Halt | StopKind::Forced);
+        if self.log.is_some() && (always || turn != Turn::default()) {
+            if self.batch.is_empty() {
+                self.batch_since = self.slice_since;
+            }
+            self.batch.push(machine.stop(), turn)?;
+        }
+        self.taken_stop = machine.stop();
+        tracing::trace!(stop = machine.stop(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
+        self.slice_since = monotonic();
+        let deadline = machine.devices().deadline().map(|at| self.clock.host_at(at));
+        self.due.update(self.slice_since, machine.interrupt_waits(), deadline);
+        let old = self.slice_since - self.batch_since >= BATCH_AGE;
+        if self.batch.encoded_len() >= BATCH_BYTES || (old && !self.batch.is_empty()) {
+            self.close_batch(machine)?;
+        }
+        self.ended = taken.ended;
+        Ok(if self.quitting { Flow::End } else { Flow::Continue })
+    }
+}

@@ -1,0 +1,77 @@
+//! A recording's directory: the log, the machine's start state and the disks as they were then.
+//!
+//! Everything that a replay needs is in it: whatever becomes of the kernel file or the disk images, the recording can be
+//! verified. Boot and snapshot are the same case: each recording begins with a snapshot.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use lockstep_proto::Identity;
+use lockstep_vmm::machine::Machine;
+use lockstep_vmm::snapshot;
+
+use crate::host::image::keep_copy;
+use crate::start::{DiskOption, Started, realtime_seconds};
+
+/// The start state.
+pub fn start_snapshot(directory: &Path) -> PathBuf {
+    directory.join("start.snapshot")
+}
+
+/// A disk as it was at the start.
+pub fn start_disk(directory: &Path, disk: usize) -> PathBuf {
+    directory.join(format!("disk-{disk}.start"))
+}
+
+/// Makes the directory and keeps the start state in it.
+pub fn prepare(directory: &Path, started: &Started, host_class: &str, disks: &[DiskOption]) -> Result<Identity> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    if fs::read_dir(directory)?.next().is_some() {
+        bail!(
+            "{} is not empty: give --record a directory that is new or empty",
+            directory.display()
+        );
+    }
+    let machine: &Machine = &started.machine;
+    let start_digest = snapshot::save(machine, host_class, &start_snapshot(directory))?;
+    let mut disk_digests = Vec::new();
+    for (index, disk) in disks.iter().enumerate() {
+        let copy = start_disk(directory, index);
+        keep_copy(&disk.path, &copy).with_context(|| {
+            format!(
+                "cannot keep the start state of {} in the recording",
+                disk.path.display()
+            )
+        })?;
+        disk_digests.push(digest_of(&copy)?.to_vec().into());
+    }
+    Ok(Identity {
+        program: concat!("lockstep ", env!("CARGO_PKG_VERSION")).into(),
+        created: realtime_seconds(),
+        machine: Some(machine.config().clone()),
+        host_class: host_class.into(),
+        kernel_digest: started.kernel_digest.clone().into(),
+        initrd_digest: started.initrd_digest.clone().into(),
+        disk_digests,
+        kernel_path: started.kernel_path.clone(),
+        start_digest: start_digest.to_vec().into(),
+        start_stop: machine.stop(),
+        start_chain: machine.chain().to_message(),
+    })
+}
+
+/// xxh3-128 of a file.
+pub fn digest_of(path: &Path) -> Result<[u8; 16]> {
+    let mut file = fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match std::io::Read::read(&mut file, &mut buffer) {
+            Ok(0) => return Ok(hasher.digest128().to_be_bytes()),
+            Ok(len) => hasher.update(&buffer[..len]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! How a machine comes to be: booted from a kernel, or restored from a snapshot.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use lockstep_proto::{DiskConfig, MachineConfig, NicConfig};
+use lockstep_vmm::cpu::profile::Profile;
+use lockstep_vmm::devices::Devices;
+use lockstep_vmm::loader::{self, cmdline, rewrite::RewriteReport};
+use lockstep_vmm::machine::{MODEL_REVISION, Machine};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::host::image::SECTOR;
+use crate::recorder::fill_random;
+
+/// A disk on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskOption {
+    /// The raw image.
+    pub path: PathBuf,
+    /// The guest may not write.
+    pub read_only: bool,
+}
+
+/// A NIC on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicOption {
+    /// Name of an existing tap device.
+    pub tap: String,
+    /// The guest's address.
+    pub mac: [u8; 6],
+}
+
+/// What a machine is booted from.
+#[derive(Clone, Debug)]
+pub struct BootOptions {
+    /// vmlinux or bzImage.
+    pub kernel: PathBuf,
+    /// Initial root file system.
+    pub initrd: Option<PathBuf>,
+    /// Words for the kernel's command line beside those that the machine needs.
+    pub cmdline: String,
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// Disks, in order.
+    pub disks: Vec<DiskOption>,
+    /// NICs, in order.
+    pub nics: Vec<NicOption>,
+}
+
+/// A machine at its start, and what it was made from.
+pub struct Started {
+    /// The machine.
+    pub machine: Machine,
+    /// Digests of the kernel and the initrd; empty for a snapshot, whose own digest says it all.
+    pub kernel_digest: Vec<u8>,
+    /// See above.
+    pub initrd_digest: Vec<u8>,
+    /// Path of the kernel.
+    pub kernel_path: String,
+    /// What was rewritten in the kernel.
+    pub rewrites: Option<RewriteReport>,
+}
+
+/// Size of a disk image, checked.
+pub fn disk_bytes(path: &Path) -> Result<u64> {
+    let bytes = fs::metadata(path)
+        .with_context(|| format!("cannot use disk image {}", path.display()))?
+        .len();
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+        bail!(
+            "disk image {} has {bytes} bytes: a raw image has a multiple of 512, and more than none",
+            path.display()
+        );
+    }
+    Ok(bytes)
+}
+
+/// Boots a kernel.
+pub fn boot(options: &BootOptions) -> Result<Started> {
+    let read =
+        |path: &Path, what: &str| fs::read(path).with_context(|| format!("cannot read the {what} {}", path.display()));
+    let kernel = read(&options.kernel, "kernel")?;
+    let initrd = options.initrd.as_deref().map(|path| read(path, "initrd")).transpose()?;
+    let profile = Profile::for_this_host()
+        .context("this host's CPU is neither Intel's nor AMD's: there is no CPU profile for it")?;
+    let mut disks = Vec::new();
+    for (index, disk) in options.disks.iter().enumerate() {
+        let bytes = disk_bytes(&disk.path)?;
+        disks.push(DiskConfig {
+            bytes,
+            read_only: disk.read_only,
+            serial: format!("lockstep-{index}"),
+        });
+    }
+    let nics = options
+        .nics
+        .iter()
+        .map(|nic| NicConfig {
+            mac: nic.mac.to_vec().into(),
+        })
+        .collect();
+    let memory_bytes = options
+        .memory_mib
+        .checked_mul(1 << 20)
+        .context("--memory-mib is too large")?;
+    let mut config = MachineConfig {
+        memory_bytes,
+        cmdline: String::new(),
+        disks,
+        nics,
+        rtc_base: realtime_seconds(),
+        cpu_profile: profile.name().into(),
+        model_revision: MODEL_REVISION,
+    };
+    config.cmdline = cmdline::compose(&options.cmdline, &Devices::cmdline_words(&config))?;
+    let mut seed = [0; 32];
+    fill_random(&mut seed)?;
+    let cmdline = config.cmdline.clone();
+    let mut machine = Machine::create(config)?;
+    let loaded = loader::load(machine.memory().ram(), &kernel, initrd.as_deref(), &cmdline, &seed)
+        .with_context(|| format!("cannot load {}", options.kernel.display()))?;
+    machine.set_boot_state(&loaded)?;
+    Ok(Started {
+        machine,
+        kernel_digest: xxh3_128(&kernel).to_be_bytes().to_vec(),
+        initrd_digest: initrd.map_or_else(Vec::new, |initrd| xxh3_128(&initrd).to_be_bytes().to_vec()),
+        kernel_path: fs::canonicalize(&options.kernel)?.to_string_lossy().into_owned(),
+        rewrites: Some(loaded.rewrites),
+    })
+}
+
+/// Seconds since 1970-01-01 on the host.
+pub fn realtime_seconds() -> i64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec
+}

@@ -1,0 +1,3 @@
+//! System calls that no crate wraps; all `unsafe` code of this crate, each block with its reason.
+
+pub mod tap;
