@@ -1,0 +1,177 @@
+//! What a replay found to differ from its log.
+
+use std::fmt;
+
+use kvm_regs_display::Registers;
+use lockstep_vmm::machine::StopKind;
+
+use crate::feed::Mark;
+
+/// What differed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    /// The digest chain at the end of the batch.
+    Chain,
+    /// An epoch's digest, with the pages that differ if the log has their hashes.
+    Epoch {
+        /// Frame numbers that were dirty on one side only.
+        only_logged: Vec<u64>,
+        /// The same for this side.
+        only_here: Vec<u64>,
+        /// Frame numbers dirty on both sides with different content.
+        different: Vec<u64>,
+        /// The log has the pages' hashes.
+        detail: bool,
+        /// Number of dirty pages in the log and here.
+        counts: (u32, u32),
+    },
+    /// The log has a turn of another kind of stop here.
+    Stop {
+        /// What the log has.
+        logged: &'static str,
+        /// Where the replay stands.
+        here: StopKind,
+    },
+    /// The guest made no stop where the log says that it did.
+    Silent,
+    /// The machine refused the turn.
+    Refused(String),
+    /// Guest memory at the end.
+    Memory,
+    /// The guest ended here and the log goes on, or the other way round.
+    Ending,
+}
+
+/// The first divergence of a replay.
+#[derive(Clone, Debug)]
+pub struct Divergence {
+    /// What differed.
+    pub mismatch: Mismatch,
+    /// The batch in work.
+    pub batch: Mark,
+    /// The stop where it was noticed.
+    pub stop: u64,
+    /// What stopped the vCPU there.
+    pub kind: Option<StopKind>,
+    /// General registers there.
+    pub registers: Registers,
+    /// Guest time there, in nanoseconds.
+    pub guest_ns: u64,
+    /// The turns before it, oldest first: stop and description.
+    pub around: Vec<(u64, String)>,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chain => write!(f, "registers, inputs or effects differ (digest chain)"),
+            Self::Epoch {
+                only_logged,
+                only_here,
+                different,
+                detail,
+                counts,
+            } => {
+                write!(
+                    f,
+                    "an epoch differs: {} dirty pages in the log, {} here",
+                    counts.0, counts.1
+                )?;
+                if *detail {
+                    write!(
+                        f,
+                        "; different content {different:x?}, dirty only in the log {only_logged:x?}, \
+                         dirty only here {only_here:x?}"
+                    )?;
+                } else {
+                    write!(f, "; record with --epoch-detail to have the pages named")?;
+                }
+                Ok(())
+            }
+            Self::Stop { logged, here } => write!(f, "the log has {logged} where the replay stands at {here}"),
+            Self::Silent => write!(f, "the guest makes no stop where the log has one"),
+            Self::Refused(why) => write!(f, "the machine refuses the log's turn: {why}"),
+            Self::Memory => write!(f, "guest memory differs at the end"),
+            Self::Ending => write!(f, "the guest ends at different stops"),
+        }
+    }
+}
+
+impl fmt::Display for Divergence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mark = &self.batch;
+        writeln!(f, "first divergence: {}", self.mismatch)?;
+        writeln!(
+            f,
+            "  batch {} (stops {} to {})",
+            mark.batch,
+            mark.first_stop + 1,
+            mark.last_stop
+        )?;
+        write!(f, "  noticed at stop {}", self.stop)?;
+        if let Some(kind) = self.kind {
+            write!(f, " ({kind})")?;
+        }
+        writeln!(f, ", guest time {:.6} s", self.guest_ns as f64 / 1e9)?;
+        write!(f, "{}", self.registers)?;
+        writeln!(f, "  the log before it:")?;
+        for (stop, turn) in &self.around {
+            writeln!(f, "    {stop:>10}  {turn}")?;
+        }
+        Ok(())
+    }
+}
+
+/// General registers as people read them.
+pub mod kvm_regs_display {
+    use std::fmt;
+
+    /// Name and value of each.
+    #[derive(Clone, Debug, Default)]
+    pub struct Registers(pub Vec<(&'static str, u64)>);
+
+    impl Registers {
+        /// Of a machine.
+        pub fn of(machine: &lockstep_vmm::machine::Machine) -> Self {
+            let r = machine.regs();
+            Self(vec![
+                ("rip", r.rip),
+                ("rflags", r.rflags),
+                ("rax", r.rax),
+                ("rbx", r.rbx),
+                ("rcx", r.rcx),
+                ("rdx", r.rdx),
+                ("rsi", r.rsi),
+                ("rdi", r.rdi),
+                ("rsp", r.rsp),
+                ("rbp", r.rbp),
+                ("r8", r.r8),
+                ("r9", r.r9),
+                ("r10", r.r10),
+                ("r11", r.r11),
+                ("r12", r.r12),
+                ("r13", r.r13),
+                ("r14", r.r14),
+                ("r15", r.r15),
+            ])
+        }
+
+        /// The instruction pointer.
+        pub fn rip(&self) -> u64 {
+            self.0.first().map_or(0, |&(_, value)| value)
+        }
+    }
+
+    impl fmt::Display for Registers {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            for row in self.0.chunks(3) {
+                write!(f, "   ")?;
+                for (name, value) in row {
+                    write!(f, " {name:>6} {value:016x}")?;
+                }
+                writeln!(f)?;
+            }
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The log as a feed of turns, with their absolute positions and whole deltas.
+
+use std::collections::VecDeque;
+
+use lockstep_logcodec::record::{Record, unpack_pages};
+use lockstep_logcodec::{LogError, LogReader};
+use lockstep_proto::{Batch, End, Turn};
+use lockstep_vmm::machine::Delta;
+
+/// A turn and where it stands.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// The natural stop of the turn, or before it for a forced one.
+    pub stop: u64,
+    /// The turn.
+    pub turn: Turn,
+    /// The pages of its delta: frame numbers and contents.
+    pub pages: (Vec<u64>, Vec<u8>),
+}
+
+impl Placed {
+    /// The delta of a forced stop.
+    pub fn take_delta(&mut self) -> Option<Delta> {
+        let vcpu = self.turn.forced.as_ref()?.vcpu.clone()?;
+        let (frames, pages) = std::mem::take(&mut self.pages);
+        Some(Delta { vcpu, frames, pages })
+    }
+}
+
+/// What stands at the end of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Mark {
+    /// Number of the batch in the log, from 0.
+    pub batch: u64,
+    /// The stops that it covers: after this one ...
+    pub first_stop: u64,
+    /// ... up to and including this one.
+    pub last_stop: u64,
+    /// The digest chain at its end.
+    pub digest: bytes::Bytes,
+}
+
+/// The next thing in a log.
+pub enum Next {
+    /// A batch was taken in; its turns are in the queue.
+    Batch,
+    /// The log was closed in order.
+    End(Box<End>),
+    /// There is no more.
+    Stop,
+}
+
+/// Reads a log batch by batch.
+pub struct Feed {
+    reader: LogReader,
+    frames: Vec<u64>,
+    pages: Vec<u8>,
+    max_frame: u64,
+    /// Turns of the batch in work that are still to come.
+    pub turns: VecDeque<Placed>,
+    /// The batch in work.
+    pub mark: Mark,
+    batches: u64,
+}
+
+impl Feed {
+    /// A feed of `reader` for a machine whose memory ends before frame `max_frame`.
+    pub fn new(reader: LogReader, start_stop: u64, max_frame: u64) -> Self {
+        let mark = Mark {
+            first_stop: start_stop,
+            last_stop: start_stop,
+            ..Mark::default()
+        };
+        Self {
+            reader,
+            frames: Vec::new(),
+            pages: Vec::new(),
+            max_frame,
+            turns: VecDeque::new(),
+            mark,
+            batches: 0,
+        }
+    }
+
+    /// The reader.
+    pub fn reader(&self) -> &LogReader {
+        &self.reader
+    }
+
+    /// Reads up to and including the next batch.
+    pub fn advance(&mut self) -> Result<Next, LogError> {
+        loop {
+            match self.reader.next_record()? {
+                None => return Ok(Next::Stop),
+                Some(Record::End(end)) => return Ok(Next::End(Box::new(end))),
+                Some(Record::Pages(chunk)) => {
+                    let pages = unpack_pages(&chunk, self.max_frame)?;
+                    for (frame, page) in pages.iter() {
+                        self.frames.push(frame);
+                        self.pages.extend_from_slice(page);
+                    }
+                }
+                Some(Record::Batch(batch)) => {
+                    self.take_batch(batch)?;
+                    return Ok(Next::Batch);
+                }
+            }
+        }
+    }
+
+    fn take_batch(&mut self, batch: Batch) -> Result<(), LogError> {
+        let mut stop = batch.first_stop;
+        self.mark = Mark {
+            batch: self.batches,
+            first_stop: batch.first_stop,
+            last_stop: batch.last_stop,
+            digest: batch.digest,
+        };
+        self.batches += 1;
+        for turn in batch.turns {
+            stop += u64::from(turn.gap);
+            let count = turn.forced.as_ref().map_or(0, |forced| forced.pages as usize);
+            if count > self.frames.len() {
+                return Err(LogError::damaged(format!("the delta after stop {stop} lacks pages")));
+            }
+            let rest = self.frames.split_off(count);
+            let rest_pages = self.pages.split_off(count * 4096);
+            let pages = (
+                std::mem::replace(&mut self.frames, rest),
+                std::mem::replace(&mut self.pages, rest_pages),
+            );
+            self.turns.push_back(Placed { stop, turn, pages });
+        }
+        if self.frames.is_empty() {
+            Ok(())
+        } else {
+            Err(LogError::damaged(format!(
+                "{} pages before stop {stop} belong to no delta",
+                self.frames.len()
+            )))
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The other side of a recording: the replayer, which is the oracle that reads the log, and its verifier.
+
+pub mod divergence;
+pub mod feed;
+pub mod open;
+pub mod replayer;
+
+pub use divergence::{Divergence, Mismatch};
+pub use replayer::{Progress, ReplayError, Replayer};

@@ -1,0 +1,363 @@
+//! The replayer: the oracle that reads the log, and compares as it goes.
+//!
+//! Invariants:
+//! - A slice is entered only when the log says how it ends: by a natural stop that the batch in work covers, or by a
+//!   delta.
+//! - The digest chain is compared at the end of every batch, memory at every epoch, before any delta overwrites it.
+//! - A divergence is a result with a position, never a hang: a guest that makes no stop is kicked and given up.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use lockstep_logcodec::{Ending, LogError, LogReader};
+use lockstep_primary::host::disk::Disks;
+use lockstep_proto::{End, Epoch, Turn};
+use lockstep_vmm::devices::Effect;
+use lockstep_vmm::machine::{Chain, EpochReport, Flow, Machine, MachineError, Oracle, Slice, Stop, StopKind, Taken};
+use thiserror::Error;
+
+use crate::divergence::kvm_regs_display::Registers;
+use crate::divergence::{Divergence, Mismatch};
+use crate::feed::{Feed, Next, Placed};
+
+/// Turns that a divergence report shows.
+const AROUND: usize = 12;
+/// A slice that takes longer than this has gone astray: ring-0 code runs at no less than a million instructions a
+/// second on any host, and no recorded slice without a forced stop is that long.
+const LONGEST_SLICE: Duration = Duration::from_secs(120);
+
+/// What stops a replay.
+#[derive(Debug, Error)]
+pub enum ReplayError {
+    /// The log cannot be read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The machine failed for a reason of this host.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// This side's disk failed.
+    #[error("disk: {0}")]
+    Disk(std::io::Error),
+    /// The replay is not what was recorded.
+    #[error("{0}")]
+    Diverged(Box<Divergence>),
+}
+
+/// What was compared so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Batches whose chain was equal.
+    pub batches: u64,
+    /// Turns taken from the log.
+    pub turns: u64,
+    /// Epochs that were equal.
+    pub epochs: u64,
+    /// Dirty pages compared in them.
+    pub epoch_pages: u64,
+    /// Deltas applied.
+    pub deltas: u64,
+    /// Pages that they carried.
+    pub carried_pages: u64,
+    /// Host time that the recorder spent in carried slices, in nanoseconds.
+    pub carried_ns: u64,
+    /// Frames that entered.
+    pub frames: u64,
+    /// Bytes in those frames.
+    pub frame_bytes: u64,
+    /// Console bytes that the guest printed.
+    pub console_bytes: u64,
+    /// Whether the memory at the end was compared and equal.
+    pub final_memory: bool,
+}
+
+/// Takes what the guest prints, with guest time in nanoseconds.
+type ConsoleSink = Box<dyn FnMut(u64, &[u8])>;
+
+/// Replays a log.
+pub struct Replayer {
+    feed: Feed,
+    disks: Disks,
+    end: Option<Box<End>>,
+    at_end: bool,
+    around: VecDeque<(u64, String)>,
+    progress: Progress,
+    slice_since: Instant,
+    console: Option<ConsoleSink>,
+    stop_at: Option<u64>,
+    /// The last natural stop whose turn was taken.
+    taken_stop: u64,
+    last_kind: Option<StopKind>,
+}
+
+impl Replayer {
+    /// A replayer of `reader` for a machine that stands at the log's start.
+    pub fn new(reader: LogReader, machine: &Machine, disks: Disks) -> Self {
+        let max_frame = machine.memory().frame(machine.memory().page_count() - 1) + 1;
+        Self {
+            feed: Feed::new(reader, machine.stop(), max_frame),
+            disks,
+            end: None,
+            at_end: false,
+            around: VecDeque::new(),
+            progress: Progress::default(),
+            slice_since: Instant::now(),
+            console: None,
+            stop_at: None,
+            taken_stop: machine.stop(),
+            last_kind: None,
+        }
+    }
+
+    /// Gives what the guest prints, with guest time, to `sink`.
+    pub fn on_console(&mut self, sink: impl FnMut(u64, &[u8]) + 'static) {
+        self.console = Some(Box::new(sink));
+    }
+
+    /// Ends the replay at this stop.
+    pub fn stop_at(&mut self, stop: u64) {
+        self.stop_at = Some(stop);
+    }
+
+    /// What was compared so far.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// The End record, once it was reached.
+    pub fn end(&self) -> Option<&End> {
+        self.end.as_deref()
+    }
+
+    /// How the log ends, as the reader knows by now.
+    pub fn ending(&self) -> Ending {
+        if let Some(end) = &self.end {
+            return Ending::Clean((**end).clone());
+        }
+        self.feed.reader().ending()
+    }
+
+    /// Resubmits what was in flight at the start.
+    pub fn resume(&mut self, machine: &Machine) -> Result<(), ReplayError> {
+        for request in machine.devices().outstanding_disk_requests() {
+            self.disks.submit(request).map_err(ReplayError::Disk)?;
+        }
+        Ok(())
+    }
+
+    /// Compares the machine with the log's end; call after the run.
+    pub fn finish(&mut self, machine: &Machine) -> Result<(), ReplayError> {
+        let Some(end) = self.end.clone() else { return Ok(()) };
+        if end.last_stop != machine.stop() || Chain::from_bytes(&end.digest) != Some(machine.chain()) {
+            return Err(self.diverged(machine, Mismatch::Chain));
+        }
+        if end.memory_digest.is_empty() {
+            return Ok(());
+        }
+        if end.memory_digest != machine.full_memory_digest()[..] {
+            return Err(self.diverged(machine, Mismatch::Memory));
+        }
+        self.progress.final_memory = true;
+        Ok(())
+    }
+
+    fn diverged(&self, machine: &Machine, mismatch: Mismatch) -> ReplayError {
+        ReplayError::Diverged(Box::new(Divergence {
+            mismatch,
+            batch: self.feed.mark.clone(),
+            stop: machine.stop(),
+            kind: self.last_kind,
+            registers: Registers::of(machine),
+            guest_ns: machine.now(),
+            around: self.around.iter().cloned().collect(),
+        }))
+    }
+
+    /// Turns an error that the machine raised on the log's data into a divergence.
+    pub fn explain(&self, machine: &Machine, error: ReplayError) -> ReplayError {
+        match error {
+            ReplayError::Machine(
+                error @ (MachineError::Turn { .. } | MachineError::Device(_) | MachineError::TrapPort { .. }),
+            ) => self.diverged(machine, Mismatch::Refused(error.to_string())),
+            other => other,
+        }
+    }
+
+    /// Makes sure that the log says what comes next: a turn in the queue, or a batch that covers more stops.
+    fn look_ahead(&mut self, machine: &Machine) -> Result<(), ReplayError> {
+        while !self.at_end && self.feed.turns.is_empty() && self.feed.mark.last_stop <= self.taken_stop {
+            if self.feed.mark.batch > 0 || !self.feed.mark.digest.is_empty() {
+                if Chain::from_bytes(&self.feed.mark.digest) != Some(machine.chain()) {
+                    return Err(self.diverged(machine, Mismatch::Chain));
+                }
+                self.progress.batches += 1;
+            }
+            match self.feed.advance()? {
+                Next::Batch => {}
+                Next::End(end) => {
+                    self.end = Some(end);
+                    self.at_end = true;
+                }
+                Next::Stop => self.at_end = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn next_turn(&mut self, machine: &Machine, forced: bool) -> Option<Placed> {
+        let fits = self
+            .feed
+            .turns
+            .front()
+            .is_some_and(|placed| placed.stop == machine.stop() && placed.turn.forced.is_some() == forced);
+        if fits { self.feed.turns.pop_front() } else { None }
+    }
+
+    fn remember(&mut self, placed_at: u64, turn: &Turn) {
+        if self.around.len() == AROUND {
+            self.around.pop_front();
+        }
+        self.around
+            .push_back((placed_at, lockstep_logcodec::describe::turn(turn)));
+    }
+
+    fn compare_epoch(&mut self, machine: &Machine, logged: &Epoch, here: &EpochReport) -> Result<(), ReplayError> {
+        if logged.digest == here.digest[..] {
+            self.progress.epochs += 1;
+            self.progress.epoch_pages += here.pages.len() as u64;
+            return Ok(());
+        }
+        let mut frame = 0;
+        let theirs: Vec<(u64, u32)> = logged
+            .frame_gaps
+            .iter()
+            .zip(&logged.page_hashes)
+            .map(|(gap, hash)| {
+                frame += gap;
+                (frame, *hash)
+            })
+            .collect();
+        let ours = &here.pages;
+        let find = |list: &[(u64, u32)], frame: u64| list.iter().find(|entry| entry.0 == frame).map(|entry| entry.1);
+        let mismatch = Mismatch::Epoch {
+            only_logged: theirs
+                .iter()
+                .map(|e| e.0)
+                .filter(|f| !ours.iter().any(|o| o.0 == *f))
+                .collect(),
+            only_here: ours
+                .iter()
+                .map(|e| e.0)
+                .filter(|f| find(&theirs, *f).is_none())
+                .collect(),
+            different: ours
+                .iter()
+                .filter(|(frame, hash)| find(&theirs, *frame).is_some_and(|logged| logged != *hash as u32))
+                .map(|entry| entry.0)
+                .collect(),
+            detail: !theirs.is_empty(),
+            counts: (logged.pages, ours.len() as u32),
+        };
+        Err(self.diverged(machine, mismatch))
+    }
+}
+
+impl Oracle for Replayer {
+    type Error = ReplayError;
+
+    fn slice(&mut self, machine: &Machine) -> Result<Slice, ReplayError> {
+        self.look_ahead(machine)?;
+        if self.stop_at.is_some_and(|stop| machine.stop() >= stop) {
+            return Ok(Slice::End);
+        }
+        self.slice_since = Instant::now();
+        if let Some(placed) = self.feed.turns.front_mut() {
+            if placed.stop == machine.stop() {
+                let pages = placed.pages.0.len() as u64;
+                let Some(delta) = placed.take_delta() else {
+                    let mismatch = Mismatch::Stop {
+                        logged: "a further turn",
+                        here: self.last_kind.unwrap_or(StopKind::Forced),
+                    };
+                    return Err(self.diverged(machine, mismatch));
+                };
+                self.progress.deltas += 1;
+                self.progress.carried_pages += pages;
+                return Ok(Slice::Carry(Box::new(delta)));
+            }
+            return Ok(Slice::Run);
+        }
+        Ok(if self.at_end { Slice::End } else { Slice::Run })
+    }
+
+    fn is_due(&mut self, machine: &Machine) -> Result<bool, ReplayError> {
+        if self.slice_since.elapsed() > LONGEST_SLICE {
+            return Err(self.diverged(machine, Mismatch::Silent));
+        }
+        Ok(false)
+    }
+
+    fn forced(&mut self, machine: &mut Machine) -> Result<(), ReplayError> {
+        Err(self.diverged(machine, Mismatch::Silent))
+    }
+
+    fn turn(&mut self, machine: &Machine, stop: &Stop) -> Result<Turn, ReplayError> {
+        self.last_kind = Some(stop.kind);
+        if self.taken_stop == machine.stop() {
+            // A further turn of a halted guest may be in a batch of its own.
+            self.look_ahead(machine)?;
+        }
+        match self.next_turn(machine, stop.kind == StopKind::Forced) {
+            Some(placed) => {
+                self.progress.turns += 1;
+                self.progress.frames += placed.turn.frames.len() as u64;
+                self.progress.frame_bytes += placed.turn.frames.iter().map(|f| f.data.len() as u64).sum::<u64>();
+                self.progress.carried_ns += placed.turn.forced.as_ref().map_or(0, |forced| forced.slice_ns);
+                self.remember(placed.stop, &placed.turn);
+                Ok(placed.turn)
+            }
+            None if stop.halted || stop.kind == StopKind::Forced => Err(self.diverged(
+                machine,
+                Mismatch::Stop {
+                    logged: "no turn",
+                    here: stop.kind,
+                },
+            )),
+            None => Ok(Turn::default()),
+        }
+    }
+
+    fn disk_data(&mut self, disk: u32, request: u64) -> Result<Option<Vec<u8>>, ReplayError> {
+        Ok(self.disks.take(disk, request).map_err(ReplayError::Disk)?.data)
+    }
+
+    fn taken(&mut self, machine: &Machine, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, ReplayError> {
+        self.taken_stop = machine.stop();
+        tracing::trace!(stop = machine.stop(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
+        if let (Some(logged), Some(here)) = (&turn.epoch, &taken.epoch) {
+            self.compare_epoch(machine, logged, here)?;
+        }
+        for effect in taken.effects {
+            match effect {
+                Effect::Disk(request) => self.disks.submit(request).map_err(ReplayError::Disk)?,
+                Effect::Console(bytes) => {
+                    self.progress.console_bytes += bytes.len() as u64;
+                    if let Some(sink) = &mut self.console {
+                        sink(machine.now(), &bytes);
+                    }
+                }
+                Effect::Frame { .. } | Effect::Entropy { .. } | Effect::Reset => {}
+            }
+        }
+        if taken.ended.is_some() || machine.is_halted() {
+            self.look_ahead(machine)?;
+            if self.at_end && self.feed.turns.is_empty() {
+                return Ok(Flow::End);
+            }
+            if taken.ended.is_some() {
+                return Err(self.diverged(machine, Mismatch::Ending));
+            }
+        }
+        let reached = self.stop_at.is_some_and(|at| stop.number >= at);
+        Ok(if reached { Flow::End } else { Flow::Continue })
+    }
+}
