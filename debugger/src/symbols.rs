@@ -1,0 +1,54 @@
+//! Symbols of a guest kernel, for addresses in reports.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use lockstep_proto::Identity;
+use object::{Object, ObjectSymbol};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Function symbols of a vmlinux, by address.
+pub struct Symbols {
+    sorted: Vec<(u64, String)>,
+}
+
+impl Symbols {
+    /// Reads `vmlinux`, which must be the recorded kernel. Without a path, tries the one that the log names, quietly.
+    pub fn load(given: Option<&Path>, identity: &Identity) -> Result<Option<Self>> {
+        let path = given.unwrap_or(Path::new(&identity.kernel_path));
+        if path.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        match Self::read(path, identity) {
+            Ok(symbols) => Ok(Some(symbols)),
+            Err(error) if given.is_some() => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn read(path: &Path, identity: &Identity) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        if !identity.kernel_digest.is_empty() && identity.kernel_digest != xxh3_128(&bytes).to_be_bytes()[..] {
+            bail!(
+                "{} is not the kernel that was recorded: give the vmlinux of the recording's kernel",
+                path.display()
+            );
+        }
+        let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF file", path.display()))?;
+        let mut sorted: Vec<_> = file
+            .symbols()
+            .filter(|symbol| symbol.kind() == object::SymbolKind::Text)
+            .filter_map(|symbol| Some((symbol.address(), symbol.name().ok()?.to_owned())))
+            .collect();
+        sorted.sort();
+        Ok(Self { sorted })
+    }
+
+    /// `name+0x12`, if the address lies in the kernel's code.
+    pub fn name(&self, address: u64) -> Option<String> {
+        let after = self.sorted.partition_point(|entry| entry.0 <= address);
+        let (start, name) = self.sorted.get(after.checked_sub(1)?)?;
+        // Beyond the largest function there is no code of this name any more.
+        (address - start < 1 << 16).then(|| format!("{name}+{:#x}", address - start))
+    }
+}
