@@ -1,0 +1,89 @@
+//! What a test needs of this machine. A test whose need is not met prints `SKIPPED: <reason>` and passes; with
+//! LOCKSTEP_REQUIRE_KVM=1 it fails.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+
+use crate::paths::{Guest, program};
+
+/// Whether the long forms of the tests are wanted.
+pub fn soak() -> bool {
+    std::env::var_os("LOCKSTEP_SOAK").is_some_and(|value| value == "1")
+}
+
+/// Whether /dev/kvm, the guest's images and our programs are there. Use: `if !require_kvm() { return Ok(()); }`.
+///
+/// # Panics
+/// If something is missing and LOCKSTEP_REQUIRE_KVM=1.
+pub fn require_kvm() -> bool {
+    met(kvm())
+}
+
+/// As [`require_kvm`], and network namespaces and tap devices can be made, and Redis' client programs are there.
+///
+/// # Panics
+/// As [`require_kvm`].
+pub fn require_root_net() -> bool {
+    met(kvm().and_then(|()| root_net()))
+}
+
+/// As [`require_kvm`], and this process is root.
+///
+/// # Panics
+/// As [`require_kvm`].
+pub fn require_root() -> bool {
+    met(kvm().and_then(|()| root()))
+}
+
+fn met(need: Result<(), String>) -> bool {
+    let Err(reason) = need else { return true };
+    let required = std::env::var_os("LOCKSTEP_REQUIRE_KVM").is_some_and(|value| value == "1");
+    assert!(!required, "LOCKSTEP_REQUIRE_KVM=1, but {reason}");
+    println!("SKIPPED: {reason}");
+    false
+}
+
+/// Why /dev/kvm, the images or the programs cannot be used.
+pub fn kvm() -> Result<(), String> {
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    opened.map_err(|error| format!("/dev/kvm cannot be used: {error}"))?;
+    Guest::find().map_err(|error| error.to_string())?;
+    for name in ["lockstep-primary", "lockstep-debug"] {
+        program(name).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// Why this process is not root enough.
+pub fn root() -> Result<(), String> {
+    if rustix::process::geteuid().is_root() {
+        Ok(())
+    } else {
+        Err("this needs root".into())
+    }
+}
+
+/// Why namespaces and taps cannot be made, or the clients are missing.
+pub fn root_net() -> Result<(), String> {
+    root()?;
+    let opened = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    opened.map_err(|error| format!("/dev/net/tun cannot be used: {error}"))?;
+    for (program, package) in [
+        ("ip", "iproute2"),
+        ("redis-cli", "redis-tools"),
+        ("redis-benchmark", "redis-tools"),
+        ("mkfs.ext4", "e2fsprogs"),
+    ] {
+        if !in_path(program) {
+            return Err(format!("`{program}` is missing (Debian package {package})"));
+        }
+    }
+    Ok(())
+}
+
+fn in_path(name: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .chain(["/usr/sbin", "/sbin"])
+        .any(|directory| Path::new(directory).join(name).is_file())
+}

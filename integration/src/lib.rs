@@ -1,0 +1,20 @@
+//! What end-to-end tests and the demo stand on: processes, networks, disks and recordings, each of which cleans up after
+//! itself when it is dropped, after a panic too.
+
+pub mod disk;
+pub mod gate;
+pub mod load;
+pub mod net;
+pub mod paths;
+pub mod process;
+pub mod run;
+pub mod snapshot;
+pub mod tamper;
+pub mod transcript;
+pub mod verify;
+
+pub use net::Namespace;
+pub use paths::{Guest, work_dir};
+pub use run::{Outcome, Run, Running};
+pub use snapshot::{Booted, Kind};
+pub use verify::Verify;

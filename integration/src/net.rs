@@ -1,0 +1,92 @@
+//! A network namespace with a tap device for one machine. The host's side of the wire is the namespace itself.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::Result;
+
+use crate::process::{bound, check};
+
+/// The guest's address, as `lockstep.ip=` takes it.
+pub const GUEST: &str = "10.77.0.2/24";
+/// The same for client programs.
+pub const GUEST_IP: &str = "10.77.0.2";
+/// The namespace's side.
+const HOST: &str = "10.77.0.1/24";
+/// The tap device, the same in every namespace.
+pub const TAP: &str = "tap0";
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A namespace. Dropping it removes it, and the tap with it.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    /// Makes one whose name no other process uses, and removes what killed processes left.
+    pub fn create() -> Result<Self> {
+        remove_stale();
+        let name = format!(
+            "lockstep-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        check(Command::new("ip").args(["netns", "add", &name]))?;
+        // From here on, Drop removes it.
+        let namespace = Self { name };
+        for words in [
+            vec!["link", "set", "lo", "up"],
+            vec!["tuntap", "add", TAP, "mode", "tap"],
+            vec!["link", "set", TAP, "addrgenmode", "none"],
+            vec!["addr", "add", HOST, "dev", TAP],
+            vec!["link", "set", TAP, "up"],
+        ] {
+            check(Command::new("ip").args(["-n", &namespace.name]).args(words))?;
+        }
+        Ok(namespace)
+    }
+
+    /// A command that runs in the namespace.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = bound("ip");
+        command.args(["netns", "exec", &self.name]).arg(program);
+        command
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        delete(&self.name);
+    }
+}
+
+fn delete(name: &str) {
+    if let Err(error) = check(Command::new("ip").args(["netns", "del", name])) {
+        eprintln!("network namespace {name} stays: {error:#}");
+    }
+}
+
+fn remove_stale() {
+    let Ok(entries) = std::fs::read_dir("/run/netns") else {
+        return;
+    };
+    for name in entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+    {
+        let owner = name
+            .strip_prefix("lockstep-")
+            .and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            delete(&name);
+        }
+    }
+}
