@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh Debian machine: `make demo` and `make test`.
+SCRIPTS := integration/scripts
+
+.PHONY: help demo test soak bench guest build lint setup clean
+help:
+	@echo 'make demo   record a Redis machine under load, verify the recording (3 minutes after the first build)'
+	@echo 'make test   every test; TEST=name runs some'
+	@echo 'make soak   the long forms of the tests'
+	@echo 'make bench  measure; tables and target/bench/*.json'
+	@echo 'make guest  build the test guest into target/guest'
+	@echo 'make build  build the programs into target/release'
+	@echo 'make lint   formatting and lints'
+
+setup:
+	@$(SCRIPTS)/setup.sh tests
+
+build:
+	@$(SCRIPTS)/setup.sh build
+	cargo build --release --locked --workspace
+
+guest: setup
+	integration/guest/build.sh all
+
+demo: guest build
+	target/release/lockstep-demo
+
+test:
+	@$(SCRIPTS)/test.sh
+
+soak:
+	@LOCKSTEP_SOAK=1 $(SCRIPTS)/test.sh
+
+bench: guest build
+	@$(SCRIPTS)/bench.sh
+
+lint:
+	@$(SCRIPTS)/lint.sh
+
+clean:
+	cargo clean
