@@ -35,11 +35,16 @@ pub fn computing(ring: Ring, body: impl FnOnce(&mut CodeAssembler) -> Body) -> M
 
 /// Stops by force at every kick after the MMIO store to [`NOBODY`] that each body begins with.
 pub fn after_the_store(guest: MicroGuest) -> Micro {
+    forced_after(guest, |kind| matches!(kind, StopKind::Mmio { .. }))
+}
+
+/// Stops by force at every kick after the first stop that `is_first` picks.
+fn forced_after(guest: MicroGuest, is_first: impl Fn(StopKind) -> bool + 'static) -> Micro {
     let begun = std::rc::Rc::new(std::cell::Cell::new(false));
     let seen = begun.clone();
     Micro::new(guest)
         .script(move |_, _, stop, _| {
-            if matches!(stop.kind, StopKind::Mmio { .. }) {
+            if is_first(stop.kind) {
                 seen.set(true);
             }
         })
@@ -171,24 +176,20 @@ fn an_in_is_completed_before_a_delta_is_applied() {
     }
     for port in [0x84u32, 0x3fd] {
         let guest = computing(Ring::Kernel, |a| {
-            a.mov(dword_ptr(NOBODY), eax)?;
             a.mov(edx, port)?;
             a.in_(al, dx)?;
             until(a, 2, |a| a.mov(eax, 7))?;
             mark(a, 1)?;
             a.ud2()
         });
-        let recording = after_the_store(guest).check();
+        let read = StopKind::Port {
+            port: port as u16,
+            write: false,
+        };
+        let recording = forced_after(guest, move |kind| kind == read).check();
         assert_eq!(recording.at(1).regs.rax, 7);
         let before = recording.steps.iter().position(Step::is_forced).expect("forced stops") - 1;
-        let kind = recording.steps[before].stop.kind;
-        assert_eq!(
-            kind,
-            StopKind::Port {
-                port: port as u16,
-                write: false
-            }
-        );
+        assert_eq!(recording.steps[before].stop.kind, read);
     }
 }
 
