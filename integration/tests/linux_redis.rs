@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use lockstep_integration::disk::{check_ext4, read_file};
 use lockstep_integration::gate::{require_root_net, soak};
 use lockstep_integration::load::{Benchmark, FIRST_REQUESTS, paced, redis_cli};
 use lockstep_integration::tamper::{self, Value};
@@ -15,12 +16,18 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// Random kicks a second that are asked for; about nine in ten come, so that the long form's minute has over 50,000.
 const KICKS: &str = "1000";
 
+/// Kicks that must have come, at least.
+fn least_kicks() -> Option<u64> {
+    Some(if soak() { 50_000 } else { 1000 })
+}
+
 fn seconds() -> u64 {
     if soak() { 60 } else { 20 }
 }
 
-/// Records the guest while clients write and read, somebody types, and files are written to the disk.
-fn record(dir: &Path, arguments: &[&str]) -> Result<()> {
+/// Records the guest while clients write and read, somebody types, and files are written to the disk. Returns the run's
+/// report.
+fn record(dir: &Path, arguments: &[&str]) -> Result<serde_json::Value> {
     let namespace = Namespace::create()?;
     let run = Booted::get(Kind::Redis)?.go_on_inside(&namespace, dir)?;
     let mut run = run.record(&dir.join("log")).args(arguments.iter().copied()).start()?;
@@ -55,6 +62,13 @@ fn record(dir: &Path, arguments: &[&str]) -> Result<()> {
     );
     let outcome = run.terminate()?;
     let report = outcome.report()?;
+    let image = dir.join("disk.img");
+    check_ext4(&image)?;
+    let lines = read_file(&image, "/log")?.lines().count();
+    ensure!(
+        lines == benchmarks,
+        "{benchmarks} lines were written and synced, and the disk has {lines}"
+    );
     println!(
         "recorded {:.1} s: {} stops, {} interrupts, {} forced stops, log {} bytes (deltas {}); {benchmarks} benchmarks, \
          the last: {}",
@@ -66,7 +80,7 @@ fn record(dir: &Path, arguments: &[&str]) -> Result<()> {
         report["log_delta_bytes"],
         rates.join(", ")
     );
-    Ok(())
+    Ok(report)
 }
 
 #[test]
@@ -85,8 +99,7 @@ fn redis_under_load_replays_with_and_without_kicks() -> Result<()> {
     let kicked = Verify::run_with(&log, ["--kicks", KICKS])?;
     let report = kicked.identical()?;
     println!("kicked {} times in replay; {}", report["kicks"], summary(report));
-    let least = if soak() { 50_000 } else { 1000 };
-    ensure!(report["kicks"].as_u64() > Some(least), "{report}");
+    ensure!(report["kicks"].as_u64() > least_kicks(), "{report}");
 
     for value in [Value::Frame, Value::Clock] {
         let flipped = dir.join("flipped");
@@ -107,15 +120,14 @@ fn redis_kicked_while_it_is_recorded_replays() -> Result<()> {
         return Ok(());
     }
     let dir = work_dir("redis-kicked")?;
-    record(&dir, &["--kicks", KICKS])?;
+    let recorded = record(&dir, &["--kicks", KICKS])?;
+    println!("kicked {} times while recording", recorded["kicks"]);
+    ensure!(recorded["kicks"].as_u64() > least_kicks(), "{recorded}");
     let log = dir.join("log");
     println!("{}", summary(Verify::run(&log)?.identical()?));
     let verify = Verify::run_with(&log, ["--kicks", KICKS])?;
     let report = verify.identical()?;
-    println!(
-        "kicked {} times in replay; {}",
-        report["kicks"].as_u64().context("kicks")?,
-        summary(report)
-    );
+    println!("kicked {} times in replay; {}", report["kicks"], summary(report));
+    ensure!(report["kicks"].as_u64() > least_kicks(), "{report}");
     Ok(())
 }

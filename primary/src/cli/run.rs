@@ -1,5 +1,6 @@
 //! `lockstep-primary run`.
 
+use std::cell::RefCell;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -167,7 +168,8 @@ pub fn run(options: &RunOptions) -> Result<()> {
         save: options.save.clone(),
     };
     let (seconds, kicks) = (options.r#for, options.kicks);
-    let result = session::run(started, session, move |outside, handle| {
+    let kicker = RefCell::new(None);
+    let result = session::run(started, session, |outside, handle| {
         watch_signals(outside.bell().clone())?;
         if let Some(seconds) = seconds {
             end_after(
@@ -177,14 +179,13 @@ pub fn run(options: &RunOptions) -> Result<()> {
         }
         end_when_told(outside.bell().clone(), until)?;
         if let Some(rate) = kicks {
-            // Kicks for as long as the process runs.
-            drop(Kicker::start(handle, rate)?);
+            *kicker.borrow_mut() = Some(Kicker::start(handle, rate)?);
         }
         start_console_input(outside)
     });
     drop(terminal);
-    let report = result?;
-    print_report(&report, options.json);
+    let kicks = kicker.take().map(Kicker::stop);
+    print_report(&result?, kicks, options.json);
     Ok(())
 }
 
@@ -276,7 +277,7 @@ impl Write for Watch {
     }
 }
 
-fn print_report(report: &Report, json: bool) {
+fn print_report(report: &Report, kicks: Option<u64>, json: bool) {
     let counters = report.counters;
     let ended = match report.ended {
         None => "ended from outside",
@@ -292,6 +293,7 @@ fn print_report(report: &Report, json: bool) {
             "interrupts": counters.interrupts,
             "forced_stops": counters.forced,
             "delta_pages": counters.carried_pages,
+            "kicks": kicks,
             "epochs": counters.epochs,
             "epoch_pages": counters.epoch_pages,
             "assists": counters.assists,
@@ -315,6 +317,9 @@ fn print_report(report: &Report, json: bool) {
         "lockstep-primary: {} interrupts, {} forced stops, {} instructions assisted, {} MSR faults",
         counters.interrupts, counters.forced, counters.assists, counters.msr_faults
     );
+    if let Some(kicks) = kicks {
+        eprintln!("lockstep-primary: {kicks} random kicks");
+    }
     if report.log.is_some() {
         eprintln!(
             "lockstep-primary: log of {} bytes: turns {}, delta pages {} ({} pages); {} epochs over {} dirty pages",
