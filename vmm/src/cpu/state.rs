@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::msr;
-use crate::sys::vcpu::RawVcpu;
+use crate::sys::vcpu::{RawVcpu, Registers};
 
 /// Bytes of the XSAVE area that KVM_GET_XSAVE and KVM_SET_XSAVE move.
 const XSAVE_BYTES: usize = 4096;
@@ -60,14 +60,33 @@ pub fn save(vcpu: &RawVcpu) -> Result<VcpuState, StateError> {
         cause,
     })?;
     let fd = vcpu.fd();
+    let registers = Registers {
+        regs: fd.get_regs().map_err(kvm("KVM_GET_REGS"))?,
+        sregs: fd.get_sregs().map_err(kvm("KVM_GET_SREGS"))?,
+        events: fd.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?,
+    };
+    with_registers(vcpu, &registers)
+}
+
+/// [`save`] with fewer calls where KVM shares registers in `kvm_run`: epochs and deltas need it many times a second.
+pub fn save_often(vcpu: &mut RawVcpu) -> Result<VcpuState, StateError> {
+    let shared = vcpu
+        .shared_registers()
+        .map_err(|cause| StateError::Kvm { what: "KVM_RUN", cause })?;
+    match shared {
+        Some(registers) => with_registers(vcpu, &registers),
+        None => save(vcpu),
+    }
+}
+
+fn with_registers(vcpu: &RawVcpu, registers: &Registers) -> Result<VcpuState, StateError> {
+    let Registers { regs, sregs, events } = registers;
+    let fd = vcpu.fd();
     let mp = fd.get_mp_state().map_err(kvm("KVM_GET_MP_STATE"))?;
-    let regs = fd.get_regs().map_err(kvm("KVM_GET_REGS"))?;
-    let sregs = fd.get_sregs().map_err(kvm("KVM_GET_SREGS"))?;
     let xsave = fd.get_xsave().map_err(kvm("KVM_GET_XSAVE"))?;
     let xcrs = fd.get_xcrs().map_err(kvm("KVM_GET_XCRS"))?;
     let debugregs = fd.get_debug_regs().map_err(kvm("KVM_GET_DEBUGREGS"))?;
     let msrs = get_msrs(vcpu)?;
-    let events = fd.get_vcpu_events().map_err(kvm("KVM_GET_VCPU_EVENTS"))?;
     let area = xsave.region.as_bytes();
     let used = area.len() - area.iter().rev().take_while(|&&byte| byte == 0).count();
     Ok(VcpuState {

@@ -57,7 +57,7 @@ impl Machine {
             pages.push((frame, digest.update(&self.memory, frame)));
         }
         hasher.update(&digest.total());
-        state::digest_into(&mut hasher, &state::save(&self.vm.vcpu)?);
+        state::digest_into(&mut hasher, &state::save_often(&mut self.vm.vcpu)?);
         hasher.update(&self.devices.save());
         self.counters.epochs += 1;
         self.counters.epoch_pages += pages.len() as u64;

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IO_OUT, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR,
-    KVM_EXIT_X86_WRMSR, KVMIO, kvm_interrupt, kvm_regs, kvm_xsave,
+    KVM_EXIT_X86_WRMSR, KVMIO, kvm_interrupt, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
@@ -60,6 +60,17 @@ pub enum Exit {
     Other { reason: u32, detail: u64 },
 }
 
+/// What KVM shares in `kvm_run` (KVM API, `KVM_CAP_SYNC_REGS`).
+#[derive(Clone, Copy, Debug)]
+pub struct Registers {
+    /// General registers.
+    pub regs: kvm_regs,
+    /// Special registers.
+    pub sregs: kvm_sregs,
+    /// Pending events.
+    pub events: kvm_vcpu_events,
+}
+
 /// A vCPU and its `kvm_run` page.
 pub struct RawVcpu {
     fd: VcpuFd,
@@ -69,7 +80,7 @@ pub struct RawVcpu {
 }
 
 impl RawVcpu {
-    /// Wraps `fd`. `sync_regs`: KVM copies the general registers into `kvm_run` at every return (`KVM_CAP_SYNC_REGS`).
+    /// Wraps `fd`. `sync_regs`: KVM copies registers and events into `kvm_run` when asked (`KVM_CAP_SYNC_REGS`).
     pub fn new(mut fd: VcpuFd, sync_regs: bool) -> Self {
         if sync_regs {
             fd.set_sync_valid_reg(SyncReg::Register);
@@ -307,6 +318,28 @@ impl RawVcpu {
         } else {
             Ok(self.fd.get_regs()?)
         }
+    }
+
+    /// General and special registers and pending events by one call instead of three; `None` where this KVM does not
+    /// share them. Only at a completed stop: the call enters KVM with `immediate_exit`, which would complete it.
+    pub fn shared_registers(&mut self) -> io::Result<Option<Registers>> {
+        if !self.has_sync_regs {
+            return Ok(None);
+        }
+        self.fd.set_sync_valid_reg(SyncReg::SystemRegister);
+        self.fd.set_sync_valid_reg(SyncReg::VcpuEvents);
+        let completed = self.complete();
+        self.fd.clear_sync_valid_reg(SyncReg::SystemRegister);
+        self.fd.clear_sync_valid_reg(SyncReg::VcpuEvents);
+        if let Some(exit) = completed?.filter(|exit| *exit != Exit::Window) {
+            return Err(io::Error::other(format!("an exit was left to complete: {exit:?}")));
+        }
+        let shared = self.fd.sync_regs();
+        Ok(Some(Registers {
+            regs: shared.regs,
+            sregs: shared.sregs,
+            events: shared.events,
+        }))
     }
 
     /// Sets the general registers, where KVM can take them along with the next `KVM_RUN`: on some hosts each call to
