@@ -45,5 +45,9 @@ if [ "$status" -ne 0 ]; then
     grep -E '^test .* FAILED$|^error' "$log" >&2 || tail -n 30 "$log" >&2
     [ "$failed" -gt 0 ] || failed=1
 fi
+if [ "$((passed + failed + skipped))" -eq 0 ]; then
+    say "no test's name contains '${TEST:-}'"
+    status=1
+fi
 echo "$passed passed, $failed failed, $skipped skipped"
 exit "$status"
