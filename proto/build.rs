@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let files = protox::compile(["log.proto", "snapshot.proto"], ["proto"])?;
+    let files = protox::compile(["log.proto", "session.proto", "snapshot.proto"], ["proto"])?;
     prost_build::Config::new().bytes(["."]).compile_fds(files)?;
     Ok(())
 }

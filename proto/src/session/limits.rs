@@ -1,0 +1,21 @@
+//! Every limit of the session's messages.
+
+/// The protocol version that this program speaks.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Most bytes of a message on the control stream: a machine's state without its memory is far below.
+pub const MAX_CONTROL_BYTES: usize = 4 << 20;
+/// Most bytes of a datagram; every path that carries QUIC carries this (RFC 9000, 14.1).
+pub const MAX_DATAGRAM_BYTES: usize = 1000;
+/// Most bytes of a node's or a machine's name.
+pub const MAX_NAME_BYTES: usize = 64;
+/// Most bytes of a reason or report that are kept.
+pub const MAX_REASON_BYTES: usize = 4096;
+
+/// `text` as far as it is kept.
+pub(super) fn bounded(text: &str) -> String {
+    let mut end = text.len().min(MAX_REASON_BYTES);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].into()
+}

@@ -1,0 +1,86 @@
+//! The session of a pair, as state machines without I/O and without a clock: time and messages are passed in, actions
+//! come out. The same code runs over QUIC and in the simulator.
+//!
+//! Invariants (docs/protocol.md says why they are enough):
+//! - Whoever releases output holds the arbiter's term. From the moment that a record naming the backup may have reached
+//!   the arbiter, only output that the backup acknowledged leaves, and only within the lease.
+//! - The primary goes on alone only after the arbiter took its record of the next term, without a peer.
+//! - A backup that has begun to claim the term acknowledges nothing any more.
+//! - A record is set against the value last held; nobody reads again to retry.
+
+mod backup;
+mod gate;
+mod limits;
+mod primary;
+pub mod record;
+
+pub use backup::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState};
+pub use gate::Gate;
+pub use limits::{MAX_CONTROL_BYTES, MAX_DATAGRAM_BYTES, MAX_NAME_BYTES, MAX_REASON_BYTES, PROTOCOL_VERSION};
+pub use primary::{Primary, PrimaryAction, PrimaryInput, PrimaryState};
+pub use record::Record;
+
+/// Nanoseconds of the caller's monotonic clock.
+pub type Nanos = u64;
+
+/// How fast a pair notices that the other side is gone. All in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// From one heartbeat to the next.
+    pub heartbeat: Nanos,
+    /// Silence after which the other side is suspected.
+    pub deadline: Nanos,
+}
+
+impl Timing {
+    /// The defaults: 200 ms and 1 s.
+    pub const CALM: Self = Self {
+        heartbeat: 200_000_000,
+        deadline: 1_000_000_000,
+    };
+
+    /// How long output may leave, counted from the sending of the last heartbeat that was answered. Shorter than the
+    /// deadline, which the backup counts from when that heartbeat came: a primary that was cut off has fallen silent
+    /// when the backup begins to claim the term.
+    pub fn lease(&self) -> Nanos {
+        self.deadline / 3 * 2
+    }
+
+    /// Whether the two are of any use together.
+    pub fn is_sound(&self) -> bool {
+        self.heartbeat >= 1_000_000 && self.deadline <= 3_600_000_000_000 && self.deadline >= self.heartbeat * 2
+    }
+}
+
+/// What the arbiter said to a compare-and-set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The record is set.
+    Won,
+    /// Another value was there.
+    Lost,
+    /// The arbiter was not reached; the record may have been set or not.
+    Unknown,
+}
+
+/// Why a machine stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freeze {
+    /// Another node holds the term.
+    LostTerm,
+    /// No arbiter is reachable.
+    NoArbiter,
+}
+
+/// Why a machine is not protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unprotected {
+    /// No backup is there yet.
+    NeedBackup,
+    /// The connection was lost.
+    LostConnection,
+    /// The backup's machine went another way.
+    Divergence,
+    /// The backup refused, or said goodbye; its reason.
+    Refused(String),
+}

@@ -1,0 +1,34 @@
+//! The arbiter's record: who holds the term, and who may take it over.
+
+/// What the arbiter keeps for one machine. It is changed only by compare-and-set against the value that the writer last
+/// held; a writer whose value is not there any more has lost, and does not read again to retry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Fencing number. Only its owner may release output.
+    pub term: u64,
+    /// Name of the node that holds the term.
+    pub owner: String,
+    /// Name of the node that is in sync and may take over; nobody else may.
+    pub peer: Option<String>,
+}
+
+impl Record {
+    /// The record of `node` going on alone in the term after this one.
+    #[must_use]
+    pub fn alone(&self, node: &str) -> Self {
+        Self {
+            term: self.term + 1,
+            owner: node.into(),
+            peer: None,
+        }
+    }
+
+    /// The record of the same term with `peer` in sync.
+    #[must_use]
+    pub fn with_peer(&self, peer: &str) -> Self {
+        Self {
+            peer: Some(peer.into()),
+            ..self.clone()
+        }
+    }
+}
