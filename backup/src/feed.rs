@@ -3,9 +3,28 @@
 use std::collections::VecDeque;
 
 use lockstep_logcodec::record::{Record, unpack_pages};
-use lockstep_logcodec::{LogError, LogReader};
+use lockstep_logcodec::{Ending, LogError, LogReader};
 use lockstep_proto::{Batch, End, Turn};
 use lockstep_vmm::machine::Delta;
+
+/// Where the records of a log come from: files, or a primary that is still writing.
+pub trait Source {
+    /// The next record; `None` when there is no more.
+    fn next_record(&mut self) -> Result<Option<Record>, LogError>;
+
+    /// How the log ends, as far as is known.
+    fn ending(&self) -> Ending;
+}
+
+impl Source for LogReader {
+    fn next_record(&mut self) -> Result<Option<Record>, LogError> {
+        Self::next_record(self)
+    }
+
+    fn ending(&self) -> Ending {
+        Self::ending(self)
+    }
+}
 
 /// A turn and where it stands.
 #[derive(Clone, Debug)]
@@ -50,9 +69,9 @@ pub enum Next {
     Stop,
 }
 
-/// Reads a log batch by batch.
+/// A log, batch by batch.
 pub struct Feed {
-    reader: LogReader,
+    source: Box<dyn Source>,
     frames: Vec<u64>,
     pages: Vec<u8>,
     max_frame: u64,
@@ -64,15 +83,15 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// A feed of `reader` for a machine whose memory ends before frame `max_frame`.
-    pub fn new(reader: LogReader, start_stop: u64, max_frame: u64) -> Self {
+    /// A feed of `source` for a machine whose memory ends before frame `max_frame`.
+    pub fn new(source: Box<dyn Source>, start_stop: u64, max_frame: u64) -> Self {
         let mark = Mark {
             first_stop: start_stop,
             last_stop: start_stop,
             ..Mark::default()
         };
         Self {
-            reader,
+            source,
             frames: Vec::new(),
             pages: Vec::new(),
             max_frame,
@@ -82,15 +101,15 @@ impl Feed {
         }
     }
 
-    /// The reader.
-    pub fn reader(&self) -> &LogReader {
-        &self.reader
+    /// How the log ends, as far as is known.
+    pub fn ending(&self) -> Ending {
+        self.source.ending()
     }
 
     /// Reads up to and including the next batch.
     pub fn advance(&mut self) -> Result<Next, LogError> {
         loop {
-            match self.reader.next_record()? {
+            match self.source.next_record()? {
                 None => return Ok(Next::Stop),
                 Some(Record::End(end)) => return Ok(Next::End(Box::new(end))),
                 Some(Record::Pages(chunk)) => {

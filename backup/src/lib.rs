@@ -4,6 +4,7 @@ pub mod divergence;
 pub mod feed;
 pub mod open;
 pub mod replayer;
+pub mod standby;
 
 pub use divergence::{Divergence, Mismatch};
 pub use replayer::{Progress, ReplayError, Replayer};

@@ -56,7 +56,7 @@ pub fn open(directory: &Path, host: &Start) -> Result<Opened> {
     machine.attach_to_this_thread()?;
     machine.start_epochs()?;
     let disks = Disks::start(images, None)?;
-    let mut replayer = Replayer::new(reader, &machine, disks);
+    let mut replayer = Replayer::new(Box::new(reader), &machine, disks);
     replayer.resume(&machine)?;
     Ok(Opened {
         machine,

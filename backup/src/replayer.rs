@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use lockstep_logcodec::{Ending, LogError, LogReader};
+use lockstep_logcodec::{Ending, LogError};
 use lockstep_primary::host::disk::Disks;
 use lockstep_proto::{End, Epoch, Turn};
 use lockstep_vmm::devices::Effect;
@@ -18,7 +18,7 @@ use thiserror::Error;
 
 use crate::divergence::kvm_regs_display::Registers;
 use crate::divergence::{Divergence, Mismatch};
-use crate::feed::{Feed, Next, Placed};
+use crate::feed::{Feed, Next, Placed, Source};
 
 /// Turns that a divergence report shows.
 const AROUND: usize = 12;
@@ -70,8 +70,10 @@ pub struct Progress {
     pub final_memory: bool,
 }
 
-/// Takes what the guest prints, with guest time in nanoseconds.
-type ConsoleSink = Box<dyn FnMut(u64, &[u8])>;
+/// Takes what leaves the machine, with the number of the batch in work, from 0.
+type EffectSink = Box<dyn FnMut(u64, Effect)>;
+/// Told when the chain at the end of a batch was equal: how many batches there were, and the stop.
+type BatchSink = Box<dyn FnMut(u64, u64)>;
 
 /// Replays a log.
 pub struct Replayer {
@@ -82,7 +84,8 @@ pub struct Replayer {
     around: VecDeque<(u64, String)>,
     progress: Progress,
     slice_since: Instant,
-    console: Option<ConsoleSink>,
+    effects: Option<EffectSink>,
+    verified: Option<BatchSink>,
     stop_at: Option<u64>,
     /// The last natural stop whose turn was taken.
     taken_stop: u64,
@@ -90,27 +93,33 @@ pub struct Replayer {
 }
 
 impl Replayer {
-    /// A replayer of `reader` for a machine that stands at the log's start.
-    pub fn new(reader: LogReader, machine: &Machine, disks: Disks) -> Self {
+    /// A replayer of `source` for a machine that stands at the log's start.
+    pub fn new(source: Box<dyn Source>, machine: &Machine, disks: Disks) -> Self {
         let max_frame = machine.memory().frame(machine.memory().page_count() - 1) + 1;
         Self {
-            feed: Feed::new(reader, machine.stop(), max_frame),
+            feed: Feed::new(source, machine.stop(), max_frame),
             disks,
             end: None,
             at_end: false,
             around: VecDeque::new(),
             progress: Progress::default(),
             slice_since: Instant::now(),
-            console: None,
+            effects: None,
+            verified: None,
             stop_at: None,
             taken_stop: machine.stop(),
             last_kind: None,
         }
     }
 
-    /// Gives what the guest prints, with guest time, to `sink`.
-    pub fn on_console(&mut self, sink: impl FnMut(u64, &[u8]) + 'static) {
-        self.console = Some(Box::new(sink));
+    /// Gives what leaves the machine to `sink`, with the number of the batch in work, from 0.
+    pub fn on_effect(&mut self, sink: impl FnMut(u64, Effect) + 'static) {
+        self.effects = Some(Box::new(sink));
+    }
+
+    /// Tells `sink` of each batch whose chain was equal: how many there were, and the stop.
+    pub fn on_batch(&mut self, sink: impl FnMut(u64, u64) + 'static) {
+        self.verified = Some(Box::new(sink));
     }
 
     /// Ends the replay at this stop.
@@ -133,7 +142,7 @@ impl Replayer {
         if let Some(end) = &self.end {
             return Ending::Clean((**end).clone());
         }
-        self.feed.reader().ending()
+        self.feed.ending()
     }
 
     /// Resubmits what was in flight at the start.
@@ -190,6 +199,9 @@ impl Replayer {
                     return Err(self.diverged(machine, Mismatch::Chain));
                 }
                 self.progress.batches += 1;
+                if let Some(sink) = &mut self.verified {
+                    sink(self.progress.batches, machine.stop());
+                }
             }
             match self.feed.advance()? {
                 Next::Batch => {}
@@ -339,13 +351,15 @@ impl Oracle for Replayer {
         for effect in taken.effects {
             match effect {
                 Effect::Disk(request) => self.disks.submit(request).map_err(ReplayError::Disk)?,
-                Effect::Console(bytes) => {
-                    self.progress.console_bytes += bytes.len() as u64;
-                    if let Some(sink) = &mut self.console {
-                        sink(machine.now(), &bytes);
+                Effect::Console(_) | Effect::Frame { .. } => {
+                    if let Effect::Console(bytes) = &effect {
+                        self.progress.console_bytes += bytes.len() as u64;
+                    }
+                    if let Some(sink) = &mut self.effects {
+                        sink(self.feed.mark.batch, effect);
                     }
                 }
-                Effect::Frame { .. } | Effect::Entropy { .. } | Effect::Reset => {}
+                Effect::Entropy { .. } | Effect::Reset => {}
             }
         }
         if taken.ended.is_some() || machine.is_halted() {

@@ -37,13 +37,7 @@ struct Recording {
 }
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LOCKSTEP_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
+    lockstep_primary::cli::start_messages();
     let result = match Cli::parse().command {
         Command::Verify(options) => verify::run(&options),
         Command::Info(options) => info::run(&options),

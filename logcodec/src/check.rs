@@ -3,7 +3,7 @@
 //! The writer runs these checks before it appends and the reader after it decodes. Whoever takes a record from a
 //! [`crate::LogReader`] can rely on them: lengths of digests, sizes, and device indices within the machine's devices.
 
-use lockstep_proto::{Batch, End, Epoch, Forced, Identity, SegmentHeader, Turn, VcpuState, end};
+use lockstep_proto::{Batch, End, Epoch, Forced, Identity, MachineConfig, SegmentHeader, Turn, VcpuState, end};
 
 use crate::error::Violation;
 use crate::limits as max;
@@ -26,10 +26,17 @@ impl Devices {
 
     /// The devices of a recorded machine.
     pub fn of(identity: &Identity) -> Self {
-        let machine = identity.machine.as_ref();
+        identity
+            .machine
+            .as_ref()
+            .map_or(Self { disks: 0, nics: 0 }, Self::of_machine)
+    }
+
+    /// The devices of a machine.
+    pub fn of_machine(machine: &MachineConfig) -> Self {
         Self {
-            disks: machine.map_or(0, |m| m.disks.len() as u32),
-            nics: machine.map_or(0, |m| m.nics.len() as u32),
+            disks: machine.disks.len() as u32,
+            nics: machine.nics.len() as u32,
         }
     }
 }

@@ -10,7 +10,7 @@
 //! - [`check`], [`limits`]: what a record may hold. The writer checks before it appends and the reader after it decodes,
 //!   with the same code.
 //! - [`segment`], [`compress`], [`index`]: the files of a log.
-//! - [`writer`], [`reader`], [`repair`]: a log as its users see it.
+//! - [`writer`], [`reader`], [`repair`]: a log as its users see it. [`stream`]: one that comes over a connection.
 //!
 //! `docs/log-format.md` tells the format byte by byte.
 //!
@@ -38,6 +38,7 @@ pub mod repair;
 mod seek;
 pub mod segment;
 mod source;
+pub mod stream;
 mod tail;
 pub mod writer;
 
@@ -48,4 +49,5 @@ pub use reader::{Ending, LogReader};
 pub use record::Record;
 pub use repair::{Cut, cut_torn_tail};
 pub use segment::SegmentReader;
+pub use stream::StreamChecker;
 pub use writer::{Counts, LogWriter, Summary, WriterOptions};

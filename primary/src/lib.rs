@@ -1,7 +1,10 @@
 //! The side of a machine that faces the world: the recorder, its host I/O, and the commands built on them.
 
+pub mod cli;
 pub mod host;
 pub mod kicker;
+pub mod link;
+pub mod pair;
 pub mod recorder;
 pub mod recording;
 pub mod session;

@@ -5,16 +5,21 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use lockstep_proto::MachineConfig;
 use lockstep_proto::end::Reason;
-use lockstep_vmm::machine::Counters;
+use lockstep_vmm::devices::Effect;
+use lockstep_vmm::machine::{Counters, Flow, Machine};
 use lockstep_vmm::sys::kick::KickHandle;
 
 use crate::host::console::ConsoleOutput;
 use crate::host::disk::Disks;
 use crate::host::image::Image;
 use crate::host::inbox::{Bell, Outside, inbox};
-use crate::host::tap::Tap;
-use crate::recorder::{LogOptions, LogSummary, LogThread, Policy, Recorder, World};
+use crate::host::outputs::Outputs;
+use crate::host::tap::{Tap, TapSender};
+use crate::link::{LinkPort, Live};
+use crate::pair::Pair;
+use crate::recorder::{LogOptions, LogSummary, LogThread, Outlet, Policy, RecordError, Recorder, World};
 use crate::recording;
 use crate::start::{DiskOption, NicOption, Started};
 
@@ -36,6 +41,19 @@ pub struct Options {
     pub console: Box<dyn Write + Send>,
     /// Where to save the machine at the end.
     pub save: Option<PathBuf>,
+    /// The pair that it is one of.
+    pub pair: Option<Pair>,
+    /// It was a replica until now.
+    pub promotion: Option<Promotion>,
+}
+
+/// How a replica becomes live.
+#[derive(Default)]
+pub struct Promotion {
+    /// Effects that may not have left the primary: they leave first.
+    pub unreleased: Vec<Effect>,
+    /// Time since the last of the log came: guest time goes on as if it had passed.
+    pub silence: Duration,
 }
 
 /// What a run came to.
@@ -62,41 +80,9 @@ pub fn run(
     options: Options,
     ready: impl FnOnce(Outside, KickHandle) -> Result<()>,
 ) -> Result<Report> {
-    let config = started.machine.config().clone();
-    if config.disks.len() != options.disks.len() {
-        bail!(
-            "the machine has {} disks and {} were given with --disk",
-            config.disks.len(),
-            options.disks.len()
-        );
-    }
-    if config.nics.len() != options.nics.len() {
-        bail!(
-            "the machine has {} NICs and {} were given with --net",
-            config.nics.len(),
-            options.nics.len()
-        );
-    }
     // Everything that can be missing is opened before anything is written.
-    let taps = options
-        .nics
-        .iter()
-        .map(|nic| Tap::open(&nic.tap))
-        .collect::<std::io::Result<Vec<_>>>()?;
-    let mut images = Vec::new();
-    for (disk, config) in options.disks.iter().zip(&config.disks) {
-        let image = Image::open(&disk.path, disk.read_only)
-            .with_context(|| format!("cannot open disk image {}", disk.path.display()))?;
-        if image.bytes()? != config.bytes {
-            bail!(
-                "disk image {} has {} bytes and the machine's disk {}",
-                disk.path.display(),
-                image.bytes()?,
-                config.bytes
-            );
-        }
-        images.push(image);
-    }
+    let devices = HostDevices::open(&options.disks, &options.nics)?;
+    devices.check(started.machine.config())?;
     let log = match &options.record {
         Some(directory) => {
             let identity = recording::prepare(directory, &started, &options.host_class, &options.disks)?;
@@ -104,34 +90,144 @@ pub fn run(
         }
         None => None,
     };
-    let mut machine = started.machine;
+    go_live(started.machine, devices, options, log, ready)
+}
+
+/// What a machine's devices need of the host, opened.
+pub struct HostDevices {
+    taps: Vec<TapSender>,
+    images: Vec<Image>,
+    paths: Vec<PathBuf>,
+}
+
+impl HostDevices {
+    /// Opens tap devices and disk images.
+    pub fn open(disks: &[DiskOption], nics: &[NicOption]) -> Result<Self> {
+        let taps = nics
+            .iter()
+            .map(|nic| TapSender::open(&nic.tap))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        let images = disks
+            .iter()
+            .map(|disk| {
+                Image::open(&disk.path, disk.read_only)
+                    .with_context(|| format!("cannot open disk image {}", disk.path.display()))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let paths = disks.iter().map(|disk| disk.path.clone()).collect();
+        Ok(Self { taps, images, paths })
+    }
+
+    /// Whether they are those of a machine with this configuration.
+    pub fn check(&self, config: &MachineConfig) -> Result<()> {
+        if config.disks.len() != self.images.len() {
+            bail!(
+                "the machine has {} disks and {} were given with --disk",
+                config.disks.len(),
+                self.images.len()
+            );
+        }
+        if config.nics.len() != self.taps.len() {
+            bail!(
+                "the machine has {} NICs and {} were given with --net",
+                config.nics.len(),
+                self.taps.len()
+            );
+        }
+        for ((image, path), config) in self.images.iter().zip(&self.paths).zip(&config.disks) {
+            if image.bytes()? != config.bytes {
+                bail!(
+                    "disk image {} has {} bytes and the machine's disk {}",
+                    path.display(),
+                    image.bytes()?,
+                    config.bytes
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The disk images, for a replica; the tap devices stay.
+    pub fn take_images(&mut self) -> Vec<Image> {
+        std::mem::take(&mut self.images)
+    }
+
+    /// Gives the disk images back.
+    pub fn put_images(&mut self, disks: &[DiskOption]) -> Result<()> {
+        for disk in disks {
+            let image = Image::open(&disk.path, disk.read_only);
+            self.images
+                .push(image.with_context(|| format!("cannot open disk image {}", disk.path.display()))?);
+        }
+        Ok(())
+    }
+}
+
+/// Runs `machine` on this thread with the world around it, to its end.
+pub fn go_live(
+    mut machine: Machine,
+    devices: HostDevices,
+    options: Options,
+    log: Option<LogThread>,
+    ready: impl FnOnce(Outside, KickHandle) -> Result<()>,
+) -> Result<Report> {
     let first_stop = machine.stop();
     let first_ns = machine.now();
+    let macs = macs(machine.config());
     let kicks = machine.attach_to_this_thread()?;
     let (due, inputs, handle) = (kicks.timer()?, kicks.timer()?, kicks.handle());
     let (inbox, outside) = inbox(Bell::for_this_thread(inputs, options.policy.grace));
-    let mut opened = Vec::new();
-    for (nic, device) in taps.into_iter().enumerate() {
-        opened.push(Tap::start(device, nic as u32, outside.clone())?);
-    }
-    let world = World {
-        disks: Disks::start(images, Some(&inbox.bell))?,
-        inbox,
-        taps: opened,
+    let mut outputs = Outputs {
+        taps: devices.taps,
         console: ConsoleOutput::start(options.console)?,
     };
-    if options.policy.epoch.is_some() {
+    if let Some(promotion) = &options.promotion {
+        for effect in &promotion.unreleased {
+            outputs.emit(effect);
+        }
+        for tap in &outputs.taps {
+            tap.drain();
+        }
+        outputs.announce(&macs);
+    }
+    let mut taps = Vec::new();
+    for (nic, sender) in outputs.taps.iter().enumerate() {
+        taps.push(Tap::start(sender, nic as u32, outside.clone())?);
+    }
+    let (outlet, link) = match options.pair {
+        None => (Outlet::Direct(outputs), None),
+        Some(pair) => {
+            let (port, ends) = LinkPort::new();
+            let live = Live::start(
+                pair.into_live(&machine, &options.host_class, outputs, inbox.bell.clone()),
+                ends,
+            )?;
+            (Outlet::Gated(Box::new(port)), Some(live))
+        }
+    };
+    let world = World {
+        disks: Disks::start(devices.images, Some(&inbox.bell))?,
+        inbox,
+        taps,
+        outlet,
+    };
+    // A replica keeps epochs already.
+    if options.policy.epoch.is_some() && options.promotion.is_none() {
         machine.start_epochs()?;
     }
-    let mut recorder = Recorder::new(&machine, world, options.policy, due, log);
+    let mut recorder = Recorder::new(&machine, world, options.policy, due, log, options.host_class.clone());
+    if let Some(promotion) = &options.promotion {
+        recorder.catch_up(promotion.silence);
+    }
     recorder.resume(&machine)?;
     ready(outside, handle)?;
     let begin = Instant::now();
-    let result = machine.run(&mut recorder);
+    let result = drive(&mut machine, &mut recorder);
     let wall = begin.elapsed();
     let ended = recorder.ended();
     let failure = result.as_ref().err().map(ToString::to_string);
     let log = recorder.finish(&machine, failure.as_deref());
+    drop(link);
     result?;
     let log = log?;
     if let Some(path) = &options.save {
@@ -145,4 +241,31 @@ pub fn run(
         wall,
         log,
     })
+}
+
+/// Steps the machine, and does what the link wants between two steps.
+fn drive(machine: &mut Machine, recorder: &mut Recorder) -> Result<(), RecordError> {
+    loop {
+        let flow = machine.step(recorder)?;
+        if recorder.is_done() {
+            return Ok(());
+        }
+        if recorder.has_errand() {
+            recorder.errands(machine)?;
+            if recorder.is_done() {
+                return Ok(());
+            }
+        } else if flow == Flow::End && !machine.is_halted() {
+            return Ok(());
+        }
+    }
+}
+
+/// The machine's network addresses.
+pub fn macs(config: &MachineConfig) -> Vec<[u8; 6]> {
+    config
+        .nics
+        .iter()
+        .map(|nic| <[u8; 6]>::try_from(&nic.mac[..]).unwrap_or_default())
+        .collect()
 }

@@ -1,7 +1,10 @@
-//! The command line of `lockstep-primary`.
+//! The command line of `lockstep-primary`, and what the other programs' share with it.
 
+pub mod args;
 pub mod probe;
+pub mod report;
 pub mod run;
+pub mod span;
 
 use clap::{Parser, Subcommand};
 
@@ -9,14 +12,27 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "lockstep-primary", version, about)]
 pub struct Cli {
+    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
+/// What to do.
 #[derive(Subcommand)]
 pub enum Command {
     /// Run a machine, with its console on this terminal.
     Run(Box<run::RunOptions>),
     /// Find out by experiment what this host's KVM does, and what follows from it.
     Probe(probe::ProbeOptions),
+}
+
+/// Messages go to standard error; LOCKSTEP_LOG says which (`info` by default).
+pub fn start_messages() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LOCKSTEP_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use lockstep_vmm::probe;
 
+/// How to tell what was found.
 #[derive(Args)]
 pub struct ProbeOptions {
     /// Print JSON instead of text.
@@ -11,6 +12,7 @@ pub struct ProbeOptions {
     json: bool,
 }
 
+/// Probes this host.
 pub fn run(options: &ProbeOptions) -> Result<()> {
     let report = probe::run()?;
     if options.json {

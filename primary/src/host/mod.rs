@@ -5,4 +5,5 @@ pub mod console;
 pub mod disk;
 pub mod image;
 pub mod inbox;
+pub mod outputs;
 pub mod tap;

@@ -16,60 +16,46 @@ use crate::sys;
 /// Largest frame that is taken: an Ethernet frame with a VLAN tag and a jumbo payload of 9000 bytes.
 const MAX_FRAME: usize = 9018;
 
-/// A bound tap device with its reading thread.
+/// A bound tap device's reading thread.
 pub struct Tap {
-    device: Arc<File>,
     stop: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// A bound tap device, to send.
+pub struct TapSender {
+    device: Arc<File>,
     dropped: u64,
 }
 
 impl Tap {
-    /// Binds the existing tap device `name`.
-    pub fn open(name: &str) -> io::Result<File> {
-        if !Path::new("/sys/class/net").join(name).exists() {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                format!(
-                    "tap device `{name}` does not exist: create it with `ip tuntap add {name} mode tap` and bring it up"
-                ),
-            ));
-        }
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open("/dev/net/tun")
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot open /dev/net/tun: {error}")))?;
-        sys::tap::bind(&device, name).map_err(|error| {
-            let hint = match error.raw_os_error() {
-                Some(libc::EBUSY) => "another program uses it",
-                Some(libc::EPERM) => "it belongs to another user; create it with `user NAME` or run as root",
-                Some(libc::EINVAL) => "it is not a tap device",
-                _ => "the kernel refused it",
-            };
-            io::Error::new(
-                error.kind(),
-                format!("cannot use tap device `{name}`: {hint} ({error})"),
-            )
-        })?;
-        Ok(device)
-    }
-
-    /// Starts to read frames for NIC number `nic`.
-    pub fn start(device: File, nic: u32, outside: Outside) -> io::Result<Self> {
-        let device = Arc::new(device);
+    /// Starts to read frames of the device that `sender` sends to, for NIC number `nic`.
+    pub fn start(sender: &TapSender, nic: u32, outside: Outside) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-        let (reader, end) = (device.clone(), stop.clone());
+        let (reader, end) = (sender.device.clone(), stop.clone());
         let thread = std::thread::Builder::new()
             .name(format!("tap-{nic}"))
             .spawn(move || read_frames(&reader, &end, nic, &outside))?;
         Ok(Self {
-            device,
             stop,
             thread: Some(thread),
+        })
+    }
+}
+
+impl TapSender {
+    /// Binds the existing tap device `name`.
+    pub fn open(name: &str) -> io::Result<Self> {
+        Ok(Self {
+            device: Arc::new(bind(name)?),
             dropped: 0,
         })
+    }
+
+    /// Throws away what came in so far: it was for the machine's other place.
+    pub fn drain(&self) {
+        let mut buffer = vec![0; MAX_FRAME];
+        while (&*self.device).read(&mut buffer).is_ok_and(|len| len > 0) {}
     }
 
     /// Sends a frame. A frame that the host does not take at once is dropped and counted, as on a full wire.
@@ -89,6 +75,36 @@ impl Drop for Tap {
             let _ = thread.join();
         }
     }
+}
+
+fn bind(name: &str) -> io::Result<File> {
+    if !Path::new("/sys/class/net").join(name).exists() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!(
+                "tap device `{name}` does not exist: create it with `ip tuntap add {name} mode tap` and bring it up"
+            ),
+        ));
+    }
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open("/dev/net/tun")
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot open /dev/net/tun: {error}")))?;
+    sys::tap::bind(&device, name).map_err(|error| {
+        let hint = match error.raw_os_error() {
+            Some(libc::EBUSY) => "another program uses it",
+            Some(libc::EPERM) => "it belongs to another user; create it with `user NAME` or run as root",
+            Some(libc::EINVAL) => "it is not a tap device",
+            _ => "the kernel refused it",
+        };
+        io::Error::new(
+            error.kind(),
+            format!("cannot use tap device `{name}`: {hint} ({error})"),
+        )
+    })?;
+    Ok(device)
 }
 
 fn read_frames(device: &File, stop: &OwnedFd, nic: u32, outside: &Outside) {

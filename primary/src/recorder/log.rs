@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use lockstep_logcodec::{LogWriter, WriterOptions, record::pack_pages};
-use lockstep_proto::{Batch, End, Identity};
+use lockstep_logcodec::{LogWriter, Violation, WriterOptions, record::pack_pages};
+use lockstep_proto::{Batch, End, Identity, PageChunk};
 use lockstep_vmm::memory::PAGE_SIZE;
 use prost::Message;
 
@@ -111,6 +111,15 @@ impl Drop for LogThread {
     }
 }
 
+/// The pages of a delta as chunks.
+pub fn pack_delta(frames: &[u64], pages: &[u8]) -> Result<Vec<PageChunk>, Violation> {
+    frames
+        .chunks(CHUNK_PAGES)
+        .zip(pages.chunks(CHUNK_PAGES * PAGE_SIZE))
+        .map(|(frames, pages)| pack_pages(frames.iter().copied().zip(pages.chunks(PAGE_SIZE))))
+        .collect()
+}
+
 fn write_all(mut writer: LogWriter, items: &Receiver<Item>) -> Result<LogSummary, String> {
     let mut state_bytes = 0;
     for item in items {
@@ -124,9 +133,7 @@ fn write_all(mut writer: LogWriter, items: &Receiver<Item>) -> Result<LogSummary
                     .map_err(|error| error.to_string())?;
             }
             Item::Pages(frames, pages) => {
-                for (frames, pages) in frames.chunks(CHUNK_PAGES).zip(pages.chunks(CHUNK_PAGES * PAGE_SIZE)) {
-                    let pages = frames.iter().copied().zip(pages.chunks(PAGE_SIZE));
-                    let chunk = pack_pages(pages).map_err(|error| error.to_string())?;
+                for chunk in pack_delta(&frames, &pages).map_err(|error| error.to_string())? {
                     writer.append_pages(&chunk).map_err(|error| error.to_string())?;
                 }
             }

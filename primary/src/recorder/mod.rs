@@ -8,7 +8,9 @@
 //! - A forced stop is made only when something has been due for the grace, and deltas cost at most a tenth of the
 //!   machine's time: after an expensive one the next waits longer.
 
+mod errands;
 mod log;
+mod outlet;
 mod timers;
 
 use std::time::Duration;
@@ -20,18 +22,21 @@ use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Flow, Machine, MachineError, Oracle, Slice, Stop, StopKind, Taken};
 use thiserror::Error;
 
-pub use self::log::{LogOptions, LogSummary, LogThread};
+pub use self::log::{LogOptions, LogSummary, LogThread, pack_delta};
+pub use self::outlet::Outlet;
 use self::timers::DueTimer;
 use crate::host::clock::{GuestClock, monotonic};
-use crate::host::console::ConsoleOutput;
 use crate::host::disk::Disks;
 use crate::host::inbox::Inbox;
 use crate::host::tap::Tap;
+use crate::link::port::LogItem;
 
 /// A batch is closed at this encoded size, in bytes.
 const BATCH_BYTES: usize = 64 << 10;
 /// A batch is closed when its oldest turn has this age, in nanoseconds.
 const BATCH_AGE: u64 = 250_000_000;
+/// The same where a backup waits for it.
+const LINKED_BATCH_AGE: u64 = 1_000_000;
 /// What collecting a dirty page costs, in nanoseconds: KVM write-protects it, and the guest faults when it writes again.
 /// An estimate (an exit costs about as much on the hosts tested), not a measurement.
 const COLLECTED_PAGE: u64 = 10_000;
@@ -48,6 +53,9 @@ pub enum RecordError {
     /// The machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// The link's thread is gone: nothing can leave the machine any more.
+    #[error("the link to the backup has failed; see the messages before this one")]
+    Link,
     /// The log could not be written.
     #[error("cannot write the log: {0}; what was written before is whole and can be replayed")]
     Log(String),
@@ -70,10 +78,10 @@ pub struct World {
     pub inbox: Inbox,
     /// The disks' threads.
     pub disks: Disks,
-    /// One for each NIC.
+    /// One for each NIC: they live as long as the machine.
     pub taps: Vec<Tap>,
-    /// Where console output goes.
-    pub console: ConsoleOutput,
+    /// Where effects go.
+    pub outlet: Outlet,
 }
 
 /// How to record.
@@ -98,6 +106,9 @@ pub struct Recorder {
     clock: GuestClock,
     due: DueTimer,
     log: Option<LogThread>,
+    host_class: String,
+    /// Batches closed so far, counted also where nobody gets them: the position of the log.
+    position: u64,
     batch: BatchBuilder,
     /// When the oldest turn of the batch was taken, host time.
     batch_since: u64,
@@ -124,6 +135,7 @@ impl Recorder {
         policy: Policy,
         timer: lockstep_vmm::sys::kick::KickTimer,
         log: Option<LogThread>,
+        host_class: String,
     ) -> Self {
         let now = monotonic();
         Self {
@@ -132,6 +144,8 @@ impl Recorder {
             clock: GuestClock::starting_at(machine.now()),
             due: DueTimer::new(timer, policy.grace, policy.beat),
             log,
+            host_class,
+            position: 0,
             batch: BatchBuilder::new(machine.stop()),
             batch_since: now,
             epoch_run: 0,
@@ -145,6 +159,11 @@ impl Recorder {
             taken_stop: machine.stop(),
             ended: None,
         }
+    }
+
+    /// Lets guest time go on as if this much had passed.
+    pub fn catch_up(&mut self, time: Duration) {
+        self.clock = GuestClock::starting_at(self.clock.now() + time.as_nanos() as u64);
     }
 
     /// Resubmits what was in flight when the machine was saved.
@@ -228,15 +247,54 @@ impl Recorder {
         }
     }
 
+    /// Whether anybody gets the log.
+    fn is_logging(&self) -> bool {
+        self.log.is_some() || self.world.outlet.is_logging()
+    }
+
+    fn batch_age(&self) -> u64 {
+        if self.world.outlet.is_logging() {
+            LINKED_BATCH_AGE
+        } else {
+            BATCH_AGE
+        }
+    }
+
+    /// Ends the batch where the machine stands and hands it over, unless there is nothing in it.
     fn close_batch(&mut self, machine: &Machine) -> Result<(), RecordError> {
-        let Some(log) = &self.log else {
-            return Ok(());
-        };
-        if self.batch.is_empty() && self.batch.first_stop() == self.taken_stop {
+        let nothing = self.batch.is_empty() && self.batch.first_stop() == self.taken_stop;
+        if nothing || !self.is_logging() {
             return Ok(());
         }
         let batch = self.batch.close(self.taken_stop, machine.chain().to_bytes())?;
-        log.batch(batch).map_err(RecordError::Log)
+        self.position += 1;
+        if let Some(port) = self.world.outlet.port().filter(|port| port.is_logging()) {
+            port.log(LogItem::Batch(batch.clone()));
+        }
+        match &self.log {
+            Some(log) => log.batch(batch).map_err(RecordError::Log),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets effects go, or hands them to the gate with the position that makes them safe.
+    fn emit(&mut self, machine: &Machine, effects: Vec<Effect>) -> Result<(), RecordError> {
+        if effects.is_empty() {
+            return Ok(());
+        }
+        if !self.world.outlet.is_gated() {
+            self.world.outlet.emit(&effects);
+            return Ok(());
+        }
+        let before = self.position;
+        self.close_batch(machine)?;
+        // Each turn's effects have a position of their own, also while nobody gets the log.
+        self.position = self.position.max(before + 1);
+        if self.world.outlet.gate(self.position, effects) {
+            Ok(())
+        } else {
+            Err(RecordError::Link)
+        }
     }
 
     fn fill_entropy(&mut self, turn: &mut Turn) -> Result<(), RecordError> {
@@ -295,7 +353,7 @@ impl Oracle for Recorder {
         let begin = monotonic();
         let mut pages = 0;
         let slice_ns = begin.saturating_sub(self.slice_since);
-        if let Some(log) = &self.log {
+        if self.is_logging() {
             let delta = machine.take_delta()?;
             pages = delta.frames.len() as u64;
             self.forced = Some(Forced {
@@ -303,7 +361,12 @@ impl Oracle for Recorder {
                 pages: delta.frames.len() as u32,
                 slice_ns,
             });
-            log.pages(delta.frames, delta.pages).map_err(RecordError::Log)?;
+            if let Some(port) = self.world.outlet.port().filter(|port| port.is_logging()) {
+                port.log(LogItem::Pages(delta.frames.clone(), delta.pages.clone()));
+            }
+            if let Some(log) = &self.log {
+                log.pages(delta.frames, delta.pages).map_err(RecordError::Log)?;
+            }
         }
         self.due
             .paid((monotonic() - begin + pages * COLLECTED_PAGE) * COST_SHARE);
@@ -329,16 +392,19 @@ impl Oracle for Recorder {
                 let idle = stop.halted
                     && !timer_due
                     && !self.quitting
+                    && !self.has_errand()
                     && turn == Turn::default()
                     && !machine.interrupt_waits();
                 if idle {
                     let mut wait = timer.map_or(LONGEST_WAIT, |at| Duration::from_nanos(at - now).min(LONGEST_WAIT));
                     if !self.batch.is_empty() {
                         let age = monotonic() - self.batch_since;
-                        if age >= BATCH_AGE {
+                        let limit = self.batch_age();
+                        // A backup gets what there is before the guest sleeps.
+                        if age >= limit || self.world.outlet.is_logging() {
                             self.close_batch(machine)?;
                         } else {
-                            wait = wait.min(Duration::from_nanos(BATCH_AGE - age));
+                            wait = wait.min(Duration::from_nanos(limit - age));
                         }
                     }
                     std::thread::park_timeout(wait);
@@ -369,14 +435,10 @@ impl Oracle for Recorder {
     }
 
     fn taken(&mut self, machine: &Machine, stop: &Stop, mut turn: Turn, taken: Taken) -> Result<Flow, RecordError> {
+        let mut leaving = Vec::new();
         for effect in taken.effects {
             match effect {
-                Effect::Console(bytes) => self.world.console.write(&bytes),
-                Effect::Frame { nic, data } => {
-                    if let Some(tap) = self.world.taps.get_mut(nic as usize) {
-                        tap.send(&data);
-                    }
-                }
+                Effect::Console(_) | Effect::Frame { .. } => leaving.push(effect),
                 Effect::Disk(request) => self.submit(request)?,
                 Effect::Entropy { bytes } => {
                     self.entropy_wanted.push(bytes);
@@ -391,7 +453,7 @@ impl Oracle for Recorder {
             turn.epoch = Some(report.to_message(self.policy.epoch_detail));
         }
         let always = matches!(stop.kind, StopKind::Halt | StopKind::Forced);
-        if self.log.is_some() && (always || turn != Turn::default()) {
+        if self.is_logging() && (always || turn != Turn::default()) {
             if self.batch.is_empty() {
                 self.batch_since = self.slice_since;
             }
@@ -402,11 +464,14 @@ impl Oracle for Recorder {
         self.slice_since = monotonic();
         let deadline = machine.devices().deadline().map(|at| self.clock.host_at(at));
         self.due.update(self.slice_since, machine.interrupt_waits(), deadline);
-        let old = self.slice_since - self.batch_since >= BATCH_AGE;
+        self.emit(machine, leaving)?;
+        let old = self.slice_since.saturating_sub(self.batch_since) >= self.batch_age();
         if self.batch.encoded_len() >= BATCH_BYTES || (old && !self.batch.is_empty()) {
             self.close_batch(machine)?;
         }
         self.ended = taken.ended;
-        Ok(if self.quitting { Flow::End } else { Flow::Continue })
+        // A halted machine comes back to its driver only so.
+        let leave = self.quitting || (machine.is_halted() && self.has_errand());
+        Ok(if leave { Flow::End } else { Flow::Continue })
     }
 }

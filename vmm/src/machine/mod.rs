@@ -16,6 +16,7 @@ mod epoch;
 mod error;
 mod run;
 mod stop;
+mod transfer;
 mod turn;
 
 pub use chain::Chain;
@@ -24,6 +25,7 @@ pub use epoch::EpochReport;
 pub use error::MachineError;
 pub use run::{Flow, Oracle, Slice};
 pub use stop::{Stop, StopKind};
+pub use transfer::Transfer;
 pub use turn::Taken;
 
 use kvm_bindings::kvm_regs;
@@ -134,6 +136,11 @@ impl Machine {
         &self.memory
     }
 
+    /// Guest memory, to watch it.
+    pub fn memory_mut(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+
     /// The devices.
     pub fn devices(&self) -> &Devices {
         &self.devices
@@ -201,6 +208,10 @@ impl Machine {
 
     /// Makes this thread the one that runs the machine and returns its kicks' handle and timers' maker.
     pub fn attach_to_this_thread(&mut self) -> Result<&Kicks, MachineError> {
+        // Kicks stay on their thread, and so does a machine that has some: once is enough.
+        if let Some(kicks) = self.kicks.take() {
+            return Ok(self.kicks.insert(kicks));
+        }
         let kicks = Kicks::for_this_thread().map_err(|cause| MachineError::Io {
             what: "prepare kicks",
             cause,

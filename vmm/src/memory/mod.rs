@@ -5,9 +5,11 @@
 
 pub mod digest;
 mod ram;
+mod watch;
 
 pub use digest::MemoryDigest;
 pub use ram::{MAX_MEMORY, Memory, MemoryError, PAGE_SIZE, Page};
+pub use watch::DirtyWatch;
 
 /// Guest memory with a dirty bitmap of our own writes.
 pub type GuestRam = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;

@@ -1,11 +1,13 @@
 //! The memory itself and its KVM slots.
 
+use std::sync::Arc;
+
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::GuestRam;
+use super::{DirtyWatch, GuestRam};
 
 /// Bytes of a page.
 pub const PAGE_SIZE: usize = 4096;
@@ -56,6 +58,8 @@ pub struct Memory {
     /// First frame and number of pages of each region, ascending.
     regions: Vec<(u64, u64)>,
     bytes: u64,
+    /// Told of every page that a collection finds.
+    watch: Option<Arc<DirtyWatch>>,
 }
 
 impl Memory {
@@ -77,12 +81,38 @@ impl Memory {
             .iter()
             .map(|&(start, len)| (start.0 / PAGE_SIZE as u64, len as u64 / PAGE_SIZE as u64))
             .collect();
-        Ok(Self { ram, regions, bytes })
+        Ok(Self {
+            ram,
+            regions,
+            bytes,
+            watch: None,
+        })
     }
 
     /// The memory as devices and the loader see it.
     pub fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// The same memory, for another thread to read while the guest runs.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self {
+            ram: self.ram.clone(),
+            regions: self.regions.clone(),
+            bytes: self.bytes,
+            watch: None,
+        }
+    }
+
+    /// From now on, collections tell the returned watch what they find; an earlier watch is told no more.
+    pub fn start_watch(&mut self) -> Arc<DirtyWatch> {
+        self.watch.insert(Arc::new(DirtyWatch::new(self.page_count()))).clone()
+    }
+
+    /// Ends what [`Memory::start_watch`] began.
+    pub fn end_watch(&mut self) {
+        self.watch = None;
     }
 
     /// Size in bytes.
@@ -194,6 +224,11 @@ impl Memory {
                     frames.push(first + word as u64 * 64 + u64::from(bits.trailing_zeros()));
                     bits &= bits - 1;
                 }
+            }
+        }
+        if let Some(watch) = &self.watch {
+            for frame in &frames {
+                watch.mark(self.index(*frame).unwrap_or(u64::MAX));
             }
         }
         Ok(frames)

@@ -101,15 +101,8 @@ pub fn save(machine: &Machine, host_class: &str, path: &Path) -> Result<[u8; 16]
     let memory = machine.memory();
     let frames = used_frames(memory);
     let header = SnapshotHeader {
-        machine: Some(machine.config().clone()),
-        host_class: host_class.into(),
-        vcpu: Some(machine.vcpu_state()?),
-        devices: machine.devices().save().into(),
-        guest_ns: machine.now(),
-        stop: machine.stop(),
-        chain: machine.chain().to_message(),
         pages: frames.len() as u64,
-        halted: machine.is_halted(),
+        ..machine.header(host_class)?
     };
     writer.write_message(HEADER, &header).map_err(frame)?;
     let damaged = |what: lockstep_logcodec::Violation| SnapshotError::Damaged {
@@ -206,14 +199,8 @@ impl Restore {
         let config = self
             .header
             .machine
-            .clone()
+            .as_ref()
             .ok_or_else(|| damaged("it has no machine configuration"))?;
-        let vcpu = self
-            .header
-            .vcpu
-            .clone()
-            .ok_or_else(|| damaged("it has no vCPU state"))?;
-        let chain = Chain::from_bytes(&self.header.chain).ok_or_else(|| damaged("its chain has the wrong length"))?;
         let memory = Memory::new(config.memory_bytes).map_err(MachineError::from)?;
         let limit = memory.frame(memory.page_count() - 1) + 1;
         let mut rest = self.header.pages;
@@ -232,16 +219,54 @@ impl Restore {
             Ok(Next::End) => {}
             _ => return Err(damaged("something follows its end")),
         }
-        let devices = Devices::restore(&config, &self.header.devices).map_err(MachineError::from)?;
-        let mut machine = Machine::assemble(config, memory, devices)?;
-        machine.set_vcpu_state(&vcpu)?;
-        machine.set_position(self.header.guest_ns, self.header.stop, chain);
-        machine.set_halted(self.header.halted);
-        if trailer.memory_digest != machine.full_memory_digest()[..] {
-            return Err(damaged("guest memory has another digest than was saved"));
-        }
+        let machine =
+            build(&self.header, memory, &trailer.memory_digest).map_err(|error| error.into_snapshot_error(&path))?;
         Ok((machine, digest(&self.header, &trailer.memory_digest)))
     }
+}
+
+/// Why a header and memory do not make a machine.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// Something in it is wrong.
+    #[error("the machine's state is damaged: {0}")]
+    Damaged(&'static str),
+    /// It cannot be built here.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+impl BuildError {
+    fn into_snapshot_error(self, path: &Path) -> SnapshotError {
+        match self {
+            Self::Damaged(what) => SnapshotError::Damaged {
+                path: path.into(),
+                what: what.into(),
+            },
+            Self::Machine(error) => error.into(),
+        }
+    }
+}
+
+/// The machine that `header` tells of, around `memory`, which must have the digest `memory_digest`.
+pub fn build(header: &SnapshotHeader, memory: Memory, memory_digest: &[u8]) -> Result<Machine, BuildError> {
+    let damaged = BuildError::Damaged;
+    let config = header.machine.clone();
+    let config = config.ok_or(damaged("it has no machine configuration"))?;
+    let vcpu = header.vcpu.as_ref().ok_or(damaged("it has no vCPU state"))?;
+    let chain = Chain::from_bytes(&header.chain).ok_or(damaged("its chain has the wrong length"))?;
+    if memory.bytes() != config.memory_bytes {
+        return Err(damaged("it has another size of memory than it says"));
+    }
+    let devices = Devices::restore(&config, &header.devices).map_err(MachineError::from)?;
+    let mut machine = Machine::assemble(config, memory, devices)?;
+    machine.set_vcpu_state(vcpu)?;
+    machine.set_position(header.guest_ns, header.stop, chain);
+    machine.set_halted(header.halted);
+    if *memory_digest != machine.full_memory_digest()[..] {
+        return Err(damaged("guest memory has another digest than was saved"));
+    }
+    Ok(machine)
 }
 
 fn next<M: Message + Default>(reader: &mut FrameReader<File>, path: &Path, kind: u32) -> Result<M, SnapshotError> {

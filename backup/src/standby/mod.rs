@@ -1,0 +1,100 @@
+//! Standing by: a machine that comes over the link, replays the primary's log, and may have to go live.
+//!
+//! Two threads. The link's ([`link`]) runs the session over QUIC and acknowledges; the replica's ([`replica`]) builds the
+//! machine, replays and compares. Orders and records go from the first to the second, what was verified comes back.
+//!
+//! Invariants:
+//! - A record is acknowledged when it is here, whole, and in order; what was acknowledged is replayed before the machine
+//!   goes live.
+//! - Effects are kept until the primary says that they left; what remains is let go when the machine goes live.
+
+mod kept;
+mod link;
+mod replica;
+mod source;
+
+pub use link::{Standby, StandbyOptions};
+pub use replica::{Outcome, Replica, ReplicaOptions};
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use lockstep_logcodec::Record as LogRecord;
+use lockstep_proto::session::Record;
+use lockstep_proto::{Hello, JoinState, PageChunk};
+use tokio::sync::{Semaphore, mpsc};
+
+/// What may wait for the replica, in KiB; then the link stops reading, and so the primary slows down.
+const LOG_QUEUE_KIB: usize = 32 << 10;
+
+/// What the link's thread orders.
+enum Order {
+    /// Memory for the hello's machine is to be there; the log comes through this inlet.
+    Prepare(Box<Hello>, Inlet),
+    /// Pages of a join, and what they weigh in KiB.
+    Pages(PageChunk, u32),
+    /// The join's end.
+    Build(Box<JoinState>),
+    /// The term is won: replay what came, then go live.
+    Promote(Record),
+    /// Throw the machine away.
+    Discard,
+    /// The process is to end.
+    Quit,
+}
+
+/// A record of the log and what it weighs in KiB.
+struct Queued {
+    record: LogRecord,
+    weight: u32,
+}
+
+/// What the replica's thread reports.
+enum Report {
+    Built,
+    Unfit(String),
+    /// Number of batches verified, and the stop.
+    Verified(u64, u64),
+    Diverged(u64, String),
+}
+
+/// What one connection brings for the replica, bounded by bytes.
+struct Inlet {
+    log: Receiver<Queued>,
+    /// Room for pages and log, in KiB; the replica gives it back.
+    room: Arc<Semaphore>,
+}
+
+/// Position up to which effects left the primary.
+type Released = Arc<AtomicU64>;
+
+/// The ends of the channels between the two threads.
+struct ReplicaEnds {
+    orders: Receiver<Order>,
+    reports: mpsc::UnboundedSender<Report>,
+    released: Released,
+}
+
+struct LinkEnds {
+    orders: Sender<Order>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    released: Released,
+}
+
+fn ends() -> (ReplicaEnds, LinkEnds) {
+    let (orders_in, orders) = unbounded();
+    let (reports, reports_out) = mpsc::unbounded_channel();
+    let released = Released::default();
+    let replica = ReplicaEnds {
+        orders,
+        reports,
+        released: released.clone(),
+    };
+    let link = LinkEnds {
+        orders: orders_in,
+        reports: reports_out,
+        released,
+    };
+    (replica, link)
+}

@@ -1,0 +1,252 @@
+//! The replica's thread: builds the machine that comes, replays its log, and ends with a machine that may go live.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use lockstep_logcodec::{StreamChecker, record::unpack_pages};
+use lockstep_primary::host::disk::Disks;
+use lockstep_primary::session::HostDevices;
+use lockstep_primary::start::DiskOption;
+use lockstep_proto::session::Record;
+use lockstep_proto::{Hello, JoinState, MachineConfig, PageChunk};
+use lockstep_vmm::devices::Effect;
+use lockstep_vmm::machine::Machine;
+use lockstep_vmm::memory::Memory;
+use lockstep_vmm::snapshot;
+
+use super::kept::Kept;
+use super::source::{Ended, LiveSource};
+use super::{Inlet, Order, ReplicaEnds, Report};
+use crate::Replayer;
+
+/// What a replica needs.
+pub struct ReplicaOptions {
+    /// The disks' images.
+    pub disks: Vec<DiskOption>,
+    /// Whether this host needs its memory slots re-created after a delta.
+    pub reset_slots: bool,
+}
+
+/// How standing by ended.
+pub enum Outcome {
+    /// The machine goes live.
+    Promoted(Box<Promoted>),
+    /// The process is to end.
+    Quit,
+}
+
+/// A machine that goes live here.
+pub struct Promoted {
+    /// Where the log ended.
+    pub machine: Machine,
+    /// The record that was won.
+    pub record: Record,
+    /// Effects that may not have left the primary.
+    pub unreleased: Vec<Effect>,
+    /// Time since the last of the log came.
+    pub silence: Duration,
+}
+
+/// Builds and replays machines until one goes live.
+pub struct Replica {
+    ends: ReplicaEnds,
+    options: ReplicaOptions,
+}
+
+/// A machine on its way here.
+struct Arriving {
+    memory: Memory,
+    config: MachineConfig,
+    inlet: Inlet,
+    pages: u64,
+    state: Option<Box<JoinState>>,
+}
+
+impl Replica {
+    pub(super) fn new(ends: ReplicaEnds, options: ReplicaOptions) -> Self {
+        Self { ends, options }
+    }
+
+    /// Stands by until a machine goes live or the process is to end. `devices` has the disks' images between two machines.
+    pub fn run(&mut self, devices: &mut HostDevices) -> Result<Outcome> {
+        let mut arriving = None;
+        loop {
+            let Ok(order) = self.ends.orders.recv() else {
+                return Ok(Outcome::Quit);
+            };
+            let result = match order {
+                Order::Prepare(hello, inlet) => prepare(&hello, inlet, devices).map(|new| arriving = Some(new)),
+                Order::Pages(chunk, weight) => with(&mut arriving, |arriving| take_pages(arriving, &chunk, weight)),
+                Order::Build(state) => with(&mut arriving, |arriving| {
+                    arriving.state = Some(state);
+                    Ok(())
+                }),
+                Order::Discard => {
+                    arriving = None;
+                    Ok(())
+                }
+                // There is no machine; the session asks for one that it has seen built.
+                Order::Promote(_) => bail!("the term was won without a machine"),
+                Order::Quit => return Ok(Outcome::Quit),
+            };
+            if let Err(error) = result {
+                self.report(Report::Unfit(format!("{error:#}")));
+                arriving = None;
+            }
+            if let Some(whole) = take_whole(&mut arriving)
+                && let Some(outcome) = self.replay(whole, devices)?
+            {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    fn report(&self, report: Report) {
+        // The link's thread ends only with the process.
+        let _ = self.ends.reports.send(report);
+    }
+
+    /// Builds the machine and replays until the log ends. `None`: stand by for the next one.
+    fn replay(&mut self, arrived: Whole, devices: &mut HostDevices) -> Result<Option<Outcome>> {
+        let (mut machine, mut replayer, kept, fate) = match self.build(arrived, devices) {
+            Ok(built) => built,
+            Err(error) => {
+                devices.put_images(&self.options.disks)?;
+                self.report(Report::Unfit(format!("{error:#}")));
+                return Ok(None);
+            }
+        };
+        self.report(Report::Built);
+        let result = machine
+            .run(&mut replayer)
+            .map_err(|error| replayer.explain(&machine, error));
+        let ended = fate.borrow().ended.clone();
+        drop(replayer);
+        devices.put_images(&self.options.disks)?;
+        match (result, ended) {
+            (Ok(()), Some(Ended::Promoted(record))) => {
+                let released = self.ends.released.load(Ordering::Acquire);
+                let silence = fate.borrow().last_record.map_or(Duration::ZERO, |at| at.elapsed());
+                let promoted = Promoted {
+                    machine,
+                    record,
+                    unreleased: kept.borrow_mut().take(released),
+                    silence,
+                };
+                Ok(Some(Outcome::Promoted(Box::new(promoted))))
+            }
+            (Err(error), Some(Ended::Promoted(_))) => {
+                bail!("the term was won, but the log that was received cannot be replayed: {error}")
+            }
+            (_, Some(Ended::Quit)) => Ok(Some(Outcome::Quit)),
+            (_, Some(Ended::Discarded)) => Ok(None),
+            (Err(error), None) => {
+                let stop = machine.stop();
+                tracing::error!(stop, "the replay has ended: {error}");
+                self.report(Report::Diverged(stop, error.to_string()));
+                Ok(None)
+            }
+            (Ok(()), None) => {
+                self.report(Report::Diverged(machine.stop(), "the guest has ended here".into()));
+                Ok(None)
+            }
+        }
+    }
+
+    fn build(&self, arrived: Whole, devices: &mut HostDevices) -> Result<Built> {
+        let Whole { memory, state, inlet } = arrived;
+        let begin = Instant::now();
+        let header = state.machine.context("the join's state has no machine")?;
+        let mut machine = snapshot::build(&header, memory, &state.memory_digest)?;
+        machine.reset_slots_after_delta(self.options.reset_slots);
+        machine.attach_to_this_thread()?;
+        machine.start_epochs()?;
+        let disks = Disks::start(devices.take_images(), None)?;
+        let checker = StreamChecker::new(machine.config(), machine.stop(), machine.chain().to_message());
+        let (source, fate) = LiveSource::new(inlet, self.ends.orders.clone(), checker);
+        let mut replayer = Replayer::new(Box::new(source), &machine, disks);
+        replayer.resume(&machine)?;
+        let base = state.position;
+        let kept = Rc::new(RefCell::new(Kept::default()));
+        let (sink, released) = (kept.clone(), self.ends.released.clone());
+        replayer.on_effect(move |batch, effect| {
+            sink.borrow_mut()
+                .push(base + batch + 1, effect, released.load(Ordering::Acquire));
+        });
+        let reports = self.ends.reports.clone();
+        replayer.on_batch(move |batches, stop| {
+            let _ = reports.send(Report::Verified(base + batches, stop));
+        });
+        tracing::info!(
+            stop = machine.stop(),
+            milliseconds = begin.elapsed().as_millis() as u64,
+            "the machine is here"
+        );
+        Ok((machine, replayer, kept, fate))
+    }
+}
+
+type Built = (Machine, Replayer, Rc<RefCell<Kept>>, Rc<RefCell<super::source::Fate>>);
+
+/// A machine all of which has come.
+struct Whole {
+    memory: Memory,
+    state: Box<JoinState>,
+    inlet: Inlet,
+}
+
+fn with(arriving: &mut Option<Arriving>, then: impl FnOnce(&mut Arriving) -> Result<()>) -> Result<()> {
+    // What comes late for a machine that was thrown away is nobody's.
+    arriving.as_mut().map_or(Ok(()), then)
+}
+
+fn prepare(hello: &Hello, inlet: Inlet, devices: &HostDevices) -> Result<Arriving> {
+    let config = hello.machine.clone().context("the hello has no machine")?;
+    devices.check(&config)?;
+    Ok(Arriving {
+        memory: Memory::new(config.memory_bytes)?,
+        config,
+        inlet,
+        pages: 0,
+        state: None,
+    })
+}
+
+fn take_pages(arriving: &mut Arriving, chunk: &PageChunk, weight: u32) -> Result<()> {
+    arriving.inlet.room.add_permits(weight as usize);
+    let memory = &arriving.memory;
+    let limit = memory.frame(memory.page_count() - 1) + 1;
+    let pages = unpack_pages(chunk, limit)?;
+    for (frame, page) in pages.iter() {
+        memory.write_page(frame, page)?;
+    }
+    arriving.pages += pages.len() as u64;
+    Ok(())
+}
+
+/// The machine, if all its pages and its state are there.
+fn take_whole(arriving: &mut Option<Arriving>) -> Option<Whole> {
+    let is_whole = arriving.as_ref().is_some_and(|arriving| {
+        arriving
+            .state
+            .as_ref()
+            .is_some_and(|state| arriving.pages >= state.pages)
+    });
+    let arriving = if is_whole { arriving.take() } else { None };
+    let Arriving {
+        memory,
+        state,
+        inlet,
+        config,
+        ..
+    } = arriving?;
+    let mut state = state?;
+    // What the machine is built from was checked when the hello came.
+    if let Some(header) = &mut state.machine {
+        header.machine = Some(config);
+    }
+    Some(Whole { memory, state, inlet })
+}

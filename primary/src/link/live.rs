@@ -1,0 +1,503 @@
+//! The primary's end of the link: a thread that runs the session over QUIC and lets effects go.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use lockstep_logcodec::{packed::pack, record::kind};
+use lockstep_proto::session::{
+    Gate, MAX_CONTROL_BYTES, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record, Timing, Unprotected, Verdict,
+};
+use lockstep_proto::{HeartbeatReply, Hello, JoinState, ToBackup, ToPrimary, to_backup};
+use lockstep_vmm::devices::Effect;
+use prost::Message;
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle as Task;
+
+use super::net::{self, FrameStream};
+use super::port::{Command, JoinChannels, LogItem, PortEnds, log_channel};
+use super::wire::{self, BULK_STREAM, LOG_STREAM};
+use crate::host::clock::monotonic;
+use crate::host::inbox::Bell;
+use crate::host::outputs::Outputs;
+use crate::recorder::pack_delta;
+
+/// From one attempt to reach the peer to the next.
+const REDIAL: Duration = Duration::from_millis(200);
+/// Chunks of a join that may wait for the network.
+const BULK_QUEUE: usize = 16;
+/// Log items written together.
+const WRITE_TOGETHER: usize = 64;
+
+/// Asks the arbiter to replace a record, and calls back with what it said.
+pub type Ask = Box<dyn FnMut(Record, Record, Box<dyn FnOnce(Verdict) + Send>) + Send>;
+
+/// What the primary's end needs.
+pub struct LiveOptions {
+    /// Who it is and what it runs.
+    pub hello: Hello,
+    /// The arbiter's record that it holds.
+    pub record: Record,
+    /// How fast it notices that the backup is gone.
+    pub timing: Timing,
+    /// Why the machine is not protected yet.
+    pub why: Unprotected,
+    /// Where the backup listens.
+    pub peer: SocketAddr,
+    /// The backup's name, as in its certificate.
+    pub peer_name: String,
+    /// TLS of this side.
+    pub tls: rustls::ClientConfig,
+    /// The arbiter.
+    pub ask: Ask,
+    /// Where effects go.
+    pub outputs: Outputs,
+    /// Wakes the vCPU thread for a command.
+    pub bell: Bell,
+    /// Told when the state changes.
+    pub status: Status,
+}
+
+/// What the link tells about itself.
+#[derive(Clone, Default)]
+pub struct Status(Arc<Mutex<StatusInner>>);
+
+/// A moment's status.
+#[derive(Clone, Debug, Default)]
+pub struct StatusInner {
+    /// The session's state in words: `protected`, `not-protected (need-backup)` and so on.
+    pub state: String,
+    /// The term held.
+    pub term: u64,
+    /// The peer, if it is connected.
+    pub peer: String,
+    /// Position of the log that the peer has received, and that it has verified.
+    pub received: u64,
+    /// See above.
+    pub verified: u64,
+    /// Effects' position that left last.
+    pub released: u64,
+}
+
+impl Status {
+    /// The status now.
+    pub fn get(&self) -> StatusInner {
+        self.0.lock().map(|inner| inner.clone()).unwrap_or_default()
+    }
+
+    /// Changes it. True when the state's words are new.
+    pub fn set(&self, new: StatusInner) -> bool {
+        let Ok(mut inner) = self.0.lock() else { return false };
+        let changed = inner.state != new.state;
+        *inner = new;
+        changed
+    }
+}
+
+/// The state in the words that operators know (docs/protocol.md).
+pub fn describe(state: &PrimaryState) -> String {
+    use lockstep_proto::session::Freeze;
+    let reason = |why: &Unprotected| match why {
+        Unprotected::NeedBackup => "need-backup".to_owned(),
+        Unprotected::LostConnection => "lost-connection".into(),
+        Unprotected::Divergence => "divergence".into(),
+        Unprotected::Refused(reason) => format!("refused: {reason}"),
+    };
+    match state {
+        PrimaryState::Alone(why) => format!("not-protected ({})", reason(why)),
+        PrimaryState::Greeting | PrimaryState::Syncing | PrimaryState::Naming => "syncing".into(),
+        PrimaryState::Protected => "protected".into(),
+        PrimaryState::Fencing(why) => format!("fencing ({})", reason(why)),
+        PrimaryState::Frozen(Freeze::LostTerm) => "frozen (lost-term)".into(),
+        PrimaryState::Frozen(Freeze::NoArbiter) => "frozen (no-arbiter)".into(),
+    }
+}
+
+/// The link's thread. Dropping it ends the session.
+pub struct Live {
+    stop: mpsc::Sender<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Live {
+    /// Starts it.
+    pub fn start(options: LiveOptions, ends: PortEnds) -> io::Result<Self> {
+        let (stop, stopped) = mpsc::channel(1);
+        let thread = std::thread::Builder::new().name("link".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let result = runtime
+                .context("tokio runtime")
+                .and_then(|runtime| runtime.block_on(run(options, ends, stopped)));
+            if let Err(error) = result {
+                tracing::error!("the link has failed: {error:#}; nothing leaves the machine any more");
+            }
+        })?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // A full channel has the request already.
+        let _ = self.stop.try_send(());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What comes to the link's thread from its own tasks. The number tells the connection, for those of an old one.
+enum Event {
+    Connected(u64, Connection, SendStream, RecvStream),
+    DialFailed(String),
+    Message(u64, ToPrimary),
+    Reply(u64, HeartbeatReply),
+    Closed(u64, String),
+    State(u64, Box<JoinState>),
+    Verdict(Verdict),
+}
+
+/// The present connection.
+struct Peer {
+    number: u64,
+    connection: Connection,
+    control: mpsc::UnboundedSender<Bytes>,
+    tasks: Vec<Task<()>>,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+struct Loop {
+    session: Primary,
+    gate: Gate<Vec<Effect>>,
+    outputs: Outputs,
+    commands: crossbeam_channel::Sender<Command>,
+    bell: Bell,
+    ask: Ask,
+    status: Status,
+    events: mpsc::UnboundedSender<Event>,
+    peer: Option<Peer>,
+    dials: u64,
+    dialing: bool,
+    last_problem: String,
+    peer_name: String,
+}
+
+async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiver<()>) -> Result<()> {
+    let (events, mut incoming) = mpsc::unbounded_channel();
+    let endpoint = net::dialer(options.peer)?;
+    // A silent connection is the session's business; QUIC's own limit only cleans up.
+    let idle = Duration::from_nanos(options.timing.deadline) * 4;
+    let client = net::client_config(options.tls, idle)?;
+    let mut state = Loop {
+        session: Primary::new(options.hello, options.record, options.timing, options.why),
+        gate: Gate::default(),
+        outputs: options.outputs,
+        commands: ends.commands,
+        bell: options.bell,
+        ask: options.ask,
+        status: options.status,
+        events,
+        peer: None,
+        dials: 0,
+        dialing: false,
+        last_problem: String::new(),
+        peer_name: options.peer_name,
+    };
+    let mut redial = tokio::time::interval(REDIAL);
+    redial.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        state.pump();
+        let now = monotonic();
+        let wake = state.session.wake().map_or(Duration::from_secs(1), |at| {
+            Duration::from_nanos(at.saturating_sub(now))
+        });
+        tokio::select! {
+            biased;
+            _ = stopped.recv() => break,
+            Some(event) = incoming.recv() => state.event(event),
+            effects = ends.effects.recv() => match effects {
+                Some((position, effects)) => state.gate.push(position, effects),
+                None => break,
+            },
+            _ = redial.tick() => state.dial(&endpoint, &client, options.peer),
+            () = tokio::time::sleep(wake) => {}
+        }
+        state.session.handle(monotonic(), PrimaryInput::Tick);
+    }
+    state.finish(&endpoint).await;
+    Ok(())
+}
+
+impl Loop {
+    /// Ends the session in order: what is committed has left.
+    async fn finish(&mut self, endpoint: &Endpoint) {
+        self.pump();
+        if let Some(peer) = self.peer.take() {
+            net::close(&peer.connection, "the primary has ended");
+        }
+        // Lets the close go out; a peer that does not answer is not waited for.
+        let _ = tokio::time::timeout(Duration::from_millis(100), endpoint.wait_idle()).await;
+    }
+
+    fn dial(&mut self, endpoint: &Endpoint, client: &quinn::ClientConfig, to: SocketAddr) {
+        if self.dialing || self.peer.is_some() || !matches!(self.session.state(), PrimaryState::Alone(_)) {
+            return;
+        }
+        self.dialing = true;
+        self.dials += 1;
+        let (events, number) = (self.events.clone(), self.dials);
+        let connecting = endpoint.connect_with(client.clone(), to, &self.peer_name);
+        tokio::spawn(async move {
+            let result = async {
+                let connection = connecting?.await?;
+                let (control, replies) = connection.open_bi().await?;
+                anyhow::Ok((connection, control, replies))
+            };
+            let event = match result.await {
+                Ok((connection, control, replies)) => Event::Connected(number, connection, control, replies),
+                Err(error) => Event::DialFailed(format!("{error:#}")),
+            };
+            let _ = events.send(event);
+        });
+    }
+
+    fn is_current(&self, number: u64) -> bool {
+        self.peer.as_ref().is_some_and(|peer| peer.number == number)
+    }
+
+    fn event(&mut self, event: Event) {
+        let now = monotonic();
+        let input = match event {
+            Event::Connected(number, connection, control, replies) => {
+                self.dialing = false;
+                self.peer = Some(self.connected(number, connection, control, replies));
+                // The name that its certificate was checked for.
+                PrimaryInput::Connected(self.peer_name.clone())
+            }
+            Event::DialFailed(problem) => {
+                self.dialing = false;
+                if problem != self.last_problem {
+                    tracing::info!("the backup is not reached: {problem}");
+                    self.last_problem = problem;
+                }
+                return;
+            }
+            Event::Message(number, message) if self.is_current(number) => PrimaryInput::Message(message),
+            Event::Reply(number, reply) if self.is_current(number) => PrimaryInput::Reply(reply),
+            Event::Closed(number, reason) if self.is_current(number) => {
+                tracing::info!("the connection to the backup is gone: {reason}");
+                self.peer = None;
+                PrimaryInput::Disconnected
+            }
+            Event::State(number, state) if self.is_current(number) => {
+                self.send(&ToBackup {
+                    kind: Some(to_backup::Kind::State(*state)),
+                });
+                PrimaryInput::StateSent
+            }
+            Event::Verdict(verdict) => PrimaryInput::Arbiter(verdict),
+            _ => return,
+        };
+        self.session.handle(now, input);
+    }
+
+    fn connected(&self, number: u64, connection: Connection, control: SendStream, replies: RecvStream) -> Peer {
+        let (sender, messages) = mpsc::unbounded_channel();
+        let tasks = vec![
+            tokio::spawn(net::write_all(control, messages)),
+            tokio::spawn(read_control(number, replies, self.events.clone())),
+            tokio::spawn(read_datagrams(number, connection.clone(), self.events.clone())),
+            tokio::spawn(wait_closed(number, connection.clone(), self.events.clone())),
+        ];
+        Peer {
+            number,
+            connection,
+            control: sender,
+            tasks,
+        }
+    }
+
+    fn send(&self, message: &ToBackup) {
+        if let Some(peer) = &self.peer {
+            // A closed writer belongs to a connection whose end is on its way here.
+            let _ = peer.control.send(wire::frame(0, message));
+        }
+    }
+
+    fn command(&self, command: Command) {
+        // The vCPU thread ends before this one only when the process does.
+        let _ = self.commands.send(command);
+        self.bell.ring();
+    }
+
+    /// Does what the session wants, and lets go what may go.
+    fn pump(&mut self) {
+        while let Some(action) = self.session.poll() {
+            self.act(action);
+        }
+        self.release();
+        self.tell();
+    }
+
+    fn release(&mut self) {
+        // The limit is asked for anew before each turn's effects: the lease may have run out meanwhile.
+        while let Some(effects) = self.gate.pop(self.session.release_limit(monotonic())) {
+            for effect in &effects {
+                self.outputs.emit(effect);
+            }
+        }
+        self.session.note_released(self.gate.released());
+    }
+
+    fn act(&mut self, action: PrimaryAction) {
+        match action {
+            PrimaryAction::Send(message) => self.send(&message),
+            PrimaryAction::Heartbeat(heartbeat) => {
+                if let Some(peer) = &self.peer {
+                    // A datagram may be lost anyway.
+                    let _ = peer.connection.send_datagram(heartbeat.encode_to_vec().into());
+                }
+            }
+            PrimaryAction::BeginJoin => self.begin_join(),
+            PrimaryAction::EndLog => self.command(Command::EndLog),
+            PrimaryAction::Disconnect(reason) => {
+                if let Some(peer) = self.peer.take() {
+                    tracing::info!("closing the connection to the backup: {reason}");
+                    net::close(&peer.connection, &reason);
+                }
+            }
+            PrimaryAction::Arbitrate { expected, new } => {
+                let events = self.events.clone();
+                (self.ask)(
+                    expected,
+                    new,
+                    Box::new(move |verdict| {
+                        let _ = events.send(Event::Verdict(verdict));
+                    }),
+                );
+            }
+            PrimaryAction::Freeze(why) => self.command(Command::Freeze(why)),
+            PrimaryAction::Thaw => self.command(Command::Thaw),
+            PrimaryAction::Report(report) => tracing::error!("the backup diverged:\n{report}"),
+        }
+    }
+
+    fn begin_join(&mut self) {
+        let Some(peer) = &mut self.peer else { return };
+        let (bulk, chunks) = mpsc::channel(BULK_QUEUE);
+        let (log, items) = log_channel();
+        let (number, events) = (peer.number, self.events.clone());
+        peer.tasks
+            .push(tokio::spawn(write_bulk(peer.connection.clone(), chunks)));
+        peer.tasks.push(tokio::spawn(write_log(peer.connection.clone(), items)));
+        let state = Box::new(move |state| {
+            let _ = events.send(Event::State(number, Box::new(state)));
+        });
+        self.command(Command::BeginJoin(JoinChannels { bulk, log, state }));
+    }
+
+    fn tell(&self) {
+        let session = &self.session;
+        let state = describe(session.state());
+        let changed = self.status.set(StatusInner {
+            state: state.clone(),
+            term: session.record().term,
+            received: session.ack().received,
+            verified: session.ack().verified,
+            released: self.gate.released(),
+            peer: session.peer().into(),
+        });
+        if changed {
+            tracing::info!(term = session.record().term, "{state}");
+        }
+    }
+}
+
+async fn read_control(number: u64, stream: RecvStream, events: mpsc::UnboundedSender<Event>) {
+    let mut messages = FrameStream::new(stream, MAX_CONTROL_BYTES);
+    let reason = loop {
+        match messages.message().await {
+            Ok(Some(message)) => {
+                let _ = events.send(Event::Message(number, message));
+            }
+            Ok(None) => break "the backup has closed the control stream".to_owned(),
+            Err(error) => break error.to_string(),
+        }
+    };
+    let _ = events.send(Event::Closed(number, reason));
+}
+
+async fn read_datagrams(number: u64, connection: Connection, events: mpsc::UnboundedSender<Event>) {
+    while let Ok(bytes) = connection.read_datagram().await {
+        // One that does not decode is as good as lost.
+        if let Ok(reply) = wire::decode(bytes) {
+            let _ = events.send(Event::Reply(number, reply));
+        }
+    }
+}
+
+async fn wait_closed(number: u64, connection: Connection, events: mpsc::UnboundedSender<Event>) {
+    let reason = connection.closed().await;
+    let _ = events.send(Event::Closed(number, reason.to_string()));
+}
+
+async fn write_bulk(connection: Connection, mut chunks: mpsc::Receiver<Bytes>) {
+    let Ok(mut stream) = connection.open_uni().await else {
+        return;
+    };
+    let _ = stream.set_priority(-1);
+    if stream.write_all(&[BULK_STREAM]).await.is_err() {
+        return;
+    }
+    while let Some(bytes) = chunks.recv().await {
+        if stream.write_chunk(bytes).await.is_err() {
+            return;
+        }
+    }
+    let _ = stream.finish();
+}
+
+async fn write_log(connection: Connection, mut items: mpsc::Receiver<LogItem>) {
+    let Ok(mut stream) = connection.open_uni().await else {
+        return;
+    };
+    let _ = stream.set_priority(1);
+    if stream.write_all(&[LOG_STREAM]).await.is_err() {
+        return;
+    }
+    let mut waiting = Vec::with_capacity(WRITE_TOGETHER);
+    while items.recv_many(&mut waiting, WRITE_TOGETHER).await > 0 {
+        let mut chunks = Vec::new();
+        for item in waiting.drain(..) {
+            match item {
+                LogItem::Batch(batch) => chunks.push(wire::frame(kind::BATCH as u8, &pack(&batch))),
+                LogItem::Pages(frames, pages) => match pack_delta(&frames, &pages) {
+                    Ok(packed) => chunks.extend(packed.iter().map(|chunk| wire::frame(kind::PAGES as u8, chunk))),
+                    Err(error) => {
+                        net::close(&connection, &error.to_string());
+                        return;
+                    }
+                },
+            }
+        }
+        if stream.write_all_chunks(&mut chunks).await.is_err() {
+            return;
+        }
+    }
+    let _ = stream.finish();
+}

@@ -1,0 +1,156 @@
+//! The vCPU thread's end of the link: effects and log go in, commands come out.
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use lockstep_proto::session::Freeze;
+use lockstep_proto::{Batch, JoinState};
+use lockstep_vmm::devices::Effect;
+use tokio::sync::mpsc;
+
+use super::join::{Final, Joining};
+use crate::host::inbox::Bell;
+
+/// Log items that may wait for the network; then the vCPU waits.
+const LOG_QUEUE: usize = 256;
+/// Turns whose effects may wait for the link's thread; then the vCPU waits.
+const EFFECT_QUEUE: usize = 4096;
+
+/// What the link asks of the vCPU thread.
+pub enum Command {
+    /// Memory is wanted by a new backup, and the log after it.
+    BeginJoin(JoinChannels),
+    /// The backup is gone.
+    EndLog,
+    /// Stand still.
+    Freeze(Freeze),
+    /// Go on.
+    Thaw,
+}
+
+/// Where a join's parts go.
+pub struct JoinChannels {
+    /// Frames of the bulk stream.
+    pub bulk: mpsc::Sender<bytes::Bytes>,
+    /// The log.
+    pub log: mpsc::Sender<LogItem>,
+    /// The state, once all pages are on their way.
+    pub state: Box<dyn FnOnce(JoinState) + Send>,
+}
+
+/// A part of the log.
+pub enum LogItem {
+    /// Turns.
+    Batch(Batch),
+    /// Pages of the next batch's forced stop: frames and contents.
+    Pages(Vec<u64>, Vec<u8>),
+}
+
+/// A channel for the log of one backup.
+pub fn log_channel() -> (mpsc::Sender<LogItem>, mpsc::Receiver<LogItem>) {
+    mpsc::channel(LOG_QUEUE)
+}
+
+/// What the link's thread holds of the port.
+pub struct PortEnds {
+    /// Effects with the positions that make them safe.
+    pub effects: mpsc::Receiver<(u64, Vec<Effect>)>,
+    /// To the vCPU thread; ring the bell after sending.
+    pub commands: Sender<Command>,
+}
+
+/// The vCPU thread's end of the link.
+pub struct LinkPort {
+    effects: mpsc::Sender<(u64, Vec<Effect>)>,
+    commands: Receiver<Command>,
+    /// The backup's log, from its join's state on.
+    log: Option<mpsc::Sender<LogItem>>,
+    joining: Option<Joining>,
+    frozen: Option<Freeze>,
+}
+
+impl LinkPort {
+    /// A port and the link's ends of it.
+    pub fn new() -> (Self, PortEnds) {
+        let (effects, effects_out) = mpsc::channel(EFFECT_QUEUE);
+        let (commands_in, commands) = unbounded();
+        let port = Self {
+            effects,
+            commands,
+            log: None,
+            joining: None,
+            frozen: None,
+        };
+        let ends = PortEnds {
+            effects: effects_out,
+            commands: commands_in,
+        };
+        (port, ends)
+    }
+
+    /// Whether a backup gets the log.
+    pub fn is_logging(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Hands effects over. False when the link is gone: nothing may leave any more.
+    pub fn effects(&self, position: u64, effects: Vec<Effect>) -> bool {
+        self.effects.blocking_send((position, effects)).is_ok()
+    }
+
+    /// Hands a part of the log over. When the backup is gone, the log ends.
+    pub fn log(&mut self, item: LogItem) {
+        if self.log.as_ref().is_some_and(|log| log.blocking_send(item).is_err()) {
+            self.log = None;
+        }
+    }
+
+    /// Whether the vCPU thread has something to do between two steps.
+    pub fn has_errand(&self) -> bool {
+        !self.commands.is_empty() || self.frozen.is_some() || self.joining.as_ref().is_some_and(Joining::is_ready)
+    }
+
+    /// The next command, if there is one.
+    pub fn command(&self) -> Option<Command> {
+        self.commands.try_recv().ok()
+    }
+
+    /// Stands still, or goes on.
+    pub fn set_frozen(&mut self, frozen: Option<Freeze>) {
+        self.frozen = frozen;
+    }
+
+    /// Why the machine stands still, if it does.
+    pub fn frozen(&self) -> Option<Freeze> {
+        self.frozen
+    }
+
+    /// Begins to copy memory to a new backup.
+    pub fn begin_join(
+        &mut self,
+        memory: &mut lockstep_vmm::memory::Memory,
+        channels: JoinChannels,
+        bell: Bell,
+    ) -> std::io::Result<()> {
+        self.end_log(memory);
+        self.joining = Some(Joining::start(memory, channels, bell)?);
+        Ok(())
+    }
+
+    /// The join that waits for the machine's state, if one does; from here on the log goes to its backup.
+    pub fn take_ready_join(&mut self) -> Option<Joining> {
+        let ready = self.joining.as_ref().is_some_and(Joining::is_ready);
+        if ready { self.joining.take() } else { None }
+    }
+
+    /// Ends a join: its state goes out, and the log goes on from there.
+    pub fn finish_join(&mut self, mut joining: Joining, state: Final) {
+        self.log = joining.finish(state);
+    }
+
+    /// The backup is gone.
+    pub fn end_log(&mut self, memory: &mut lockstep_vmm::memory::Memory) {
+        self.log = None;
+        if self.joining.take().is_some() {
+            memory.end_watch();
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What makes a machine one of a pair: who this node is, where the other one is, and who decides between them.
+
+use std::net::SocketAddr;
+
+use lockstep_proto::Hello;
+use lockstep_proto::session::{Record, Timing, Unprotected};
+use lockstep_vmm::machine::Machine;
+
+use crate::host::inbox::Bell;
+use crate::host::outputs::Outputs;
+use crate::link::live::{Ask, LiveOptions, Status};
+
+/// One end of a pair, as the node that holds the term.
+pub struct Pair {
+    /// This node's name, as in its certificate.
+    pub node: String,
+    /// The machine's name.
+    pub machine_name: String,
+    /// Where the other node listens.
+    pub peer: SocketAddr,
+    /// Its name, as in its certificate.
+    pub peer_name: String,
+    /// TLS of this side.
+    pub tls: rustls::ClientConfig,
+    /// The arbiter.
+    pub ask: Ask,
+    /// The arbiter's record, which this node holds.
+    pub record: Record,
+    /// Why the machine is not protected yet.
+    pub why: Unprotected,
+    /// How fast the other's death is noticed.
+    pub timing: Timing,
+    /// Told what happens.
+    pub status: Status,
+}
+
+impl Pair {
+    /// What the link needs, for `machine`.
+    pub(crate) fn into_live(self, machine: &Machine, host_class: &str, outputs: Outputs, bell: Bell) -> LiveOptions {
+        LiveOptions {
+            hello: Hello {
+                node: self.node,
+                machine_name: self.machine_name,
+                machine: Some(machine.config().clone()),
+                host_class: host_class.into(),
+                ..Hello::default()
+            },
+            record: self.record,
+            timing: self.timing,
+            why: self.why,
+            peer: self.peer,
+            peer_name: self.peer_name,
+            tls: self.tls,
+            ask: self.ask,
+            outputs,
+            bell,
+            status: self.status,
+        }
+    }
+}
