@@ -36,7 +36,7 @@ mod tests {
     #[test]
     fn what_left_is_forgotten() {
         let mut kept = Kept::default();
-        let effect = |byte: u8| Effect::Console(vec![byte].into());
+        let effect = |byte: u8| Effect::Console(vec![byte]);
         for position in 1..=4 {
             kept.push(position, effect(position as u8), position / 2);
         }
