@@ -10,6 +10,7 @@ pub mod process;
 pub mod run;
 pub mod snapshot;
 pub mod tamper;
+pub mod tiny;
 pub mod transcript;
 pub mod verify;
 

@@ -16,8 +16,10 @@ pub enum Value {
     Console,
     /// A byte of a received frame.
     Frame,
-    /// A random number.
+    /// What a trapped RDRAND or RDSEED gave: a bit of the high half.
     Random,
+    /// A byte that the entropy device gave.
+    Entropy,
 }
 
 impl Value {
@@ -46,6 +48,16 @@ impl Value {
                 frame.data = bytes.into();
                 true
             }),
+            Self::Entropy => turn
+                .entropy
+                .iter_mut()
+                .find(|bytes| !bytes.is_empty())
+                .is_some_and(|answer| {
+                    let mut bytes = answer.to_vec();
+                    bytes[0] ^= 1 << 2;
+                    *answer = bytes.into();
+                    true
+                }),
         }
     }
 }

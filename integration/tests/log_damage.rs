@@ -6,11 +6,15 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use iced_x86::code_asm::{CodeAssembler, eax, ebx, ecx, rax, rbx};
 use lockstep_integration::gate::require_kvm;
 use lockstep_integration::tamper::{self, Value, segment};
-use lockstep_integration::{Booted, Kind, Verify, work_dir};
+use lockstep_integration::{Booted, Kind, Run, Verify, tiny, work_dir};
+use lockstep_vmm::micro::Body;
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// Each draws two random numbers: enough for some batches, which end after 64 KiB or earlier.
+const ROUNDS: u32 = 8000;
 
 /// One recording for all tests here, with some of each kind of input that a machine without disk and NIC has.
 fn recording() -> Result<&'static Path> {
@@ -24,7 +28,8 @@ fn record() -> Result<PathBuf> {
     let mut run = Booted::get(Kind::Shell)?.go_on()?.record(&log).start()?;
     run.wait_for("lockstep#", LIMIT)?;
     for number in 0..6 {
-        run.type_text(&format!("sleep 0.2; echo LINE $(({number} + 10))\n"))?;
+        let entropy = "dd if=/dev/hwrng bs=64 count=4 2>/dev/null | cksum";
+        run.type_text(&format!("sleep 0.2; {entropy}; echo LINE $(({number} + 10))\n"))?;
         run.wait_for(&format!("\nLINE {}", number + 10), LIMIT)?;
     }
     run.terminate()?.report()?;
@@ -38,12 +43,10 @@ fn copy(name: &str) -> Result<PathBuf> {
     Ok(to)
 }
 
-fn names_the_batch(value: Value, share: f64) -> Result<()> {
-    if !require_kvm() {
-        return Ok(());
-    }
-    let to = work_dir(&format!("flip-{value:?}").to_lowercase())?.join("log");
-    let batch = tamper::flip_bit(recording()?, &to, value, share)?;
+/// `share`: how far into the recording `from` a value is changed.
+fn names_the_batch(from: &Path, value: Value, share: f64) -> Result<()> {
+    let to = from.with_file_name(format!("flip-{value:?}").to_lowercase());
+    let batch = tamper::flip_bit(from, &to, value, share)?;
     let verify = Verify::run(&to)?;
     let diverged = verify.diverged_in()?;
     println!(
@@ -59,12 +62,78 @@ fn names_the_batch(value: Value, share: f64) -> Result<()> {
 
 #[test]
 fn a_changed_clock_value_is_found_in_its_batch() -> Result<()> {
-    names_the_batch(Value::Clock, 0.5)
+    if !require_kvm() {
+        return Ok(());
+    }
+    names_the_batch(recording()?, Value::Clock, 0.5)
 }
 
 #[test]
 fn a_changed_typed_byte_is_found_in_its_batch() -> Result<()> {
-    names_the_batch(Value::Console, 0.3)
+    if !require_kvm() {
+        return Ok(());
+    }
+    names_the_batch(recording()?, Value::Console, 0.3)
+}
+
+#[test]
+fn a_changed_byte_of_entropy_is_found_in_its_batch() -> Result<()> {
+    if !require_kvm() {
+        return Ok(());
+    }
+    names_the_batch(recording()?, Value::Entropy, 0.2)
+}
+
+/// Linux is told not to use RDRAND and RDSEED, so a kernel that does nothing else stands in for one that does. As they are
+/// trapped, they never fail.
+fn random_numbers(name: &str, draw: fn(&mut CodeAssembler) -> Body) -> Result<PathBuf> {
+    let dir = work_dir(name)?;
+    let (kernel, log) = (dir.join("kernel"), dir.join("log"));
+    let file = tiny::kernel(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, ROUNDS)?;
+        a.set_label(&mut again)?;
+        draw(a)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.cli()?;
+        a.hlt()
+    })?;
+    fs::write(&kernel, file)?;
+    let run = Run::bare()?
+        .args(["--memory-mib", "16", "--kernel"])
+        .args([&kernel])
+        .record(&log);
+    run.complete(LIMIT)?.report()?;
+    Verify::run(&log)?.identical()?;
+    Ok(log)
+}
+
+#[test]
+fn a_changed_random_number_is_found_in_its_batch() -> Result<()> {
+    if !require_kvm() {
+        return Ok(());
+    }
+    let log = random_numbers("random", |a| {
+        a.rdrand(rax)?;
+        a.add(rbx, rax)?;
+        a.rdseed(rax)?;
+        a.xor(rbx, rax)
+    })?;
+    names_the_batch(&log, Value::Random, 0.5)
+}
+
+/// The guest takes the low half of each number, and a bit of the high half is changed.
+#[test]
+fn a_changed_bit_that_the_guest_never_sees_is_found_in_its_batch() -> Result<()> {
+    if !require_kvm() {
+        return Ok(());
+    }
+    let log = random_numbers("unseen", |a| {
+        a.rdrand(eax)?;
+        a.rdseed(ebx)
+    })?;
+    names_the_batch(&log, Value::Random, 0.5)
 }
 
 #[test]

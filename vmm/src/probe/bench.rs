@@ -11,10 +11,11 @@ use rustix::time::{ClockId, clock_gettime};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::ProbeError;
-use super::guest::{DEVICE_PHYSICAL, DONE, FRAME_PORT, Frame, MARK, MEMORY_BYTES, MicroGuest};
+use super::signals::{DONE, FRAME_PORT, Frame, MARK, reports};
 use crate::cpu::profile::Profile;
 use crate::cpu::{Vm, state};
 use crate::memory::Memory;
+use crate::micro::{GuestError, Handler, MEMORY_BYTES, MicroGuest, NOBODY_PHYSICAL};
 use crate::sys::kick::{KickTimer, Kicks};
 use crate::sys::vcpu::{Exit, RawVcpu};
 
@@ -23,8 +24,8 @@ const ALL_TIME_NS: u64 = 4_000_000_000;
 /// Time that every experiment has at least.
 const LEAST_TIME_NS: u64 = 2_000_000;
 
-const DONE_ADDRESS: u64 = DEVICE_PHYSICAL + DONE;
-const MARK_ADDRESS: u64 = DEVICE_PHYSICAL + MARK;
+const DONE_ADDRESS: u64 = NOBODY_PHYSICAL + DONE;
+const MARK_ADDRESS: u64 = NOBODY_PHYSICAL + MARK;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`.
 pub fn now() -> u64 {
@@ -38,6 +39,8 @@ pub struct Lab {
     timer: KickTimer,
     /// The CPU that the guests see.
     pub profile: Profile,
+    /// What a guest does at an exception or interrupt for which it has no handler of its own.
+    reports: Vec<Handler>,
     /// When all experiments together should be over: what comes later has [`LEAST_TIME_NS`] each.
     ends: u64,
 }
@@ -51,6 +54,7 @@ impl Lab {
             kicks,
             timer,
             profile: Profile::for_this_host().unwrap_or(Profile::Intel1),
+            reports: reports().map_err(GuestError::from)?,
             ends: now() + ALL_TIME_NS,
         })
     }
@@ -148,7 +152,7 @@ impl Bench<'_> {
         self.vm.vcpu.request_window(false);
         let _ = self.vm.vcpu.complete();
         let _ = self.vm.vcpu.fd().set_guest_debug(&kvm_guest_debug::default());
-        guest.load(self.memory.ram())?;
+        guest.load(self.memory.ram(), &self.lab.reports)?;
         // The page tables were written behind KVM's back.
         self.memory
             .reset_slots(&self.vm.fd)

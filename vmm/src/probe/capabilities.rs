@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ProbeError;
 use super::bench::{Bench, Event};
-use super::guest::{DATA, MicroGuest, Ring, done};
 use super::msrs::Outcome;
+use super::signals::done;
+use crate::micro::{DATA, MicroGuest, Ring};
 use crate::sys::perf;
 
 /// What is offered.
@@ -60,7 +61,7 @@ fn dirty_log(bench: &mut Bench<'_>, limit: Duration) -> Result<Outcome, ProbeErr
         a.mov(qword_ptr(rbx), rbx)?;
         a.mov(qword_ptr(rbx + 0x5000), rbx)?;
         done(a)
-    })?;
+    });
     bench.start(&guest, limit)?;
     let collect = |bench: &Bench<'_>| bench.memory().collect_dirty(&bench.vm().fd);
     if let Err(error) = collect(bench) {
@@ -97,7 +98,7 @@ fn frozen(bench: &mut Bench<'_>, ring: Ring, limit: Duration) -> Result<Outcome,
         a.shl(rdx, 32)?;
         a.or(rax, rdx)?;
         done(a)
-    })?;
+    });
     // A tick may fall between the two reads, but hardly three times.
     let mut last = String::new();
     for _ in 0..3 {

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ProbeError;
 use super::bench::{Bench, Event};
-use super::guest::{DEVICE, DEVICE_PHYSICAL, MicroGuest, Ring, done};
 use super::msrs::Outcome;
+use super::signals::done;
+use crate::micro::{MicroGuest, NOBODY, NOBODY_PHYSICAL, Ring};
 use crate::sys::vcpu::Exit;
 
 /// No device is at this port.
@@ -31,18 +32,18 @@ pub struct Completion {
 /// Tries both.
 pub fn survey(bench: &mut Bench<'_>, limit: Duration) -> Result<Completion, ProbeError> {
     let guest = MicroGuest::new(Ring::Kernel, |a| {
-        a.mov(r8, DEVICE)?;
+        a.mov(r8, NOBODY)?;
         a.movups(xmmword_ptr(r8), xmm0)?;
         done(a)
-    })?;
+    });
     let instead = |event: &Event| Outcome::Instead(format!("the guest {}", event.describe()));
     let wide_store = match bench.first(&guest, limit)? {
         Event::Exit(Exit::MmioWrite {
-            addr: DEVICE_PHYSICAL,
+            addr: NOBODY_PHYSICAL,
             len: 8,
             ..
         }) => match bench.complete()? {
-            Some(Exit::MmioWrite { addr, len: 8, .. }) if addr == DEVICE_PHYSICAL + 8 => match bench.complete()? {
+            Some(Exit::MmioWrite { addr, len: 8, .. }) if addr == NOBODY_PHYSICAL + 8 => match bench.complete()? {
                 None if bench.regs()?.rip == guest.address(2) => Outcome::Works,
                 None => Outcome::Instead("the store is not over after its second half".into()),
                 Some(exit) => Outcome::Instead(format!("a third exit: {exit:?}")),
@@ -58,7 +59,7 @@ pub fn survey(bench: &mut Bench<'_>, limit: Duration) -> Result<Completion, Prob
             a.inc(rbx)?;
         }
         done(a)
-    })?;
+    });
     let event = bench.first(&guest, limit)?;
     let ready_too_early = bench.vcpu().ready_for_interrupt();
     let after_sti = match event {

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ProbeError;
 use super::bench::{Bench, Event, vector_name};
-use super::guest::{MicroGuest, Ring, done};
+use super::signals::done;
+use crate::micro::{MicroGuest, Ring};
 use crate::sys::vcpu::Exit;
 
 /// Instructions stepped over.
@@ -110,7 +111,7 @@ fn step(bench: &mut Bench<'_>, ring: Ring, limit: Duration) -> Result<Aid, Probe
             a.lea(rdx, rbx + 1)?;
         }
         done(a)
-    })?;
+    });
     bench.start(&guest, limit)?;
     let debug = kvm_guest_debug {
         control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
@@ -170,7 +171,7 @@ fn breakpoint(bench: &mut Bench<'_>, ring: Ring, limit: Duration, kind: Kind) ->
             }
         }
         done(a)
-    })?;
+    });
     let target = guest.address(TARGET);
     bench.start(&guest, limit)?;
     let mut debug = kvm_guest_debug {

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ProbeError;
 use super::bench::{Bench, Event, vector_name};
-use super::guest::{DATA, MicroGuest, Ring, done};
+use super::signals::done;
+use crate::micro::{DATA, MicroGuest, Ring};
 use crate::sys::vcpu::Exit;
 
 /// What became of one instruction in ring 0.
@@ -88,7 +89,7 @@ pub fn survey(bench: &mut Bench<'_>, limit: Duration) -> Result<Vec<Tried>, Prob
                 a.mov(rcx, rcx)?;
                 body(a)?;
                 done(a)
-            })?
+            })
             .data(DATA, &[0; 4096])
             .data(DATA + 0x800, &0x1f80_u32.to_le_bytes());
             // Six instructions stand before it.

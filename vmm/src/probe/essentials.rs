@@ -10,11 +10,11 @@ use super::ProbeError;
 use super::bench::{Bench, Lab};
 use super::cpuid::{self, CpuidTest, Reads};
 use super::engine::{self, Engine, Rate};
-use super::guest::Ring;
 use super::interrupts::{self, Window};
 use super::paging::{self, Paging};
 use super::sensitive::{self, Sensitive, Sight};
 use super::syscall::{self, Syscall};
+use crate::micro::Ring;
 
 /// The host's CPU as CPUID shows it to this program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

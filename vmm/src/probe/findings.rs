@@ -11,13 +11,13 @@ use super::debugging::{self, Aids};
 use super::emulator::{self, Tried};
 use super::engine::{self, Rate};
 use super::essentials::{self, Essentials};
-use super::guest::Ring;
 use super::interrupts::{self, Window};
 use super::msrs::{self, Msrs, Outcome};
 use super::paging::{self, PagingTest};
 use super::sensitive::{self, Seen};
 use super::timing::{self, Timing};
 use super::{ProbeError, syscall, transfer};
+use crate::micro::Ring;
 
 /// What an experiment found, or why it could not be made.
 pub type Tested<T> = Result<T, String>;

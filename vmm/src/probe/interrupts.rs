@@ -16,8 +16,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ProbeError;
 use super::bench::{Bench, Event};
-use super::guest::{DATA, FLAG_IF, FLAG_IOPL, GuestError, MicroGuest, Ring, USER_CS, USER_DS, USER_STACK, done, mark};
 use super::msrs::Outcome;
+use super::signals::{done, mark};
+use crate::micro::{DATA, FLAG_IF, MicroGuest, Ring, USER_CS, USER_DS, USER_STACK};
 use crate::sys::vcpu::Exit;
 
 /// Runs with a window pending. Their waits with IF=0 differ, so that none of them fits a period of the host's.
@@ -55,9 +56,9 @@ impl fmt::Display for Window {
 }
 
 /// Waits with interrupts off for `wait` rounds, then turns them on for `ring`, and counts in RBX from the first
-/// instruction at which an interrupt may come.
-fn window_guest(ring: Ring, wait: u64) -> Result<(MicroGuest, u64), GuestError> {
-    let guest = MicroGuest::new(Ring::Kernel, |a| {
+/// instruction at which an interrupt may come, at [`DATA`].
+fn window_guest(ring: Ring, wait: u64) -> MicroGuest {
+    MicroGuest::new(Ring::Kernel, |a| {
         let mut again = a.create_label();
         a.mov(rcx, wait)?;
         a.set_label(&mut again)?;
@@ -73,13 +74,13 @@ fn window_guest(ring: Ring, wait: u64) -> Result<(MicroGuest, u64), GuestError> 
             Ring::User => {
                 a.push(i32::from(USER_DS))?;
                 a.push(USER_STACK as i32)?;
-                a.push((FLAG_IF | FLAG_IOPL | 2) as i32)?;
+                a.push((FLAG_IF | 2) as i32)?;
                 a.push(i32::from(USER_CS))?;
                 a.push(DATA as i32)?;
                 a.iretq()
             }
         }
-    })?
+    })
     .code(DATA, |a| {
         let mut again = a.create_label();
         a.set_label(&mut again)?;
@@ -87,8 +88,7 @@ fn window_guest(ring: Ring, wait: u64) -> Result<(MicroGuest, u64), GuestError> 
         a.cmp(rbx, ROUNDS)?;
         a.jb(again)?;
         done(a)
-    })?;
-    Ok((guest, DATA))
+    })
 }
 
 /// Asks for a window before the guest starts and looks where it comes. `patient`: makes all runs even when an early one
@@ -96,7 +96,7 @@ fn window_guest(ring: Ring, wait: u64) -> Result<(MicroGuest, u64), GuestError> 
 pub fn window(bench: &mut Bench<'_>, ring: Ring, patient: bool, limit: Duration) -> Result<Window, ProbeError> {
     let mut late = Vec::new();
     for run in 0..RUNS {
-        let (guest, first) = window_guest(ring, 50 + 37 * run)?;
+        let guest = window_guest(ring, 50 + 37 * run);
         bench.start(&guest, limit)?;
         bench.vcpu().request_window(true);
         let event = bench.next_event();
@@ -104,7 +104,7 @@ pub fn window(bench: &mut Bench<'_>, ring: Ring, patient: bool, limit: Duration)
         match event {
             Event::Exit(Exit::Window) => {
                 let regs = bench.regs()?;
-                let is_first = regs.rip == first && regs.rbx == 0;
+                let is_first = regs.rip == DATA && regs.rbx == 0;
                 late.push(if is_first { 0 } else { regs.rbx.max(1) });
             }
             Event::Done => return Ok(Window::Never),
@@ -135,7 +135,7 @@ pub fn injection(bench: &mut Bench<'_>, ring: Ring, limit: Duration) -> Result<O
                 a.inc(rbx)?;
             }
             done(a)
-        })?
+        })
         .with_flags(FLAG_IF);
         // MOV, DEC, JNE, the mark.
         let next = guest.address(4);

@@ -1,9 +1,9 @@
 //! The probe: what this host's KVM does, found out by experiments with micro-guests, and the strategies that follow.
 //!
 //! The program never asks which host it is on; it asks how the host behaves. Each experiment stands in a file of its
-//! own with what it decides; any outcome is a result. [`guest`] builds micro-guests, [`bench`] runs them under a time
-//! limit, [`essentials`] is the part that every start needs, [`findings`] makes all of them, [`strategy`] draws the
-//! conclusions, `facts` and `report` word them.
+//! own with what it decides; any outcome is a result. [`mod@bench`] runs [micro-guests](crate::micro) under a time
+//! limit, [`signals`] is what they say there, [`essentials`] is the part that every start needs, [`findings`] makes all
+//! of them, [`strategy`] draws the conclusions, `facts` and `report` word them.
 //!
 //! Experiments run on a thread of their own, so that their kicks do not meet those of a machine on the caller's.
 
@@ -17,12 +17,12 @@ pub mod engine;
 pub mod essentials;
 mod facts;
 pub mod findings;
-pub mod guest;
 pub mod interrupts;
 pub mod msrs;
 pub mod paging;
 mod report;
 pub mod sensitive;
+pub mod signals;
 pub mod strategy;
 pub mod syscall;
 #[cfg(test)]
@@ -35,8 +35,8 @@ use std::thread;
 use thiserror::Error;
 
 use crate::cpu::{StateError, VmError};
+use crate::micro::GuestError;
 use bench::Lab;
-use guest::GuestError;
 
 pub use essentials::Essentials;
 pub use facts::Fact;

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ProbeError;
 use super::bench::{Bench, Event};
-use super::guest::{MicroGuest, Ring, done};
+use super::signals::done;
 use crate::cpu::msr;
+use crate::micro::{MicroGuest, Ring};
 use crate::sys::vcpu::Exit;
 
 /// An MSR that no CPU has (Intel SDM volume 4 reserves 4000_0000H to 4000_00FFH for it).
@@ -65,7 +66,7 @@ pub fn survey(bench: &mut Bench<'_>, limit: Duration) -> Result<Msrs, ProbeError
         a.mov(ecx, msr::TSC)?;
         a.rdmsr()?;
         done(a)
-    })?;
+    });
     let read = match bench.first(&guest, limit)? {
         Event::Exit(Exit::ReadMsr { index: msr::TSC }) => {
             bench.vcpu().answer_msr(Some(VALUE));
@@ -85,7 +86,7 @@ pub fn survey(bench: &mut Bench<'_>, limit: Duration) -> Result<Msrs, ProbeError
         a.mov(edx, (VALUE >> 32) as u32)?;
         a.wrmsr()?;
         done(a)
-    })?;
+    });
     let write = match bench.first(&guest, limit)? {
         Event::Exit(Exit::WriteMsr {
             index: msr::TSC,
@@ -103,7 +104,7 @@ pub fn survey(bench: &mut Bench<'_>, limit: Duration) -> Result<Msrs, ProbeError
         a.mov(ecx, NO_MSR)?;
         a.rdmsr()?;
         done(a)
-    })?;
+    });
     let unknown = match bench.first(&guest, limit)? {
         Event::Exit(Exit::ReadMsr { index: NO_MSR }) => {
             bench.vcpu().answer_msr(None);
@@ -118,7 +119,7 @@ pub fn survey(bench: &mut Bench<'_>, limit: Duration) -> Result<Msrs, ProbeError
         a.mov(ecx, APIC_BASE)?;
         a.rdmsr()?;
         done(a)
-    })?;
+    });
     let apic_base = match bench.first(&guest, limit)? {
         Event::Exit(Exit::ReadMsr { index: APIC_BASE }) => Outcome::Works,
         Event::Done => Outcome::Instead("answered by KVM, whatever the filter says".into()),

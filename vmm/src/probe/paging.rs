@@ -5,17 +5,17 @@
 
 use std::time::{Duration, Instant};
 
-use iced_x86::code_asm::{cr3, qword_ptr, rax, rbx, rcx, rsp};
+use iced_x86::code_asm::{cr3, qword_ptr, rax, rbx, rcx};
 use serde::{Deserialize, Serialize};
 
 use super::ProbeError;
 use super::bench::{Bench, Event};
-use super::guest::{DATA, Handler, MicroGuest, Ring, done, mark};
+use super::signals::{done, mark};
+use crate::micro::{DATA, MicroGuest, Ring, page_entry, page_entry_address};
 
 const PAGE: u64 = DATA;
 const OLD_PAGE: u64 = DATA + 0x1000;
 const NEW_PAGE: u64 = DATA + 0x2000;
-const HANDLER: u64 = DATA + 0x3000;
 const OLD: u64 = 0x1d1d;
 const NEW: u64 = 0x2e2e;
 
@@ -62,15 +62,12 @@ pub fn survey(bench: &mut Bench<'_>, limit: Duration) -> Result<PagingTest, Prob
             mark(a)?;
         }
         done(a)
-    })?
-    .handler(3, Handler::Code(HANDLER))
-    .code(HANDLER, |a| {
+    })
+    .handler(3, |a| {
         a.mov(rcx, cr3)?;
         a.mov(cr3, rcx)?;
-        // Vector and error code.
-        a.add(rsp, 16)?;
         a.iretq()
-    })?
+    })
     .map(PAGE, OLD_PAGE)
     .data(OLD_PAGE, &OLD.to_le_bytes())
     .data(NEW_PAGE, &NEW.to_le_bytes());
@@ -84,7 +81,7 @@ pub fn survey(bench: &mut Bench<'_>, limit: Duration) -> Result<PagingTest, Prob
         }
         read.push(bench.regs()?.rax);
         match number {
-            0 => bench.poke(MicroGuest::entry_address(PAGE), MicroGuest::entry(NEW_PAGE))?,
+            0 => bench.poke(page_entry_address(PAGE), page_entry(NEW_PAGE))?,
             2 => {
                 let start = Instant::now();
                 bench.reset_slots()?;

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::ProbeError;
 use super::bench::{Bench, Event, vector_name};
-use super::guest::{DATA, MicroGuest, Ring, done};
 use super::msrs::Outcome;
+use super::signals::done;
+use crate::micro::{DATA, MicroGuest, Ring};
 use crate::sys::vcpu::Exit;
 
 /// Where SYSCALL goes.
@@ -50,12 +51,12 @@ pub fn survey(bench: &mut Bench<'_>, limit: Duration) -> Result<Syscall, ProbeEr
         a.nop()?;
         // Not reached: the target ends the guest.
         a.ud2()
-    })?
+    })
     .with_syscall(DATA)
     .code(DATA, |a| {
         a.mov(eax, cs)?;
         done(a)
-    })?;
+    });
     Ok(match bench.first(&guest, limit)? {
         Event::Done if bench.regs()?.rax & 3 == 0 => Syscall::EntersKernel,
         Event::Done => Syscall::StaysInUser,
@@ -78,7 +79,7 @@ pub fn int80(bench: &mut Bench<'_>, limit: Duration) -> Result<Outcome, ProbeErr
     let guest = MicroGuest::new(Ring::User, |a| {
         a.int(0x80)?;
         done(a)
-    })?;
+    });
     Ok(match bench.first(&guest, limit)? {
         Event::Frame(frame) if frame.vector == 0x80 && frame.rip == guest.address(1) => Outcome::Works,
         other => Outcome::Instead(format!("the guest {}", other.describe())),

@@ -11,14 +11,15 @@ use super::debugging::{Aid, Aids};
 use super::emulator::{Fate, Tried};
 use super::engine::{Engine, Rate};
 use super::essentials::Cpu;
-use super::guest::{FLAG_IF, MicroGuest, Ring, done, mark};
 use super::interrupts::Window;
 use super::msrs::{Msrs, Outcome};
 use super::paging::{Paging, PagingTest};
 use super::sensitive::{Seen, Sensitive, Sight};
+use super::signals::{done, mark};
 use super::syscall::Syscall;
 use super::timing::Timing;
 use super::*;
+use crate::micro::{FLAG_IF, MicroGuest, Ring};
 use crate::sys::kick::Kicks;
 use crate::sys::vcpu::Exit;
 
@@ -296,14 +297,12 @@ fn a_guest_that_hangs_is_reported_and_does_not_spoil_the_next() {
             let mut stay = a.create_label();
             a.set_label(&mut stay)?;
             a.jmp(stay)
-        })
-        .unwrap();
+        });
         assert_eq!(bench.first(&hangs, Duration::from_millis(5)).unwrap(), Event::Hung);
         let ends = MicroGuest::new(ring, |a| {
             a.mov(ecx, 7)?;
             done(a)
-        })
-        .unwrap();
+        });
         assert_eq!(bench.first(&ends, Duration::from_secs(2)).unwrap(), Event::Done);
         assert_eq!(bench.regs().unwrap().rcx, 7);
     }
@@ -319,8 +318,7 @@ fn a_guest_left_at_an_exit_does_not_spoil_the_next() {
     let asks = MicroGuest::new(Ring::Kernel, |a| {
         a.in_(al, 0xf7_u32)?;
         done(a)
-    })
-    .unwrap();
+    });
     let event = bench.first(&asks, Duration::from_secs(2)).unwrap();
     assert!(matches!(event, Event::Exit(Exit::In { port: 0xf7, .. })), "{event:?}");
     bench.vcpu().answer_in(&[0x55]);
@@ -328,7 +326,6 @@ fn a_guest_left_at_an_exit_does_not_spoil_the_next() {
         mark(a)?;
         done(a)
     })
-    .unwrap()
     .with_flags(FLAG_IF);
     assert_eq!(bench.first(&marks, Duration::from_secs(2)).unwrap(), Event::Mark);
     assert_eq!(

@@ -48,7 +48,7 @@ fn an_epoch_finds_a_flipped_bit_in_memory() {
         return;
     }
     let recording = marks();
-    for at in [DATA + 0x3_0123, MEMORY - 0x1_2000] {
+    for at in [DATA + 0x3_0123, MEMORY_BYTES - 0x1_2000] {
         let result = found(&recording, |machine| {
             machine
                 .memory()

@@ -151,8 +151,8 @@ fn a_delta_changes_a_mapping_that_the_replica_has_cached() {
         // At the first tick only: the later ones run on the replica too.
         a.cmp(qword_ptr(DATA), 1)?;
         a.jne(done)?;
-        a.mov(eax, entry(other) as u32)?;
-        a.mov(dword_ptr(entry_address(page)), eax)?;
+        a.mov(eax, page_entry(other) as u32)?;
+        a.mov(dword_ptr(page_entry_address(page)), eax)?;
         a.invlpg(byte_ptr(page))?;
         a.set_label(&mut done)?;
         a.pop(rax)?;

@@ -10,7 +10,7 @@ use lockstep_vmm::machine::{
 };
 use xxhash_rust::xxh3::Xxh3;
 
-use super::guest::MEMORY;
+use super::guest::MEMORY_BYTES;
 pub use super::record::Micro;
 pub use super::replay::Recording;
 
@@ -115,7 +115,7 @@ impl Step {
 /// 2 MiB of memory and this host's profile.
 pub fn config() -> MachineConfig {
     MachineConfig {
-        memory_bytes: MEMORY,
+        memory_bytes: MEMORY_BYTES,
         cpu_profile: Profile::for_this_host().expect("a profile for this host").name().into(),
         model_revision: MODEL_REVISION,
         ..MachineConfig::default()

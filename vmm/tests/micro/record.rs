@@ -3,7 +3,7 @@
 use lockstep_proto::{Epoch, MachineConfig, Turn};
 use lockstep_vmm::machine::{Delta, Flow, Machine, Oracle, Slice, Stop, StopKind, Taken};
 
-use super::guest::MicroGuest;
+use super::guest::{self, MicroGuest};
 use super::harness::*;
 use super::kicks::Kicker;
 use super::replay::Recording;
@@ -60,7 +60,7 @@ impl Micro {
     pub fn record(self) -> Result<Recording, Fault> {
         let seed = seed();
         let mut machine = Machine::create(self.config.clone())?;
-        self.guest.load(&mut machine);
+        guest::load(&self.guest, &mut machine);
         machine.start_epochs()?;
         let mut between = self.between;
         let images = self.images.clone();
@@ -148,8 +148,7 @@ impl Oracle for Recorder {
         if stop.wants_random {
             turn.random = Some(self.rng.next());
         }
-        let waits =
-            stop.kind == StopKind::Forced || (stop.halted && machine.regs().rflags & super::guest::FLAG_IF != 0);
+        let waits = stop.kind == StopKind::Forced || (stop.halted && machine.regs().rflags & guest::FLAG_IF != 0);
         if waits && let Some(deadline) = machine.devices().deadline() {
             turn.clock = Some(deadline.saturating_sub(machine.now()));
         }

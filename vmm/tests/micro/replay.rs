@@ -6,7 +6,7 @@ use lockstep_proto::{MachineConfig, Turn};
 use lockstep_vmm::machine::{EpochReport, Flow, Machine, Oracle, Slice, Stop, Taken};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::guest::MicroGuest;
+use super::guest::{self, MicroGuest};
 use super::harness::*;
 use super::kicks::Kicker;
 use super::world::World;
@@ -91,7 +91,7 @@ impl Recording {
     /// Replays; `meddle` is called before every step with the number of steps so far. The machine stands where it ended.
     pub fn replay_with(&self, mean: u64, meddle: impl FnMut(&mut Machine, usize)) -> (Machine, Result<(), Fault>) {
         let mut machine = Machine::create(self.config.clone()).expect("a machine like the first");
-        self.guest.load(&mut machine);
+        guest::load(&self.guest, &mut machine);
         machine.start_epochs().expect("epochs like the first's");
         let result = self.go_on(&mut machine, 0, mean, meddle);
         (machine, result)
