@@ -1,7 +1,9 @@
 //! The side of a machine that faces the world: the recorder, its host I/O, and the commands built on them.
 
+mod durable;
 pub mod host;
 pub mod kicker;
+pub mod pki;
 pub mod recorder;
 pub mod recording;
 pub mod session;

@@ -1,5 +1,6 @@
 //! The command line of `lockstep-primary`.
 
+pub mod pki;
 pub mod probe;
 pub mod run;
 
@@ -19,4 +20,6 @@ pub enum Command {
     Run(Box<run::RunOptions>),
     /// Find out by experiment what this host's KVM does, and what follows from it.
     Probe(probe::ProbeOptions),
+    /// Make the certificates that the nodes of a deployment know each other by.
+    Pki(pki::PkiOptions),
 }
