@@ -1,5 +1,6 @@
 //! The other side of a recording: the replayer, which is the oracle that reads the log, and its verifier.
 
+pub mod cli;
 pub mod divergence;
 pub mod feed;
 pub mod open;

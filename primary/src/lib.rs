@@ -1,10 +1,13 @@
 //! The side of a machine that faces the world: the recorder, its host I/O, and the commands built on them.
 
+pub mod arbiter;
 pub mod cli;
+mod durable;
 pub mod host;
 pub mod kicker;
 pub mod link;
 pub mod pair;
+pub mod pki;
 pub mod recorder;
 pub mod recording;
 pub mod session;

@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     let result = match cli::Cli::parse().command {
         cli::Command::Run(options) => cli::run::run(&options),
         cli::Command::Probe(options) => cli::probe::run(&options),
+        cli::Command::Pki(options) => cli::pki::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,7 +14,7 @@ mod replica;
 mod source;
 
 pub use link::{Standby, StandbyOptions};
-pub use replica::{Outcome, Replica, ReplicaOptions};
+pub use replica::{Outcome, Promoted, Replica, ReplicaOptions};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

@@ -1,6 +1,8 @@
 //! The command line of `lockstep-primary`, and what the other programs' share with it.
 
 pub mod args;
+pub mod pair;
+pub mod pki;
 pub mod probe;
 pub mod report;
 pub mod run;
@@ -24,6 +26,8 @@ pub enum Command {
     Run(Box<run::RunOptions>),
     /// Find out by experiment what this host's KVM does, and what follows from it.
     Probe(probe::ProbeOptions),
+    /// Make the certificates that the nodes of a deployment know each other by.
+    Pki(pki::PkiOptions),
 }
 
 /// Messages go to standard error; LOCKSTEP_LOG says which (`info` by default).

@@ -4,12 +4,16 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use lockstep_proto::session::Unprotected;
 use lockstep_vmm::probe::{self, Start};
 use lockstep_vmm::snapshot::Restore;
 
 use super::args::{DeviceArgs, PolicyArgs, RecordArgs, SpanArgs};
+use super::pair::PairArgs;
 use super::report::print_report;
 use super::span::Span;
+use crate::link::live::Status;
+use crate::pair::Pair;
 use crate::recorder::LogOptions;
 use crate::session::{self, Options};
 use crate::start::{self, BootOptions, Started};
@@ -48,11 +52,15 @@ pub struct RunOptions {
     policy: PolicyArgs,
     #[command(flatten)]
     span: SpanArgs,
+    #[command(flatten)]
+    pair: Option<PairArgs>,
 }
 
 /// Runs a machine to its end.
 pub fn run(options: &RunOptions) -> Result<()> {
     let Start { class, strategies } = probe::at_start()?;
+    // The term comes first: a node that may not run the machine does not boot it.
+    let pair = options.pair.as_ref().map(take_term).transpose()?;
     let mut started = start(options, &class)?;
     started
         .machine
@@ -67,22 +75,29 @@ pub fn run(options: &RunOptions) -> Result<()> {
         nics: options.devices.net.clone(),
         record: record.record.clone(),
         host_class: class,
-        policy: options
-            .policy
-            .policy(strategies.grace_ns, record.record.is_some(), record.epoch_detail),
+        policy: options.policy.policy(
+            strategies.grace_ns,
+            record.record.is_some() || pair.is_some(),
+            record.epoch_detail,
+        ),
         log: LogOptions {
             compress: record.compress,
             ..LogOptions::default()
         },
         console: span.console(),
         save: options.save.clone(),
-        pair: None,
+        pair,
         promotion: None,
     };
     let result = session::run(started, session, |outside, handle| span.watch(outside, handle));
     let kicks = span.end();
     print_report(&result?, kicks, options.span.json);
     Ok(())
+}
+
+fn take_term(args: &PairArgs) -> Result<Pair> {
+    let record = args.take_term()?;
+    args.pair(record, Unprotected::NeedBackup, args.ask()?, Status::default())
 }
 
 fn start(options: &RunOptions, class: &str) -> Result<Started> {

@@ -1,0 +1,471 @@
+//! Requests to the members of one cluster over HTTP or HTTPS.
+//!
+//! Invariants:
+//! - A request ends within its timeout, all endpoints together, however slowly they answer; a body is bounded.
+//! - No redirects, no proxy from the environment, no connection kept: what answers is the endpoint that was named, now.
+//! - TLS files are read again for every request, so that a renewed certificate needs no restart. Files that cannot be
+//!   used at that moment leave the last good ones in use.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::AlertDescription as Alert;
+use rustls::RootCertStore;
+use rustls::crypto::ring::default_provider;
+use rustls::sign::CertifiedKey;
+use thiserror::Error;
+use ureq::Agent;
+use ureq::http::Uri;
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+
+use crate::pki::{PkiError, pem};
+
+/// Most bytes of an answer: a record and etcd's header, in base64 and JSON, are far below.
+const MAX_BODY_BYTES: u64 = 64 << 10;
+/// Most characters of an error's answer that are shown.
+const MAX_SHOWN: usize = 200;
+
+/// `http://HOST[:PORT]` or `https://HOST[:PORT]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint(String);
+
+impl Endpoint {
+    pub(super) fn parse(url: &str) -> Result<Self, String> {
+        let shown = url.escape_debug();
+        let wrong = |()| format!("`{shown}` is not a URL like https://witness:2379");
+        let uri: Uri = url.parse().map_err(|_| ()).map_err(wrong)?;
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Err(wrong(()));
+        };
+        if !["http", "https"].contains(&scheme) {
+            return Err(format!("`{shown}` is neither http nor https"));
+        }
+        if authority.as_str().contains('@') {
+            return Err(format!(
+                "`{shown}` has a user name, which is not supported; use a client certificate"
+            ));
+        }
+        if uri.path() != "/" || uri.query().is_some() {
+            return Err(format!("`{shown}` has a path; the URL of an etcd member has none"));
+        }
+        Ok(Self(format!("{scheme}://{authority}")))
+    }
+
+    /// Whether it is an https URL.
+    pub fn is_tls(&self) -> bool {
+        self.0.starts_with("https:")
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// PEM files for https endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    ca: PathBuf,
+    client: Option<(PathBuf, PathBuf)>,
+}
+
+/// Why TLS files do not go together.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum TlsError {
+    /// Certificate without key, or key without certificate.
+    #[error("a client certificate for the arbiter needs its key too: give both files or none")]
+    Half,
+    /// A certificate to show, but nothing to check the arbiter's against.
+    #[error("a client certificate for the arbiter was given without the CA's certificate; give that file too")]
+    NoCa,
+}
+
+impl TlsFiles {
+    /// From optional arguments: the CA that signed the arbiter's certificate, and this node's certificate and key if the
+    /// arbiter asks for one. None if none is given.
+    pub fn from_paths(
+        ca: Option<PathBuf>,
+        cert: Option<PathBuf>,
+        key: Option<PathBuf>,
+    ) -> Result<Option<Self>, TlsError> {
+        let client = match (cert, key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            _ => return Err(TlsError::Half),
+        };
+        match ca {
+            Some(ca) => Ok(Some(Self { ca, client })),
+            None if client.is_some() => Err(TlsError::NoCa),
+            None => Ok(None),
+        }
+    }
+
+    fn load(&self) -> Result<TlsConfig, PkiError> {
+        let mut roots = RootCertStore::empty();
+        let ca = pem::certificates(&self.ca)?;
+        for certificate in &ca {
+            let added = roots.add(certificate.clone());
+            added.map_err(|error| PkiError::pem(&self.ca, error.to_string()))?;
+        }
+        let ca: Vec<_> = ca.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+        let client = self
+            .client
+            .as_ref()
+            .map(|(cert, key)| load_client(cert, key))
+            .transpose()?;
+        Ok(TlsConfig::builder()
+            .unversioned_rustls_crypto_provider(Arc::new(default_provider()))
+            .root_certs(RootCerts::new_with_certs(&ca))
+            .client_cert(client)
+            .build())
+    }
+}
+
+fn load_client(cert: &Path, key: &Path) -> Result<ClientCert, PkiError> {
+    let chain = pem::certificates(cert)?;
+    let secret = pem::key(key)?;
+    let bytes = pem::bytes(key)?;
+    // ureq panics where the two do not belong together.
+    CertifiedKey::from_der(chain.clone(), secret, &default_provider()).map_err(|error| PkiError::Mismatch {
+        cert: cert.into(),
+        key: key.into(),
+        reason: error.to_string(),
+    })?;
+    let chain: Vec<_> = chain.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
+    let secret = PrivateKey::from_pem(&bytes).map_err(|error| PkiError::pem(key, error.to_string()))?;
+    Ok(ClientCert::new_with_certs(&chain, secret))
+}
+
+/// Why a request has no answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// It may have been carried out or not.
+    Unknown(String),
+    /// It was not, and will not be.
+    Refused(String),
+}
+
+/// A client of one cluster.
+#[derive(Debug)]
+pub(super) struct Client {
+    endpoints: Vec<Endpoint>,
+    /// The one that answered last: a member that is down must not cost time at every request.
+    first: usize,
+    tls: Option<TlsFiles>,
+    agent: Agent,
+    timeout: Duration,
+}
+
+impl Client {
+    pub(super) fn new(endpoints: Vec<Endpoint>, tls: Option<TlsFiles>, timeout: Duration) -> Result<Self, String> {
+        match (&tls, endpoints.first().map(Endpoint::is_tls)) {
+            (_, None) => return Err("it has no URL".into()),
+            (None, Some(true)) => return Err("its URL is https: give the CA's certificate too".into()),
+            (Some(_), Some(false)) => return Err("TLS files were given, but its URL is http: say https".into()),
+            _ => {}
+        }
+        let config = tls
+            .as_ref()
+            .map(TlsFiles::load)
+            .transpose()
+            .map_err(|error| error.to_string())?;
+        Ok(Self {
+            endpoints,
+            first: 0,
+            tls,
+            agent: agent(config),
+            timeout,
+        })
+    }
+
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter()
+    }
+
+    /// Sends one request to one endpoint after the other until `accept` takes an answer. If none is taken and one
+    /// request may have been carried out, that is what is said.
+    pub(super) fn post<T>(
+        &mut self,
+        path: &str,
+        body: &str,
+        mut accept: impl FnMut(&[u8]) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let begin = Instant::now();
+        self.reload();
+        let count = self.endpoints.len();
+        let (mut reasons, mut unknown) = (Vec::new(), false);
+        for turn in 0..count {
+            let index = (self.first + turn) % count;
+            // Each gets an equal share of what is left, so that one that is silent leaves some for the next.
+            let left = self.timeout.saturating_sub(begin.elapsed());
+            let share = left / (count - turn) as u32;
+            let endpoint = &self.endpoints[index];
+            match exchange(&self.agent, endpoint, path, body, share).and_then(|answer| accept(&answer)) {
+                Ok(taken) => {
+                    self.first = index;
+                    return Ok(taken);
+                }
+                Err(Failure::Unknown(reason)) => {
+                    unknown = true;
+                    reasons.push(format!("{endpoint}: {reason}"));
+                }
+                Err(Failure::Refused(reason)) => reasons.push(format!("{endpoint}: {reason}")),
+            }
+        }
+        let reasons = reasons.join("; ");
+        Err(if unknown {
+            Failure::Unknown(reasons)
+        } else {
+            Failure::Refused(reasons)
+        })
+    }
+
+    fn reload(&mut self) {
+        match self.tls.as_ref().map(TlsFiles::load) {
+            None => {}
+            Some(Ok(config)) => self.agent = agent(Some(config)),
+            Some(Err(error)) => tracing::warn!("the arbiter's TLS files stay as they were: {error}"),
+        }
+    }
+}
+
+fn agent(tls: Option<TlsConfig>) -> Agent {
+    let mut config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .proxy(None)
+        .max_idle_connections(0)
+        .user_agent("lockstep");
+    if let Some(tls) = tls {
+        config = config.tls_config(tls).https_only(true);
+    }
+    config.build().new_agent()
+}
+
+fn exchange(agent: &Agent, endpoint: &Endpoint, path: &str, body: &str, timeout: Duration) -> Result<Vec<u8>, Failure> {
+    if timeout.is_zero() {
+        return Err(Failure::Unknown("no time was left to ask".into()));
+    }
+    let request = agent
+        .post(format!("{endpoint}{path}"))
+        .header("content-type", "application/json");
+    let request = request.config().timeout_global(Some(timeout)).build();
+    let failed = |error: ureq::Error| match certificate_trouble(&error) {
+        Some(reason) => Failure::Refused(reason),
+        None => Failure::Unknown(error.to_string()),
+    };
+    let mut response = request.send(body).map_err(failed)?;
+    let answer = response.body_mut().with_config().limit(MAX_BODY_BYTES).read_to_vec();
+    let answer = answer.map_err(failed)?;
+    match response.status().as_u16() {
+        200 => Ok(answer),
+        status => {
+            let shown: String = String::from_utf8_lossy(&answer).chars().take(MAX_SHOWN).collect();
+            let reason = format!("HTTP status {status}: {}", shown.trim().escape_debug());
+            Err(match status {
+                // Not now: a timeout on the way, or too much to do.
+                408 | 429 => Failure::Unknown(reason),
+                400..=499 => Failure::Refused(reason),
+                _ => Failure::Unknown(reason),
+            })
+        }
+    }
+}
+
+/// If one side did not accept the other's certificate: then the request was not read.
+fn certificate_trouble(error: &ureq::Error) -> Option<String> {
+    let tls = match error {
+        ureq::Error::Rustls(error) => Some(error),
+        ureq::Error::Io(error) => match error.get_ref() {
+            Some(inner) => inner.downcast_ref::<rustls::Error>(),
+            None => None,
+        },
+        _ => None,
+    }?;
+    match tls {
+        rustls::Error::InvalidCertificate(error) => Some(format!("its certificate is not accepted: {error}")),
+        rustls::Error::AlertReceived(
+            alert @ (Alert::BadCertificate
+            | Alert::CertificateExpired
+            | Alert::CertificateRequired
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::UnsupportedCertificate
+            | Alert::AccessDenied),
+        ) => Some(format!("it does not accept this node's certificate ({alert:?})")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    /// A server that treats each of its connections so, in a thread that ends with the test's process.
+    fn server(treat: impl Fn(TcpStream) + Send + 'static) -> Endpoint {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let mut seen = Vec::new();
+                let mut piece = [0; 1024];
+                while !seen.ends_with(b"{}") {
+                    match stream.read(&mut piece) {
+                        Ok(count) if count > 0 => seen.extend(&piece[..count]),
+                        _ => break,
+                    }
+                }
+                treat(stream);
+            }
+        });
+        Endpoint::parse(&url).unwrap()
+    }
+
+    fn says(status: &'static str, body: &'static str) -> Endpoint {
+        server(move |mut stream| {
+            let length = body.len();
+            let _ = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}");
+        })
+    }
+
+    fn silent() -> Endpoint {
+        server(|stream| {
+            let mut stream = stream;
+            // Until the client has gone.
+            let _ = stream.read(&mut [0]);
+        })
+    }
+
+    fn ask(endpoints: Vec<Endpoint>, timeout: Duration) -> Result<String, Failure> {
+        let mut client = Client::new(endpoints, None, timeout).unwrap();
+        client.post("/path", "{}", |answer| Ok(String::from_utf8_lossy(answer).into_owned()))
+    }
+
+    const SHORT: Duration = Duration::from_millis(300);
+    const LONG: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn the_next_endpoint_is_asked_and_remembered() {
+        let endpoints = vec![silent(), says("200 OK", "answer")];
+        let mut client = Client::new(endpoints, None, SHORT).unwrap();
+        for expected_first in [1, 1] {
+            assert_eq!(
+                client.post("/path", "{}", |answer| Ok(answer.to_vec())).unwrap(),
+                b"answer"
+            );
+            assert_eq!(client.first, expected_first);
+        }
+    }
+
+    #[test]
+    fn no_server_makes_a_request_last_longer_than_its_timeout() {
+        let dripping = server(|mut stream| {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n");
+            while stream.write_all(b".").is_ok() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        for endpoints in [vec![silent()], vec![silent(), silent(), silent()], vec![dripping]] {
+            let begin = Instant::now();
+            assert!(matches!(ask(endpoints, SHORT), Err(Failure::Unknown(_))));
+            assert!(begin.elapsed() < SHORT * 4, "{:?}", begin.elapsed());
+        }
+    }
+
+    #[test]
+    fn an_endless_answer_is_cut_off() {
+        let endless = server(|mut stream| {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+            while stream.write_all(&[b'.'; 4096]).is_ok() {}
+        });
+        let begin = Instant::now();
+        let failure = ask(vec![endless], LONG).unwrap_err();
+        assert!(
+            matches!(&failure, Failure::Unknown(reason) if reason.contains("limit")),
+            "{failure:?}"
+        );
+        assert!(begin.elapsed() < LONG);
+    }
+
+    #[test]
+    fn a_status_says_whether_it_is_worth_trying_again() {
+        for (status, again) in [
+            ("400 Bad Request", false),
+            ("403 Forbidden", false),
+            ("404 Not Found", false),
+            ("408 Request Timeout", true),
+            ("429 Too Many Requests", true),
+            ("500 Internal Server Error", true),
+            ("503 Service Unavailable", true),
+        ] {
+            let failure = ask(vec![says(status, "because")], LONG).unwrap_err();
+            let (unknown, reason) = match failure {
+                Failure::Unknown(reason) => (true, reason),
+                Failure::Refused(reason) => (false, reason),
+            };
+            assert!(unknown == again && reason.contains("because"), "{status}: {reason}");
+        }
+    }
+
+    #[test]
+    fn what_may_have_been_done_somewhere_is_not_called_refused() {
+        let endpoints = vec![silent(), says("403 Forbidden", "")];
+        assert!(matches!(ask(endpoints, SHORT), Err(Failure::Unknown(_))));
+    }
+
+    #[test]
+    fn a_redirect_is_not_followed() {
+        let target = says("200 OK", "the wrong place");
+        let redirect = server(move |mut stream| {
+            let _ = write!(
+                stream,
+                "HTTP/1.1 307 There\r\nlocation: {target}/path\r\ncontent-length: 0\r\n\r\n"
+            );
+        });
+        let failure = ask(vec![redirect], LONG).unwrap_err();
+        assert!(
+            matches!(&failure, Failure::Unknown(reason) if reason.contains("307")),
+            "{failure:?}"
+        );
+    }
+
+    #[test]
+    fn tls_files_go_together() {
+        let path = |name: &str| Some(PathBuf::from(name));
+        assert_eq!(TlsFiles::from_paths(None, None, None), Ok(None));
+        assert!(matches!(TlsFiles::from_paths(path("ca"), None, None), Ok(Some(_))));
+        assert_eq!(
+            TlsFiles::from_paths(path("ca"), path("cert"), None),
+            Err(TlsError::Half)
+        );
+        assert_eq!(
+            TlsFiles::from_paths(None, path("cert"), path("key")),
+            Err(TlsError::NoCa)
+        );
+        let https = Endpoint::parse("https://a").unwrap();
+        assert!(
+            Client::new(vec![https.clone()], None, SHORT)
+                .unwrap_err()
+                .contains("CA")
+        );
+        let missing = TlsFiles::from_paths(path("/nowhere/ca.pem"), None, None).unwrap();
+        assert!(
+            Client::new(vec![https], missing.clone(), SHORT)
+                .unwrap_err()
+                .contains("/nowhere/ca.pem")
+        );
+        let http = Endpoint::parse("http://a").unwrap();
+        assert!(
+            Client::new(vec![http], missing, SHORT)
+                .unwrap_err()
+                .contains("say https")
+        );
+    }
+}

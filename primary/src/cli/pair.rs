@@ -1,0 +1,170 @@
+//! Arguments of a pair, the same for both programs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use lockstep_proto::session::{Record, Timing, Unprotected, Verdict};
+
+use crate::arbiter::{self, Arbiter, ArbiterThread, Outcome, Spec, TlsFiles};
+use crate::link::live::{Ask, Status};
+use crate::pair::Pair;
+use crate::pki;
+
+/// How often a record is looked at while waiting for a peer that may take over.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Who this node is, where the other one is, and who decides between them.
+#[derive(Args, Clone, Debug)]
+pub struct PairArgs {
+    /// Name of the machine that the pair protects.
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+    /// This node's name, as in its certificate.
+    #[arg(long, value_name = "NODE")]
+    pub node: String,
+    /// The other node's name, as in its certificate.
+    #[arg(long, value_name = "NODE")]
+    pub peer_name: String,
+    /// Where the other node listens (UDP) when it is the backup.
+    #[arg(long, value_name = "IP:PORT")]
+    pub peer: SocketAddr,
+    /// Directory with ca.pem and this node's certificate and key (`lockstep-primary pki`).
+    #[arg(long, value_name = "DIR")]
+    pub pki: PathBuf,
+    /// Who decides which node is live: `etcd:URL[,URL...]`, or `file:DIR` on one host.
+    #[arg(long, value_name = "SPEC")]
+    pub arbiter: Spec,
+    /// CA of the arbiter's certificate (PEM).
+    #[arg(long, value_name = "FILE")]
+    pub arbiter_ca: Option<PathBuf>,
+    /// This node's certificate for the arbiter (PEM).
+    #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
+    pub arbiter_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
+    pub arbiter_key: Option<PathBuf>,
+    /// Milliseconds from one heartbeat to the next.
+    #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub heartbeat_ms: u64,
+    /// Milliseconds of silence after which the other node is suspected; at least twice the heartbeat.
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    pub deadline_ms: u64,
+}
+
+impl PairArgs {
+    /// How fast the other's death is noticed.
+    pub fn timing(&self) -> Result<Timing> {
+        let timing = Timing {
+            heartbeat: self.heartbeat_ms * 1_000_000,
+            deadline: self.deadline_ms * 1_000_000,
+        };
+        if !timing.is_sound() {
+            bail!(
+                "--deadline-ms {} is less than twice --heartbeat-ms {}",
+                self.deadline_ms,
+                self.heartbeat_ms
+            );
+        }
+        Ok(timing)
+    }
+
+    fn open_arbiter(&self) -> Result<Box<dyn Arbiter>> {
+        let tls = TlsFiles::from_paths(
+            self.arbiter_ca.clone(),
+            self.arbiter_cert.clone(),
+            self.arbiter_key.clone(),
+        )?;
+        Ok(arbiter::open(&self.arbiter, tls.as_ref(), &self.name)?)
+    }
+
+    /// Asks the arbiter from its own thread.
+    pub fn ask(&self) -> Result<Ask> {
+        let thread = ArbiterThread::start(self.open_arbiter()?).context("the arbiter's thread")?;
+        Ok(Box::new(move |expected, new, then| {
+            let result = thread.compare_and_set(Some(expected), new, move |answer| {
+                then(match answer {
+                    Ok(Outcome::Done) => Verdict::Won,
+                    Ok(Outcome::Changed(found)) => {
+                        tracing::warn!(?found, "the arbiter's record was changed by another node");
+                        Verdict::Lost
+                    }
+                    Err(error) => {
+                        tracing::error!("{error}");
+                        Verdict::Unknown
+                    }
+                });
+            });
+            if let Err(error) = result {
+                // The session asks again what it asked before: one of those that wait answers it.
+                tracing::warn!("{error}");
+            }
+        }))
+    }
+
+    /// Takes the term for a machine that is booted here. Fails where another node holds it.
+    pub fn take_term(&self) -> Result<Record> {
+        let mut arbiter = self.open_arbiter()?;
+        let mut found = arbiter.read()?;
+        if let Some(peer) = found
+            .as_ref()
+            .filter(|record| record.owner == self.node)
+            .and_then(|record| record.peer.clone())
+        {
+            // The peer has the machine as it was and is about to go on with it, if it lives.
+            let patience = Duration::from_millis(self.deadline_ms) * 3;
+            tracing::info!("node `{peer}` was in sync and may take over; waiting {patience:?} for it");
+            let until = Instant::now() + patience;
+            let before = found.clone();
+            while found == before && Instant::now() < until {
+                std::thread::sleep(LOOK);
+                found = arbiter.read()?;
+            }
+        }
+        let new = match &found {
+            None => Record::default().alone(&self.node),
+            Some(record) if record.owner == self.node => record.alone(&self.node),
+            Some(record) => bail!(
+                "node `{}` holds term {} of machine `{}`: what it has is newer than this node's disk. Start this node as the \
+                 backup: lockstep-backup run",
+                record.owner,
+                record.term,
+                self.name
+            ),
+        };
+        match arbiter.compare_and_set(found.as_ref(), &new)? {
+            Outcome::Done => Ok(new),
+            Outcome::Changed(now) => bail!("another node has taken the term meanwhile ({now:?}); start this one again"),
+        }
+    }
+
+    /// TLS of the end that makes connections.
+    pub fn client_tls(&self) -> Result<rustls::ClientConfig> {
+        let identity = pki::load_identity(&self.pki, &self.node)?;
+        Ok(pki::client_config(&identity, &self.peer_name)?)
+    }
+
+    /// TLS of the end that accepts them.
+    pub fn server_tls(&self) -> Result<rustls::ServerConfig> {
+        let identity = pki::load_identity(&self.pki, &self.node)?;
+        Ok(pki::server_config(&identity, &self.peer_name)?)
+    }
+
+    /// This end of the pair, which holds `record`.
+    pub fn pair(&self, record: Record, why: Unprotected, ask: Ask, status: Status) -> Result<Pair> {
+        Ok(Pair {
+            node: self.node.clone(),
+            machine_name: self.name.clone(),
+            peer: self.peer,
+            peer_name: self.peer_name.clone(),
+            tls: self.client_tls()?,
+            ask,
+            record,
+            why,
+            timing: self.timing()?,
+            status,
+        })
+    }
+}
