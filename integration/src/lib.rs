@@ -5,6 +5,7 @@ pub mod disk;
 pub mod gate;
 pub mod load;
 pub mod net;
+pub mod pair;
 pub mod paths;
 pub mod process;
 pub mod run;

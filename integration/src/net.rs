@@ -26,8 +26,28 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes one whose name no other process uses, and removes what killed processes left.
+    /// Makes one with a tap device whose other side is the namespace itself.
     pub fn create() -> Result<Self> {
+        let namespace = Self::empty()?;
+        namespace.add_tap()?;
+        namespace.ip(&["addr", "add", HOST, "dev", TAP])?;
+        Ok(namespace)
+    }
+
+    /// Adds the tap device, and brings it up.
+    pub(crate) fn add_tap(&self) -> Result<()> {
+        self.ip(&["tuntap", "add", TAP, "mode", "tap"])?;
+        self.ip(&["link", "set", TAP, "addrgenmode", "none"])?;
+        self.ip(&["link", "set", TAP, "up"])
+    }
+
+    /// Runs `ip` with these words in the namespace.
+    pub(crate) fn ip(&self, words: &[&str]) -> Result<()> {
+        check(Command::new("ip").args(["-n", &self.name]).args(words)).map(drop)
+    }
+
+    /// Makes an empty one whose name no other process uses, and removes what killed processes left.
+    pub(crate) fn empty() -> Result<Self> {
         remove_stale();
         let name = format!(
             "lockstep-{}-{}",
@@ -37,15 +57,7 @@ impl Namespace {
         check(Command::new("ip").args(["netns", "add", &name]))?;
         // From here on, Drop removes it.
         let namespace = Self { name };
-        for words in [
-            vec!["link", "set", "lo", "up"],
-            vec!["tuntap", "add", TAP, "mode", "tap"],
-            vec!["link", "set", TAP, "addrgenmode", "none"],
-            vec!["addr", "add", HOST, "dev", TAP],
-            vec!["link", "set", TAP, "up"],
-        ] {
-            check(Command::new("ip").args(["-n", &namespace.name]).args(words))?;
-        }
+        namespace.ip(&["link", "set", "lo", "up"])?;
         Ok(namespace)
     }
 

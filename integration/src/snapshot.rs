@@ -25,6 +25,8 @@ pub enum Kind {
     Shell,
     /// Redis on the network, durable on a disk, and a shell.
     Redis,
+    /// Redis on the network, without a disk.
+    Memory,
 }
 
 /// A booted machine.
@@ -78,6 +80,7 @@ impl Booted {
 
 fn boot(kind: Kind, guest: &Guest, directory: &Path) -> Result<()> {
     let snapshot = directory.join("machine.snapshot");
+    let words = format!("lockstep.run=redis lockstep.ip={GUEST}");
     let (namespace, run);
     match kind {
         Kind::Shell => run = Run::bare()?.boot(guest, &guest.general, 64, "lockstep.run=shell"),
@@ -85,10 +88,13 @@ fn boot(kind: Kind, guest: &Guest, directory: &Path) -> Result<()> {
             let disk = directory.join("disk.img");
             make_ext4(&disk, DISK_MIB)?;
             namespace = Namespace::create()?;
-            let words = format!("lockstep.run=redis lockstep.ip={GUEST}");
             run = Run::inside(&namespace)?
                 .disk(&disk)
                 .boot(guest, &guest.redis, 128, &words);
+        }
+        Kind::Memory => {
+            namespace = Namespace::create()?;
+            run = Run::inside(&namespace)?.boot(guest, &guest.redis, 64, &words);
         }
     }
     let outcome = run

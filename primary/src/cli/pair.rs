@@ -20,22 +20,27 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Args, Clone, Debug)]
 pub struct PairArgs {
     /// Name of the machine that the pair protects.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", required = false, requires = "peer")]
     pub name: String,
     /// This node's name, as in its certificate.
-    #[arg(long, value_name = "NODE")]
+    #[arg(long, value_name = "NODE", required = false, requires = "peer")]
     pub node: String,
     /// The other node's name, as in its certificate.
-    #[arg(long, value_name = "NODE")]
+    #[arg(long, value_name = "NODE", required = false, requires = "peer")]
     pub peer_name: String,
     /// Where the other node listens (UDP) when it is the backup.
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        required = false,
+        requires_all = ["name", "node", "peer_name", "pki", "arbiter"]
+    )]
     pub peer: SocketAddr,
     /// Directory with ca.pem and this node's certificate and key (`lockstep-primary pki`).
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", required = false, requires = "peer")]
     pub pki: PathBuf,
     /// Who decides which node is live: `etcd:URL[,URL...]`, or `file:DIR` on one host.
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", required = false, requires = "peer")]
     pub arbiter: Spec,
     /// CA of the arbiter's certificate (PEM).
     #[arg(long, value_name = "FILE")]
@@ -46,26 +51,28 @@ pub struct PairArgs {
     /// Its key (PEM).
     #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
     pub arbiter_key: Option<PathBuf>,
-    /// Milliseconds from one heartbeat to the next.
-    #[arg(long, value_name = "MS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=60_000))]
-    pub heartbeat_ms: u64,
-    /// Milliseconds of silence after which the other node is suspected; at least twice the heartbeat.
-    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=600_000))]
-    pub deadline_ms: u64,
+    // No defaults for clap: they would count as given, and a machine that is not of a pair would need all the others.
+    /// Milliseconds from one heartbeat to the next [default: 200].
+    #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub heartbeat_ms: Option<u64>,
+    /// Milliseconds of silence after which the other node is suspected; at least twice the heartbeat [default: 1000].
+    #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    pub deadline_ms: Option<u64>,
 }
 
 impl PairArgs {
     /// How fast the other's death is noticed.
     pub fn timing(&self) -> Result<Timing> {
+        let or = |given: Option<u64>, default| given.map_or(default, |ms| ms * 1_000_000);
         let timing = Timing {
-            heartbeat: self.heartbeat_ms * 1_000_000,
-            deadline: self.deadline_ms * 1_000_000,
+            heartbeat: or(self.heartbeat_ms, Timing::CALM.heartbeat),
+            deadline: or(self.deadline_ms, Timing::CALM.deadline),
         };
         if !timing.is_sound() {
             bail!(
                 "--deadline-ms {} is less than twice --heartbeat-ms {}",
-                self.deadline_ms,
-                self.heartbeat_ms
+                timing.deadline / 1_000_000,
+                timing.heartbeat / 1_000_000
             );
         }
         Ok(timing)
@@ -114,7 +121,7 @@ impl PairArgs {
             .and_then(|record| record.peer.clone())
         {
             // The peer has the machine as it was and is about to go on with it, if it lives.
-            let patience = Duration::from_millis(self.deadline_ms) * 3;
+            let patience = Duration::from_nanos(self.timing()?.deadline) * 3;
             tracing::info!("node `{peer}` was in sync and may take over; waiting {patience:?} for it");
             let until = Instant::now() + patience;
             let before = found.clone();

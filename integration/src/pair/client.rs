@@ -1,0 +1,125 @@
+//! A client that counts: INCR on one TCP connection, every answer kept.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::net::{GUEST_IP, Namespace};
+
+/// Redis' port.
+const PORT: u16 = 6379;
+/// A silence that is longer than this ends the count.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What the client saw.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Answers that came.
+    pub acknowledged: u64,
+    /// The counter's value in the last answer.
+    pub last: u64,
+    /// Answers that were not one more than the one before.
+    pub jumps: u64,
+    /// Connections that broke.
+    pub broken: u64,
+    /// Longest time from a request to its answer.
+    pub longest_silence: Duration,
+}
+
+/// A client in a thread.
+pub struct Counter {
+    stop: Arc<AtomicBool>,
+    answers: Arc<AtomicU64>,
+    thread: JoinHandle<Result<Tally>>,
+}
+
+impl Counter {
+    /// Connects from `namespace` and counts until it is told to stop.
+    pub fn start(namespace: &Namespace, key: &str) -> Result<Self> {
+        let path = format!("/run/netns/{}", namespace.name());
+        let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (told, count, key) = (stop.clone(), answers.clone(), key.to_owned());
+        let thread = std::thread::Builder::new().name("counter".into()).spawn(move || {
+            let file = std::fs::File::open(&path).with_context(|| format!("cannot open {path}"))?;
+            // Of this thread alone.
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+            count_up(&key, &told, &count)
+        })?;
+        Ok(Self { stop, answers, thread })
+    }
+
+    /// Answers so far.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Waits for `more` further answers.
+    pub fn wait_for(&self, more: u64, limit: Duration) -> Result<()> {
+        let (from, begin) = (self.answers(), Instant::now());
+        while self.answers() < from + more {
+            if self.thread.is_finished() {
+                bail!("the client has ended after {} answers", self.answers());
+            }
+            if begin.elapsed() > limit {
+                bail!(
+                    "{} answers in {limit:?} where {more} were expected",
+                    self.answers() - from
+                );
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// Ends the count.
+    pub fn finish(self) -> Result<Tally> {
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.join() {
+            Ok(tally) => tally,
+            Err(_) => bail!("the client panicked"),
+        }
+    }
+}
+
+fn count_up(key: &str, stop: &AtomicBool, answers: &AtomicU64) -> Result<Tally> {
+    let address: SocketAddr = format!("{GUEST_IP}:{PORT}").parse()?;
+    let stream = TcpStream::connect_timeout(&address, LONGEST).context("cannot connect to the guest's Redis")?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(LONGEST))?;
+    let mut requests = stream.try_clone()?;
+    let mut replies = BufReader::new(stream);
+    let mut tally = Tally::default();
+    let mut line = String::new();
+    let request = format!("INCR {key}\r\n");
+    while !stop.load(Ordering::Relaxed) {
+        let begin = Instant::now();
+        line.clear();
+        let result = requests
+            .write_all(request.as_bytes())
+            .and_then(|()| replies.read_line(&mut line));
+        if !matches!(result, Ok(length) if length > 0) {
+            tally.broken += 1;
+            return Ok(tally);
+        }
+        tally.longest_silence = tally.longest_silence.max(begin.elapsed());
+        let value: u64 = line
+            .trim()
+            .strip_prefix(':')
+            .and_then(|number| number.parse().ok())
+            .with_context(|| format!("the guest's Redis answers {line:?}"))?;
+        if tally.acknowledged > 0 && value != tally.last + 1 {
+            tally.jumps += 1;
+        }
+        tally.last = value;
+        tally.acknowledged += 1;
+        answers.store(tally.acknowledged, Ordering::Relaxed);
+    }
+    Ok(tally)
+}
