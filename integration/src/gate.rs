@@ -35,6 +35,14 @@ pub fn require_root() -> bool {
     met(kvm().and_then(|()| root()))
 }
 
+/// Whether a program is there; the Debian package that has it is named if not.
+///
+/// # Panics
+/// As [`require_kvm`].
+pub fn require_program(program: &str, package: &str) -> bool {
+    met(program_in_path(program, package))
+}
+
 fn met(need: Result<(), String>) -> bool {
     let Err(reason) = need else { return true };
     let required = std::env::var_os("LOCKSTEP_REQUIRE_KVM").is_some_and(|value| value == "1");
@@ -74,11 +82,17 @@ pub fn root_net() -> Result<(), String> {
         ("redis-benchmark", "redis-tools"),
         ("mkfs.ext4", "e2fsprogs"),
     ] {
-        if !in_path(program) {
-            return Err(format!("`{program}` is missing (Debian package {package})"));
-        }
+        program_in_path(program, package)?;
     }
     Ok(())
+}
+
+fn program_in_path(program: &str, package: &str) -> Result<(), String> {
+    if in_path(program) {
+        Ok(())
+    } else {
+        Err(format!("`{program}` is missing (Debian package {package})"))
+    }
 }
 
 fn in_path(name: &str) -> bool {

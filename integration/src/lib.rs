@@ -2,6 +2,7 @@
 //! itself when it is dropped, after a panic too.
 
 pub mod disk;
+pub mod etcd;
 pub mod gate;
 pub mod load;
 pub mod net;

@@ -1,10 +1,12 @@
 //! A record as bytes, the same for every arbiter: lines that people can read, the last of them a checksum.
 //!
-//!     lockstep-record 1
-//!     term 7
-//!     owner alpha
-//!     peer beta            (only if there is one)
-//!     crc32c 1b2c3d4e      (of all bytes before this line)
+//! ```text
+//! lockstep-record 1
+//! term 7
+//! owner alpha
+//! peer beta            (only if there is one)
+//! crc32c 1b2c3d4e      (of all bytes before this line)
+//! ```
 //!
 //! Invariant: a record has exactly one encoding, because arbiters compare bytes; nothing else is read as a record.
 

@@ -14,7 +14,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use super::codec;
-use super::http::{Client, Endpoint, Failure, TlsFiles};
+use super::endpoint::{Endpoint, TlsFiles};
+use super::http::{Client, Failure};
 use super::{Arbiter, ArbiterError, Outcome, Record};
 
 /// How long a call may take, all endpoints together. A transaction takes some milliseconds.

@@ -6,138 +6,21 @@
 //! - TLS files are read again for every request, so that a renewed certificate needs no restart. Files that cannot be
 //!   used at that moment leave the last good ones in use.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::AlertDescription as Alert;
-use rustls::RootCertStore;
-use rustls::crypto::ring::default_provider;
-use rustls::sign::CertifiedKey;
-use thiserror::Error;
+use rustls::{AlertDescription as Alert, ClientConfig};
 use ureq::Agent;
-use ureq::http::Uri;
-use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, TcpConnector};
 
-use crate::pki::{PkiError, pem};
+use super::endpoint::{Endpoint, TlsFiles};
+use super::tls::TlsConnector;
 
 /// Most bytes of an answer: a record and etcd's header, in base64 and JSON, are far below.
 const MAX_BODY_BYTES: u64 = 64 << 10;
 /// Most characters of an error's answer that are shown.
 const MAX_SHOWN: usize = 200;
-
-/// `http://HOST[:PORT]` or `https://HOST[:PORT]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint(String);
-
-impl Endpoint {
-    pub(super) fn parse(url: &str) -> Result<Self, String> {
-        let shown = url.escape_debug();
-        let wrong = |()| format!("`{shown}` is not a URL like https://witness:2379");
-        let uri: Uri = url.parse().map_err(|_| ()).map_err(wrong)?;
-        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-            return Err(wrong(()));
-        };
-        if !["http", "https"].contains(&scheme) {
-            return Err(format!("`{shown}` is neither http nor https"));
-        }
-        if authority.as_str().contains('@') {
-            return Err(format!(
-                "`{shown}` has a user name, which is not supported; use a client certificate"
-            ));
-        }
-        if uri.path() != "/" || uri.query().is_some() {
-            return Err(format!("`{shown}` has a path; the URL of an etcd member has none"));
-        }
-        Ok(Self(format!("{scheme}://{authority}")))
-    }
-
-    /// Whether it is an https URL.
-    pub fn is_tls(&self) -> bool {
-        self.0.starts_with("https:")
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-/// PEM files for https endpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    ca: PathBuf,
-    client: Option<(PathBuf, PathBuf)>,
-}
-
-/// Why TLS files do not go together.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-pub enum TlsError {
-    /// Certificate without key, or key without certificate.
-    #[error("a client certificate for the arbiter needs its key too: give both files or none")]
-    Half,
-    /// A certificate to show, but nothing to check the arbiter's against.
-    #[error("a client certificate for the arbiter was given without the CA's certificate; give that file too")]
-    NoCa,
-}
-
-impl TlsFiles {
-    /// From optional arguments: the CA that signed the arbiter's certificate, and this node's certificate and key if the
-    /// arbiter asks for one. None if none is given.
-    pub fn from_paths(
-        ca: Option<PathBuf>,
-        cert: Option<PathBuf>,
-        key: Option<PathBuf>,
-    ) -> Result<Option<Self>, TlsError> {
-        let client = match (cert, key) {
-            (Some(cert), Some(key)) => Some((cert, key)),
-            (None, None) => None,
-            _ => return Err(TlsError::Half),
-        };
-        match ca {
-            Some(ca) => Ok(Some(Self { ca, client })),
-            None if client.is_some() => Err(TlsError::NoCa),
-            None => Ok(None),
-        }
-    }
-
-    fn load(&self) -> Result<TlsConfig, PkiError> {
-        let mut roots = RootCertStore::empty();
-        let ca = pem::certificates(&self.ca)?;
-        for certificate in &ca {
-            let added = roots.add(certificate.clone());
-            added.map_err(|error| PkiError::pem(&self.ca, error.to_string()))?;
-        }
-        let ca: Vec<_> = ca.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-        let client = self
-            .client
-            .as_ref()
-            .map(|(cert, key)| load_client(cert, key))
-            .transpose()?;
-        Ok(TlsConfig::builder()
-            .unversioned_rustls_crypto_provider(Arc::new(default_provider()))
-            .root_certs(RootCerts::new_with_certs(&ca))
-            .client_cert(client)
-            .build())
-    }
-}
-
-fn load_client(cert: &Path, key: &Path) -> Result<ClientCert, PkiError> {
-    let chain = pem::certificates(cert)?;
-    let secret = pem::key(key)?;
-    let bytes = pem::bytes(key)?;
-    // ureq panics where the two do not belong together.
-    CertifiedKey::from_der(chain.clone(), secret, &default_provider()).map_err(|error| PkiError::Mismatch {
-        cert: cert.into(),
-        key: key.into(),
-        reason: error.to_string(),
-    })?;
-    let chain: Vec<_> = chain.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-    let secret = PrivateKey::from_pem(&bytes).map_err(|error| PkiError::pem(key, error.to_string()))?;
-    Ok(ClientCert::new_with_certs(&chain, secret))
-}
 
 /// Why a request has no answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -232,18 +115,20 @@ impl Client {
     }
 }
 
-fn agent(tls: Option<TlsConfig>) -> Agent {
-    let mut config = Agent::config_builder()
+fn agent(tls: Option<Arc<ClientConfig>>) -> Agent {
+    let config = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
         .max_redirects_will_error(false)
         .proxy(None)
         .max_idle_connections(0)
-        .user_agent("lockstep");
-    if let Some(tls) = tls {
-        config = config.tls_config(tls).https_only(true);
+        .user_agent("lockstep")
+        .build();
+    let (tcp, resolver) = (TcpConnector::default(), DefaultResolver::default());
+    match tls {
+        Some(tls) => Agent::with_parts(config, tcp.chain(TlsConnector(tls)), resolver),
+        None => Agent::with_parts(config, tcp, resolver),
     }
-    config.build().new_agent()
 }
 
 fn exchange(agent: &Agent, endpoint: &Endpoint, path: &str, body: &str, timeout: Duration) -> Result<Vec<u8>, Failure> {
@@ -278,14 +163,8 @@ fn exchange(agent: &Agent, endpoint: &Endpoint, path: &str, body: &str, timeout:
 
 /// If one side did not accept the other's certificate: then the request was not read.
 fn certificate_trouble(error: &ureq::Error) -> Option<String> {
-    let tls = match error {
-        ureq::Error::Rustls(error) => Some(error),
-        ureq::Error::Io(error) => match error.get_ref() {
-            Some(inner) => inner.downcast_ref::<rustls::Error>(),
-            None => None,
-        },
-        _ => None,
-    }?;
+    let ureq::Error::Io(error) = error else { return None };
+    let tls = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     match tls {
         rustls::Error::InvalidCertificate(error) => Some(format!("its certificate is not accepted: {error}")),
         rustls::Error::AlertReceived(
@@ -433,39 +312,6 @@ mod tests {
         assert!(
             matches!(&failure, Failure::Unknown(reason) if reason.contains("307")),
             "{failure:?}"
-        );
-    }
-
-    #[test]
-    fn tls_files_go_together() {
-        let path = |name: &str| Some(PathBuf::from(name));
-        assert_eq!(TlsFiles::from_paths(None, None, None), Ok(None));
-        assert!(matches!(TlsFiles::from_paths(path("ca"), None, None), Ok(Some(_))));
-        assert_eq!(
-            TlsFiles::from_paths(path("ca"), path("cert"), None),
-            Err(TlsError::Half)
-        );
-        assert_eq!(
-            TlsFiles::from_paths(None, path("cert"), path("key")),
-            Err(TlsError::NoCa)
-        );
-        let https = Endpoint::parse("https://a").unwrap();
-        assert!(
-            Client::new(vec![https.clone()], None, SHORT)
-                .unwrap_err()
-                .contains("CA")
-        );
-        let missing = TlsFiles::from_paths(path("/nowhere/ca.pem"), None, None).unwrap();
-        assert!(
-            Client::new(vec![https], missing.clone(), SHORT)
-                .unwrap_err()
-                .contains("/nowhere/ca.pem")
-        );
-        let http = Endpoint::parse("http://a").unwrap();
-        assert!(
-            Client::new(vec![http], missing, SHORT)
-                .unwrap_err()
-                .contains("say https")
         );
     }
 }

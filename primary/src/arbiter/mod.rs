@@ -12,15 +12,17 @@
 //!   peer is only added, and everything else takes the next term.
 
 mod codec;
+mod endpoint;
 mod etcd;
 mod file;
 mod http;
 mod spec;
 mod thread;
+mod tls;
 
+pub use endpoint::{Endpoint, TlsError, TlsFiles};
 pub use etcd::{Etcd, REQUEST_TIMEOUT};
 pub use file::{FileArbiter, LOCK_TIMEOUT};
-pub use http::{TlsError, TlsFiles};
 pub use lockstep_proto::session::Record;
 pub use spec::{Spec, SpecError, open};
 pub use thread::{Answer, ArbiterThread, NotQueued, QUEUE};

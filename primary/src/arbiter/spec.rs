@@ -6,7 +6,7 @@ use std::str::FromStr;
 use lockstep_proto::session::MAX_NAME_BYTES;
 use thiserror::Error;
 
-use super::http::Endpoint;
+use super::endpoint::Endpoint;
 use super::{Arbiter, ArbiterError, Etcd, FileArbiter, TlsFiles};
 
 /// Most endpoints of one etcd cluster; etcd advises against more than seven members.

@@ -97,10 +97,14 @@ impl Issued {
 
 /// Makes a CA, valid for [`MAX_DAYS`], in `directory`, which is made if it is not there. Refuses to overwrite one.
 pub fn init(directory: &Path) -> Result<Issued, PkiError> {
+    init_for(directory, Validity::days(MAX_DAYS)?)
+}
+
+/// As [`init`], with another validity.
+pub(super) fn init_for(directory: &Path, validity: Validity) -> Result<Issued, PkiError> {
     let writer = Writer::create(directory)?;
     let pair = writer.pair(CA)?;
     pair.must_be_new()?;
-    let validity = Validity::days(MAX_DAYS)?;
     let mut random = [0; CA_NAME_BYTES];
     let filled = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
     if filled != Ok(CA_NAME_BYTES) {

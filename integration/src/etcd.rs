@@ -1,0 +1,161 @@
+//! An etcd of one member on loopback, as a witness for tests and the demo. It ends with what started it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::process::bound;
+
+/// How long etcd may take until it answers; it elects itself in a second.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// From one look at its health to the next.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The files of a member that wants TLS from both sides.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The CA of the clients.
+    pub ca: PathBuf,
+    /// The member's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// A member that runs, or ran.
+#[derive(Debug)]
+pub struct Etcd {
+    /// Where its data and its log are.
+    directory: PathBuf,
+    tls: Option<Tls>,
+    /// For clients, for peers, and for its health, which is told without TLS.
+    ports: [u16; 3],
+    child: Option<Child>,
+}
+
+impl Etcd {
+    /// Starts one whose files are in `directory`, and waits until it answers.
+    pub fn start(directory: &Path, tls: Option<Tls>) -> Result<Self> {
+        // All three at once, so that they differ.
+        let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
+        let mut ports = [0; 3];
+        for (port, listener) in ports.iter_mut().zip(listeners) {
+            *port = listener?.local_addr()?.port();
+        }
+        let mut etcd = Self {
+            directory: directory.into(),
+            tls,
+            ports,
+            child: None,
+        };
+        etcd.run()?;
+        Ok(etcd)
+    }
+
+    /// Starts it again after [`Etcd::kill`], with the same data on the same ports.
+    pub fn run(&mut self) -> Result<()> {
+        let log = self.directory.join("etcd.log");
+        let output = File::options().create(true).append(true).open(&log)?;
+        let [client, peer, health] = self.ports;
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://127.0.0.1:{client}");
+        let peer = format!("http://127.0.0.1:{peer}");
+        let mut command = bound("etcd");
+        command
+            .args(["--name", "witness", "--initial-cluster", &format!("witness={peer}")])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args([
+                "--listen-metrics-urls",
+                &format!("http://127.0.0.1:{health}"),
+                "--data-dir",
+            ])
+            .arg(self.directory.join("data"));
+        if let Some(tls) = &self.tls {
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&tls.ca);
+            command
+                .arg("--cert-file")
+                .arg(&tls.cert)
+                .arg("--key-file")
+                .arg(&tls.key);
+        }
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let child = command.spawn().context("cannot start etcd")?;
+        self.child = Some(child);
+        let begin = Instant::now();
+        while !self.is_healthy() {
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
+            if ended.is_some() || begin.elapsed() > START_LIMIT {
+                let said = std::fs::read_to_string(&log).unwrap_or_default();
+                bail!(
+                    "etcd does not answer ({ended:?}): {}",
+                    said.lines().last().unwrap_or_default()
+                );
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// Its URL for clients. With TLS by the name that its certificate has: `localhost`.
+    pub fn url(&self) -> String {
+        match &self.tls {
+            Some(_) => format!("https://localhost:{}", self.ports[0]),
+            None => format!("http://127.0.0.1:{}", self.ports[0]),
+        }
+    }
+
+    /// Its address for clients.
+    pub fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.ports[0]).into()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("etcd does not run")?;
+        kill_process(Pid::from_child(child), signal).context("cannot signal etcd")
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Sends a request to a member without TLS: a path of its v3 API and JSON. Returns the whole answer.
+    pub fn post(&self, path: &str, body: &str) -> Result<String> {
+        let length = body.len();
+        let request = format!("POST {path} HTTP/1.0\r\nhost: etcd\r\ncontent-length: {length}\r\n\r\n{body}");
+        ask(self.address(), &request)
+    }
+
+    fn is_healthy(&self) -> bool {
+        let health = ([127, 0, 0, 1], self.ports[2]).into();
+        let answer = ask(health, "GET /health HTTP/1.0\r\nhost: etcd\r\n\r\n");
+        answer.is_ok_and(|answer| answer.contains(r#""health":"true""#))
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn ask(address: SocketAddr, request: &str) -> Result<String> {
+    let limit = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&address, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.take(1 << 20).read_to_string(&mut answer)?;
+    Ok(answer)
+}
