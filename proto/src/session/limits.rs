@@ -11,6 +11,11 @@ pub const MAX_NAME_BYTES: usize = 64;
 /// Most bytes of a reason or report that are kept.
 pub const MAX_REASON_BYTES: usize = 4096;
 
+/// The shortest time from one heartbeat to the next, in nanoseconds: 1 ms.
+pub const MIN_HEARTBEAT: u64 = 1_000_000;
+/// The longest deadline, in nanoseconds: an hour.
+pub const MAX_DEADLINE: u64 = 3_600_000_000_000;
+
 /// `text` as far as it is kept.
 pub(super) fn bounded(text: &str) -> String {
     let mut end = text.len().min(MAX_REASON_BYTES);
