@@ -190,9 +190,7 @@ impl Node {
             NodeEvent::Inquiry => self.inquiry(env),
             NodeEvent::Inquired { has_machine } => self.inquired(env, has_machine),
             NodeEvent::Incoming(conn) => self.incoming(env, conn),
-            NodeEvent::Reached(conn) if env.net.is_open(conn, self.id) && self.conn.is_none() => {
-                self.reached(env, conn);
-            }
+            NodeEvent::Reached(conn) => self.reached(env, conn),
             NodeEvent::Packet(conn, packet) if self.conn == Some(conn) => self.packet(env, packet),
             NodeEvent::Gone(conn) if self.conn == Some(conn) => {
                 env.net.drop_side(conn, self.id);
@@ -202,7 +200,7 @@ impl Node {
                 self.gone(env);
             }
             // Of a connection that is over.
-            NodeEvent::Reached(_) | NodeEvent::Packet(..) | NodeEvent::Gone(_) => {}
+            NodeEvent::Packet(..) | NodeEvent::Gone(_) => {}
             event => self.own(env, &event),
         }
         self.settle(env);

@@ -9,7 +9,7 @@ use lockstep_proto::{Hello, JoinState, MachineConfig, ToBackup, to_backup};
 use super::backup::BackupDriver;
 use super::bug::Bug;
 use super::env::{Env, NodeEvent};
-use super::net::Packet;
+use super::net::{self, Packet};
 use super::node::{NAMES, Node, Role};
 use super::plan::{MICRO, MILLI};
 use super::rng::mix;
@@ -25,7 +25,8 @@ pub struct PrimaryDriver {
     join: u32,
     frozen: bool,
     releasing: bool,
-    dialing: bool,
+    /// The connection that is being made.
+    dialing: Option<usize>,
     /// The limit of old: a planted bug.
     limit: Option<u64>,
 }
@@ -59,7 +60,7 @@ impl PrimaryDriver {
             join: 0,
             frozen: false,
             releasing: false,
-            dialing: false,
+            dialing: None,
             limit: None,
         }
     }
@@ -131,21 +132,21 @@ impl Node {
         let has_conn = self.conn.is_some();
         let Some(primary) = self.primary() else { return };
         let alone = matches!(primary.session.state(), PrimaryState::Alone(_));
-        primary.dialing = false;
         let to = 1 - id;
         if alone && !has_conn && env.net.passes(id, to, env.now) && env.net.passes(to, id, env.now) {
             let conn = env.net.connect();
+            primary.dialing = Some(conn);
             let delay = env.rng.between(env.plan.delay);
             let to_life = env.lives[to];
             env.node_in(delay, to, to_life, NodeEvent::Incoming(conn));
-        }
-        if let Some(primary) = self.primary() {
-            primary.dialing = true;
         }
         env.node_in(60 * MILLI, id, life, NodeEvent::Dial);
     }
 
     pub fn reached(&mut self, env: &mut Env, conn: usize) {
+        if self.conn.is_some() || self.primary().and_then(|primary| primary.dialing.take()) != Some(conn) {
+            return net::close(env, conn, self.id);
+        }
         self.conn = Some(conn);
         env.trace
             .line(env.now, || format!("{} is connected by {conn}", self.name()));
