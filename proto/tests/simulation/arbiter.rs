@@ -66,7 +66,7 @@ pub fn answer(env: &mut Env, ask: Ask) {
     let Ask { node, life, id, change } = ask;
     let Some((expected, new)) = change else {
         let record = env.arbiter.record.clone();
-        return reply(env, node, life, NodeEvent::Record(record));
+        return reply(env, node, life, NodeEvent::Record(id, record));
     };
     let record = &env.arbiter.record;
     let verdict = if *record == new || *record == expected {

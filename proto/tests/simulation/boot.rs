@@ -28,13 +28,13 @@ impl Node {
         let again = env.rng.between((60 * MILLI, 120 * MILLI));
         self.later(env, again, NodeEvent::Boot);
         if self.is_fresh() {
-            arbiter::ask(env, self.id, self.life, None);
+            self.reading = Some(arbiter::ask(env, self.id, self.life, None));
         }
     }
 
     /// The record was read.
-    pub fn read(&mut self, env: &mut Env, record: Record) {
-        if !self.is_fresh() {
+    pub fn read(&mut self, env: &mut Env, id: u64, record: Record) {
+        if self.reading != Some(id) || !self.is_fresh() {
             return;
         }
         let first = record.term == 0 && self.id == 0;
@@ -87,16 +87,28 @@ impl Node {
 
     fn ask_before_boot(&mut self, env: &mut Env, expected: Record, new: Record) {
         let beside_peer = expected.peer.is_some();
-        let id = arbiter::ask(env, self.id, self.life, Some((expected, new.clone())));
-        let boot = BootRecord {
-            record: new,
-            beside_peer,
-        };
+        self.ask_to_boot(
+            env,
+            BootRecord {
+                expected,
+                new,
+                beside_peer,
+            },
+        );
+    }
+
+    fn ask_to_boot(&mut self, env: &mut Env, boot: BootRecord) {
+        let change = (boot.expected.clone(), boot.new.clone());
+        let id = arbiter::ask(env, self.id, self.life, Some(change));
         self.asked = Some(Asked { id, boot: Some(boot) });
     }
 
     pub fn boot_verdict(&mut self, env: &mut Env, asked: BootRecord, verdict: &Verdict) {
-        let record = asked.record;
+        // Until it is won or lost no other question may be asked: this one may come about at any time.
+        if *verdict == Verdict::Unknown {
+            return self.ask_to_boot(env, asked);
+        }
+        let record = asked.new;
         if *verdict != Verdict::Won || record.owner != self.name() {
             env.checker.counts.handed_back += u64::from(*verdict == Verdict::Won);
             return;

@@ -48,7 +48,7 @@ pub enum NodeEvent {
     /// A question's answer.
     Verdict(u64, Verdict),
     /// A reading's answer.
-    Record(Record),
+    Record(u64, Record),
     /// No answer came.
     GiveUp(u64),
     /// A primary reached this node.

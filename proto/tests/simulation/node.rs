@@ -28,7 +28,8 @@ pub enum Role {
 
 /// What a node asks for before it boots.
 pub struct BootRecord {
-    pub record: Record,
+    pub expected: Record,
+    pub new: Record,
     /// The record that was there names a peer, which has the machine unless it says otherwise.
     pub beside_peer: bool,
 }
@@ -52,6 +53,8 @@ pub struct Node {
     pub role: Role,
     pub conn: Option<usize>,
     pub asked: Option<Asked>,
+    /// The last reading of the record.
+    pub reading: Option<u64>,
     pub disk: Disk,
     /// When a timer is set to go off, by the world's time.
     timer: Option<u64>,
@@ -70,6 +73,7 @@ impl Node {
             role: Role::Backup(Box::new(BackupDriver::new(id))),
             conn: None,
             asked: None,
+            reading: None,
             // The machine was installed on the first node.
             disk: Disk {
                 history: Vec::new(),
@@ -125,6 +129,7 @@ impl Node {
         self.pause += 1;
         self.waiting.clear();
         self.asked = None;
+        self.reading = None;
         self.timer = None;
     }
 
@@ -185,7 +190,7 @@ impl Node {
         match event {
             NodeEvent::Verdict(id, verdict) => self.verdict(env, id, verdict),
             NodeEvent::GiveUp(id) => self.verdict(env, id, Verdict::Unknown),
-            NodeEvent::Record(record) => self.read(env, record),
+            NodeEvent::Record(id, record) => self.read(env, id, record),
             NodeEvent::Boot => self.boot(env),
             NodeEvent::Inquiry => self.inquiry(env),
             NodeEvent::Inquired { has_machine } => self.inquired(env, has_machine),
@@ -244,7 +249,7 @@ impl Node {
             format!("{} hears of its question: {verdict:?}", self.name())
         });
         match asked.boot {
-            Some(record) => self.boot_verdict(env, record, &verdict),
+            Some(boot) => self.boot_verdict(env, boot, &verdict),
             None => self.session_verdict(env, verdict),
         }
     }
