@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 pub use io::{BackupAction, BackupInput, BackupState};
 
 use super::greeting::{check_hello, is_name};
-use super::limits::{PROTOCOL_VERSION, bounded};
+use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
 use super::{Nanos, Record, Timing, Verdict};
 use crate::{Ack, Goodbye, HeartbeatReply, Hello, Joined, ToBackup, ToPrimary, Welcome};
@@ -202,8 +202,7 @@ impl Backup {
                 self.send(to_primary::Kind::Ready(Ready { term: named.term }));
             }
             (Some(to_backup::Kind::Goodbye(goodbye)), _) => {
-                let reason = bounded(&goodbye.reason);
-                self.forget(&reason);
+                self.forget(&reason_of(&goodbye));
             }
             (Some(_), _) => self.refuse("the primary sent a message out of turn"),
             (None, _) => self.refuse("the primary sent a message of a kind that is not known"),

@@ -1,5 +1,7 @@
 //! Every limit of the session's messages.
 
+use crate::Goodbye;
+
 /// The protocol version that this program speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Most bytes of a message on the control stream: a machine's state without its memory is far below.
@@ -23,4 +25,31 @@ pub(super) fn bounded(text: &str) -> String {
         end -= 1;
     }
     text[..end].into()
+}
+
+/// Why the other side said goodbye, as far as it is kept.
+pub(super) fn reason_of(goodbye: &Goodbye) -> String {
+    if goodbye.reason.is_empty() {
+        return "goodbye, without a reason".into();
+    }
+    bounded(&goodbye.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_cut_between_characters() {
+        for text in [
+            "",
+            "a",
+            &"é".repeat(MAX_REASON_BYTES),
+            &format!("a{}", "é".repeat(MAX_REASON_BYTES)),
+        ] {
+            let kept = bounded(text);
+            assert!(text.starts_with(&kept) && kept.len() <= MAX_REASON_BYTES);
+            assert!(kept.len() == text.len() || kept.len() >= MAX_REASON_BYTES - 1);
+        }
+    }
 }

@@ -8,7 +8,7 @@ pub use io::{PrimaryAction, PrimaryInput, PrimaryState};
 
 use super::greeting::{check_welcome, is_name};
 use super::lease::Lease;
-use super::limits::{PROTOCOL_VERSION, bounded};
+use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
 use super::{Freeze, Nanos, Record, Timing, Unprotected, Verdict};
 use crate::{Ack, Goodbye, Heartbeat, Hello, Named, ToBackup, ToPrimary, to_backup, to_primary};
@@ -37,16 +37,23 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// A primary that holds `record`, alone. `hello` has everything but term and timing.
+    /// A primary that holds `record`, alone; if that names a peer, it asks for the next term first. `hello` has everything
+    /// but term and timing.
     pub fn new(hello: Hello, record: Record, timing: Timing, why: Unprotected) -> Self {
+        let (state, question) = if record.peer.is_some() {
+            let question = Question::new(record.clone(), record.alone(&record.owner), 0);
+            (PrimaryState::Fencing(why.clone()), Some(question))
+        } else {
+            (PrimaryState::Alone(why.clone()), None)
+        };
         Self {
             hello,
             timing,
             record,
-            state: PrimaryState::Alone(why.clone()),
+            state,
             why,
             peer: String::new(),
-            question: None,
+            question,
             lease: Lease::new(timing),
             last_heard: 0,
             state_sent: false,
@@ -203,7 +210,7 @@ impl Primary {
                 self.actions.push_back(PrimaryAction::Report(bounded(&diverged.report)));
                 self.end(now, "divergence", Unprotected::Divergence);
             }
-            (Some(to_primary::Kind::Goodbye(goodbye)), _) => self.refuse(now, &bounded(&goodbye.reason)),
+            (Some(to_primary::Kind::Goodbye(goodbye)), _) => self.refuse(now, &reason_of(&goodbye)),
             (Some(_), _) => self.refuse(now, "the backup sent a message out of turn"),
             (None, _) => self.refuse(now, "the backup sent a message of a kind that is not known"),
         }

@@ -110,6 +110,16 @@ fn a_backup_that_may_be_named_is_fenced_off() {
 }
 
 #[test]
+fn one_that_begins_with_a_named_peer_fences_it_off_first() {
+    let mut session = Primary::new(hello(), record(Some("b")), TIMING, Unprotected::NeedBackup);
+    assert_eq!(session.release_limit(0), 0);
+    assert_eq!(session.wake(), Some(0));
+    assert_eq!(does(&mut session, 5, PrimaryInput::Tick), [fencing_question()]);
+    does(&mut session, 5, PrimaryInput::Arbiter(Verdict::Won));
+    assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::NeedBackup));
+}
+
+#[test]
 fn a_naming_on_its_way_is_awaited_before_fencing() {
     let mut session = asking();
     assert_eq!(
