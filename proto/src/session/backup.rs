@@ -1,87 +1,17 @@
 //! The backup's end of a session.
 
+mod io;
+
 use std::collections::VecDeque;
 
-use super::limits::{MAX_NAME_BYTES, PROTOCOL_VERSION, bounded};
+pub use io::{BackupAction, BackupInput, BackupState};
+
+use super::greeting::{check_hello, is_name};
+use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
+use super::question::Question;
 use super::{Nanos, Record, Timing, Verdict};
-use crate::{Ack, Goodbye, Heartbeat, HeartbeatReply, Hello, JoinState, Joined, ToBackup, ToPrimary, Welcome};
-use crate::{Diverged, to_backup, to_primary};
-
-/// Where the backup stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BackupState {
-    /// No primary is connected.
-    Waiting,
-    /// A primary is connected and has said nothing yet.
-    Connected,
-    /// Memory is on its way here.
-    Syncing,
-    /// The machine is here and replays; the record may not name this node yet.
-    Joined,
-    /// The record names this node.
-    Protected,
-    /// The primary is silent; the arbiter is asked for the next term. Nothing is acknowledged any more.
-    Claiming,
-    /// The same, and the arbiter does not answer.
-    Frozen,
-    /// The term is won.
-    Live,
-}
-
-/// What happens to the backup.
-// Few are alive at a time, and none is kept.
-#[allow(clippy::large_enum_variant)]
-#[derive(Clone, Debug)]
-pub enum BackupInput {
-    /// A primary has connected, and is known by this name.
-    Connected(String),
-    /// The connection is gone.
-    Disconnected,
-    /// A message on the control stream.
-    Message(ToBackup),
-    /// A datagram.
-    Heartbeat(Heartbeat),
-    /// The machine is built as the join's state says.
-    Built,
-    /// The machine cannot be built; for this reason.
-    Unfit(String),
-    /// The log is here, whole, up to this position.
-    Received(u64),
-    /// It was executed and compared up to this position, at this stop.
-    Verified(u64, u64),
-    /// The machine went another way; at this stop, with a report for people.
-    Diverged(u64, String),
-    /// The arbiter's answer to [`BackupAction::Arbitrate`].
-    Arbiter(Verdict),
-    /// Time has passed.
-    Tick,
-}
-
-/// What the backup wants done.
-#[derive(Clone, Debug, PartialEq)]
-pub enum BackupAction {
-    /// Send on the control stream.
-    Send(ToPrimary),
-    /// Send as a datagram.
-    Reply(HeartbeatReply),
-    /// Prepare for a machine like the hello's: its memory comes on the bulk stream.
-    Prepare(Box<Hello>),
-    /// All pages that the state counts being there, build the machine.
-    Build(Box<JoinState>),
-    /// Throw the machine away, and whatever of it has come.
-    Discard,
-    /// Close the connection; for this reason.
-    Disconnect(String),
-    /// Ask the arbiter to replace the record.
-    Arbitrate {
-        /// What must be there.
-        expected: Record,
-        /// What is to be there.
-        new: Record,
-    },
-    /// The term is won: replay what was received, then go live.
-    Promote(Record),
-}
+use crate::{Ack, Goodbye, HeartbeatReply, Hello, Joined, ToBackup, ToPrimary, Welcome};
+use crate::{Diverged, Ready, to_backup, to_primary};
 
 /// Who the backup is.
 #[derive(Clone, Debug)]
@@ -106,8 +36,7 @@ pub struct Backup {
     term: u64,
     /// The join's state has come.
     has_state: bool,
-    claim: Option<(Record, Record)>,
-    ask_again: Option<Nanos>,
+    claim: Option<Question>,
     last_heard: Nanos,
     ack: Ack,
     released: u64,
@@ -125,7 +54,6 @@ impl Backup {
             term: 0,
             has_state: false,
             claim: None,
-            ask_again: None,
             last_heard: 0,
             ack: Ack::default(),
             released: 0,
@@ -143,9 +71,9 @@ impl Backup {
         &self.primary
     }
 
-    /// Position up to which the primary's effects are known to have left.
+    /// Position up to which the primary's effects are known to have left; never beyond what was received.
     pub fn released(&self) -> u64 {
-        self.released
+        self.released.min(self.ack.received)
     }
 
     /// What was acknowledged last.
@@ -165,8 +93,13 @@ impl Backup {
 
     /// When it wants [`BackupInput::Tick`] at the latest.
     pub fn wake(&self) -> Option<Nanos> {
-        let deadline = self.is_connected().then(|| self.last_heard + self.timing.deadline);
-        [deadline, self.ask_again].into_iter().flatten().min()
+        let deadline = self.is_connected().then(|| self.deadline());
+        let ask = self.claim.as_ref().and_then(Question::at);
+        [deadline, ask].into_iter().flatten().min()
+    }
+
+    fn deadline(&self) -> Nanos {
+        self.last_heard.saturating_add(self.timing.deadline)
     }
 
     fn is_connected(&self) -> bool {
@@ -180,14 +113,9 @@ impl Backup {
             BackupInput::Connected(name) => self.connected(now, name),
             BackupInput::Arbiter(verdict) => self.verdict(now, &verdict),
             BackupInput::Tick => self.tick(now),
-            BackupInput::Verified(position, stop) => {
-                self.ack.verified = position;
-                self.ack.stop = stop;
-                self.acknowledge();
-            }
             // All others are of a connection that may be over.
             _ if !self.is_connected() => {}
-            BackupInput::Disconnected => self.lost("the connection is gone"),
+            BackupInput::Disconnected => self.lost(now, "the connection is gone"),
             BackupInput::Message(message) => self.message(now, message),
             BackupInput::Heartbeat(heartbeat) => {
                 self.last_heard = now;
@@ -197,7 +125,7 @@ impl Backup {
                 }));
             }
             BackupInput::Built => {
-                if self.state == BackupState::Syncing {
+                if self.state == BackupState::Syncing && self.has_state {
                     self.state = BackupState::Joined;
                     self.send(to_primary::Kind::Joined(Joined {}));
                     self.acknowledge();
@@ -208,6 +136,13 @@ impl Backup {
                 self.last_heard = now;
                 self.ack.received = self.ack.received.max(position);
                 self.acknowledge();
+            }
+            BackupInput::Verified(position, stop) => {
+                if self.has_machine() {
+                    self.ack.verified = position.clamp(self.ack.verified, self.ack.received);
+                    self.ack.stop = stop;
+                    self.acknowledge();
+                }
             }
             BackupInput::Diverged(stop, report) => {
                 let report = bounded(&report);
@@ -222,14 +157,21 @@ impl Backup {
             .push_back(BackupAction::Send(ToPrimary { kind: Some(kind) }));
     }
 
+    fn has_machine(&self) -> bool {
+        matches!(self.state, BackupState::Joined | BackupState::Protected)
+    }
+
     fn acknowledge(&mut self) {
-        if matches!(self.state, BackupState::Joined | BackupState::Protected) {
+        if self.has_machine() {
             self.send(to_primary::Kind::Ack(self.ack));
         }
     }
 
     fn connected(&mut self, now: Nanos, name: String) {
-        if self.state != BackupState::Waiting || name.is_empty() || name.len() > MAX_NAME_BYTES {
+        if self.is_connected() {
+            return self.lost(now, "the primary connected once more");
+        }
+        if self.state != BackupState::Waiting || !is_name(&name) {
             self.actions
                 .push_back(BackupAction::Disconnect("not waiting for a primary".into()));
             return;
@@ -249,17 +191,18 @@ impl Backup {
             (Some(to_backup::Kind::Hello(hello)), BackupState::Connected) => self.hello(hello),
             (Some(to_backup::Kind::State(state)), BackupState::Syncing) if !self.has_state => {
                 self.has_state = true;
-                self.ack.received = state.position;
+                // The log has a stream of its own and may have been faster.
+                self.ack.received = self.ack.received.max(state.position);
                 self.ack.verified = state.position;
-                self.released = state.position;
+                self.released = self.released.max(state.position);
                 self.actions.push_back(BackupAction::Build(Box::new(state)));
             }
             (Some(to_backup::Kind::Named(named)), BackupState::Joined) if named.term == self.term => {
                 self.state = BackupState::Protected;
+                self.send(to_primary::Kind::Ready(Ready { term: named.term }));
             }
             (Some(to_backup::Kind::Goodbye(goodbye)), _) => {
-                let reason = bounded(&goodbye.reason);
-                self.forget(&reason);
+                self.forget(&reason_of(&goodbye));
             }
             (Some(_), _) => self.refuse("the primary sent a message out of turn"),
             (None, _) => self.refuse("the primary sent a message of a kind that is not known"),
@@ -267,64 +210,26 @@ impl Backup {
     }
 
     fn hello(&mut self, hello: Hello) {
-        let identity = &self.identity;
-        let timing = Timing {
-            heartbeat: hello.heartbeat_ns,
-            deadline: hello.deadline_ns,
+        let timing = match check_hello(&hello, &self.identity, &self.primary) {
+            Ok(timing) => timing,
+            Err(problem) => return self.refuse(&problem),
         };
-        let revision = hello.machine.as_ref().map_or(0, |machine| machine.model_revision);
-        let problem = if !(hello.version_min..=hello.version_max).contains(&PROTOCOL_VERSION) {
-            Some(format!(
-                "the primary speaks protocol versions {} to {} and this program {PROTOCOL_VERSION}",
-                hello.version_min, hello.version_max
-            ))
-        } else if hello.node != self.primary {
-            Some("the primary's name is not that of its certificate".into())
-        } else if hello.node == identity.node {
-            Some(format!("both ends are called `{}`", identity.node))
-        } else if hello.machine_name != identity.machine_name {
-            Some(format!(
-                "the primary runs machine `{}` and this backup stands by for `{}`",
-                bounded(&hello.machine_name),
-                identity.machine_name
-            ))
-        } else if hello.host_class != identity.host_class {
-            Some(format!(
-                "the primary's host is of class `{}` and this host of `{}`",
-                bounded(&hello.host_class),
-                identity.host_class
-            ))
-        } else if revision != identity.model_revision {
-            Some(format!(
-                "the machine has device model revision {revision} and this program {}",
-                identity.model_revision
-            ))
-        } else if !timing.is_sound() {
-            Some("the heartbeat and the deadline do not fit each other".into())
-        } else {
-            None
-        };
-        if let Some(problem) = problem {
-            return self.refuse(&problem);
-        }
         self.timing = timing;
         self.term = hello.term;
         self.state = BackupState::Syncing;
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
-            node: identity.node.clone(),
-            host_class: identity.host_class.clone(),
+            node: self.identity.node.clone(),
+            host_class: self.identity.host_class.clone(),
         };
         self.actions.push_back(BackupAction::Prepare(Box::new(hello)));
         self.send(to_primary::Kind::Welcome(welcome));
     }
 
     fn tick(&mut self, now: Nanos) {
-        if self.ask_again.is_some_and(|at| now >= at) {
-            self.ask();
-        }
-        if self.is_connected() && now >= self.last_heard + self.timing.deadline {
-            self.lost("the primary is silent past the deadline");
+        self.ask(now);
+        if self.is_connected() && now >= self.deadline() {
+            self.lost(now, "the primary is silent past the deadline");
         }
     }
 
@@ -344,9 +249,11 @@ impl Backup {
         self.primary.clear();
     }
 
-    /// The primary may be dead. A backup that has the machine claims the term; the record decides whether it may.
-    fn lost(&mut self, reason: &str) {
-        if !matches!(self.state, BackupState::Joined | BackupState::Protected) {
+    /// The primary may be dead. A backup that knows it was named claims the term; the record decides whether it may. One that
+    /// was not told does not: in the same term another join may follow, and a claim that is late on its way would fit the
+    /// record of that one. Not before the deadline, however it learnt of it: a primary that knows nothing yet may go by its lease until then.
+    fn lost(&mut self, now: Nanos, reason: &str) {
+        if self.state != BackupState::Protected {
             return self.forget(reason);
         }
         self.actions.push_back(BackupAction::Disconnect(reason.into()));
@@ -357,34 +264,39 @@ impl Backup {
             peer: Some(self.identity.node.clone()),
         };
         let new = expected.alone(&self.identity.node);
-        self.claim = Some((expected, new));
-        self.ask();
+        self.claim = Some(Question::new(expected, new, self.deadline()));
+        self.ask(now);
     }
 
-    fn ask(&mut self) {
-        self.ask_again = None;
-        if let Some((expected, new)) = self.claim.clone() {
-            self.actions.push_back(BackupAction::Arbitrate { expected, new });
+    fn ask(&mut self, now: Nanos) {
+        if let Some(claim) = &mut self.claim
+            && claim.ask(now)
+        {
+            self.actions.push_back(BackupAction::Arbitrate {
+                expected: claim.expected.clone(),
+                new: claim.new.clone(),
+            });
         }
     }
 
     fn verdict(&mut self, now: Nanos, verdict: &Verdict) {
-        let Some((_, new)) = self.claim.clone() else { return };
+        let Some(mut claim) = self.claim.take_if(|claim| claim.is_asked()) else {
+            return;
+        };
         match verdict {
             Verdict::Won => {
-                self.claim = None;
                 self.state = BackupState::Live;
-                self.actions.push_back(BackupAction::Promote(new));
+                self.actions.push_back(BackupAction::Promote(claim.new));
             }
             Verdict::Lost => {
-                self.claim = None;
                 self.state = BackupState::Waiting;
                 self.primary.clear();
                 self.actions.push_back(BackupAction::Discard);
             }
             Verdict::Unknown => {
                 self.state = BackupState::Frozen;
-                self.ask_again = Some(now + self.timing.heartbeat);
+                claim.put_off(now.saturating_add(self.timing.heartbeat));
+                self.claim = Some(claim);
             }
         }
     }

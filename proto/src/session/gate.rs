@@ -55,3 +55,34 @@ impl<T> Gate<T> {
         self.waiting.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lets_go_in_order_up_to_the_limit() {
+        let mut gate = Gate::default();
+        for position in [3, 5, 9] {
+            gate.push(position, position * 10);
+        }
+        assert_eq!(gate.pop(2), None);
+        assert_eq!(gate.released(), 0);
+        assert_eq!(gate.pop(5), Some(30));
+        assert_eq!(gate.released(), 3);
+        assert_eq!(gate.pop(5), Some(50));
+        assert_eq!(gate.pop(8), None);
+        assert_eq!((gate.released(), gate.len()), (5, 1));
+        assert_eq!(gate.pop(u64::MAX), Some(90));
+        assert_eq!((gate.released(), gate.is_empty()), (9, true));
+    }
+
+    #[test]
+    fn what_is_forgotten_was_not_released() {
+        let mut gate = Gate::default();
+        gate.push(1, ());
+        gate.clear();
+        assert_eq!(gate.pop(u64::MAX), None);
+        assert_eq!(gate.released(), 0);
+    }
+}

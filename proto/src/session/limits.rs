@@ -1,5 +1,7 @@
 //! Every limit of the session's messages.
 
+use crate::Goodbye;
+
 /// The protocol version that this program speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
 /// Most bytes of a message on the control stream: a machine's state without its memory is far below.
@@ -11,6 +13,11 @@ pub const MAX_NAME_BYTES: usize = 64;
 /// Most bytes of a reason or report that are kept.
 pub const MAX_REASON_BYTES: usize = 4096;
 
+/// The shortest time from one heartbeat to the next, in nanoseconds: 1 ms.
+pub const MIN_HEARTBEAT: u64 = 1_000_000;
+/// The longest deadline, in nanoseconds: an hour.
+pub const MAX_DEADLINE: u64 = 3_600_000_000_000;
+
 /// `text` as far as it is kept.
 pub(super) fn bounded(text: &str) -> String {
     let mut end = text.len().min(MAX_REASON_BYTES);
@@ -18,4 +25,31 @@ pub(super) fn bounded(text: &str) -> String {
         end -= 1;
     }
     text[..end].into()
+}
+
+/// Why the other side said goodbye, as far as it is kept.
+pub(super) fn reason_of(goodbye: &Goodbye) -> String {
+    if goodbye.reason.is_empty() {
+        return "goodbye, without a reason".into();
+    }
+    bounded(&goodbye.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_cut_between_characters() {
+        for text in [
+            "",
+            "a",
+            &"é".repeat(MAX_REASON_BYTES),
+            &format!("a{}", "é".repeat(MAX_REASON_BYTES)),
+        ] {
+            let kept = bounded(text);
+            assert!(text.starts_with(&kept) && kept.len() <= MAX_REASON_BYTES);
+            assert!(kept.len() == text.len() || kept.len() >= MAX_REASON_BYTES - 1);
+        }
+    }
 }

@@ -4,19 +4,27 @@
 //! Invariants (docs/protocol.md says why they are enough):
 //! - Whoever releases output holds the arbiter's term. From the moment that a record naming the backup may have reached
 //!   the arbiter, only output that the backup acknowledged leaves, and only within the lease.
-//! - The primary goes on alone only after the arbiter took its record of the next term, without a peer.
+//! - A record names a backup only when it has all of the log behind what left before.
+//! - A primary that has asked for a backup to be named goes on alone only after the arbiter took its record of the next
+//!   term, without a peer.
 //! - A backup that has begun to claim the term acknowledges nothing any more.
 //! - A record is set against the value last held; nobody reads again to retry.
 
 mod backup;
 mod gate;
+mod greeting;
+mod lease;
 mod limits;
 mod primary;
+mod question;
 pub mod record;
 
 pub use backup::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState};
 pub use gate::Gate;
-pub use limits::{MAX_CONTROL_BYTES, MAX_DATAGRAM_BYTES, MAX_NAME_BYTES, MAX_REASON_BYTES, PROTOCOL_VERSION};
+pub use limits::{
+    MAX_CONTROL_BYTES, MAX_DATAGRAM_BYTES, MAX_DEADLINE, MAX_NAME_BYTES, MAX_REASON_BYTES, MIN_HEARTBEAT,
+    PROTOCOL_VERSION,
+};
 pub use primary::{Primary, PrimaryAction, PrimaryInput, PrimaryState};
 pub use record::Record;
 
@@ -46,16 +54,23 @@ impl Timing {
         self.deadline / 3 * 2
     }
 
+    /// Silence after which the primary suspects the backup: between the lease, after which nothing leaves anyway, and the
+    /// deadline. A healthy pair that merely loses each other stays with the primary.
+    pub fn suspicion(&self) -> Nanos {
+        self.lease() + (self.deadline - self.lease()) / 2
+    }
+
     /// Whether the two are of any use together.
     pub fn is_sound(&self) -> bool {
-        self.heartbeat >= 1_000_000 && self.deadline <= 3_600_000_000_000 && self.deadline >= self.heartbeat * 2
+        self.heartbeat >= MIN_HEARTBEAT && self.deadline <= MAX_DEADLINE && self.heartbeat <= self.deadline / 2
     }
 }
 
 /// What the arbiter said to a compare-and-set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The record is set.
+    /// The record is the new one: it was set, or found there already, as after an answer that was lost. Nobody else ever
+    /// asks for the same one.
     Won,
     /// Another value was there.
     Lost,

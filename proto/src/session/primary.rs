@@ -1,81 +1,17 @@
 //! The primary's end of a session.
 
+mod io;
+
 use std::collections::VecDeque;
 
-use super::limits::{MAX_NAME_BYTES, PROTOCOL_VERSION, bounded};
+pub use io::{PrimaryAction, PrimaryInput, PrimaryState};
+
+use super::greeting::{check_welcome, is_name};
+use super::lease::Lease;
+use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
+use super::question::Question;
 use super::{Freeze, Nanos, Record, Timing, Unprotected, Verdict};
-use crate::{Ack, Goodbye, Heartbeat, HeartbeatReply, Hello, Named, ToBackup, ToPrimary, to_backup, to_primary};
-
-/// Heartbeats whose sending times are remembered.
-const REMEMBERED: usize = 64;
-
-/// Where the primary stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PrimaryState {
-    /// It goes on alone, and would take a backup.
-    Alone(Unprotected),
-    /// A backup is connected and has been greeted.
-    Greeting,
-    /// Memory is on its way to the backup.
-    Syncing,
-    /// The backup has everything; the arbiter is asked to name it.
-    Naming,
-    /// The backup can take over.
-    Protected,
-    /// The backup is lost; the arbiter is asked for the next term. Nothing leaves.
-    Fencing(Unprotected),
-    /// The machine stands still.
-    Frozen(Freeze),
-}
-
-/// What happens to the primary.
-#[derive(Clone, Debug)]
-pub enum PrimaryInput {
-    /// The transport reached the peer, and knows it under this name.
-    Connected(String),
-    /// The connection is gone.
-    Disconnected,
-    /// A message on the control stream.
-    Message(ToPrimary),
-    /// A datagram.
-    Reply(HeartbeatReply),
-    /// The join's state was handed to the transport: the log goes on from here.
-    StateSent,
-    /// The arbiter's answer to [`PrimaryAction::Arbitrate`].
-    Arbiter(Verdict),
-    /// Time has passed.
-    Tick,
-}
-
-/// What the primary wants done.
-// Few are alive at a time, and none is kept.
-#[allow(clippy::large_enum_variant)]
-#[derive(Clone, Debug, PartialEq)]
-pub enum PrimaryAction {
-    /// Send on the control stream.
-    Send(ToBackup),
-    /// Send as a datagram.
-    Heartbeat(Heartbeat),
-    /// Send memory and state to the backup, then the log.
-    BeginJoin,
-    /// No more of it to this backup.
-    EndLog,
-    /// Close the connection; for this reason.
-    Disconnect(String),
-    /// Ask the arbiter to replace the record.
-    Arbitrate {
-        /// What must be there.
-        expected: Record,
-        /// What is to be there.
-        new: Record,
-    },
-    /// The vCPU must not run any more.
-    Freeze(Freeze),
-    /// The vCPU may run again: the term was won after all.
-    Thaw,
-    /// The backup's report of a divergence, for people.
-    Report(String),
-}
+use crate::{Ack, Goodbye, Heartbeat, Hello, Named, ToBackup, ToPrimary, to_backup, to_primary};
 
 /// The primary's end.
 #[derive(Debug)]
@@ -84,36 +20,45 @@ pub struct Primary {
     timing: Timing,
     record: Record,
     state: PrimaryState,
+    /// Why there is no backup, for when the term is won.
+    why: Unprotected,
     peer: String,
-    /// The record that was sent to the arbiter and not answered.
-    asked: Option<Record>,
-    ask_again: Option<Nanos>,
-    heartbeats: VecDeque<(u64, Nanos)>,
-    next_heartbeat: Nanos,
-    number: u64,
+    question: Option<Question>,
+    lease: Lease,
     last_heard: Nanos,
-    lease_until: Nanos,
+    state_sent: bool,
+    /// Where the log for the backup ends.
+    logged: u64,
+    /// Where it ended when the backup had joined: effects up to here may have left unacknowledged.
+    catch_up: u64,
     ack: Ack,
     released: u64,
     actions: VecDeque<PrimaryAction>,
 }
 
 impl Primary {
-    /// A primary that holds `record`, alone. `hello` has everything but term and timing.
+    /// A primary that holds `record`, alone; if that names a peer, it asks for the next term first. `hello` has everything
+    /// but term and timing.
     pub fn new(hello: Hello, record: Record, timing: Timing, why: Unprotected) -> Self {
+        let (state, question) = if record.peer.is_some() {
+            let question = Question::new(record.clone(), record.alone(&record.owner), 0);
+            (PrimaryState::Fencing(why.clone()), Some(question))
+        } else {
+            (PrimaryState::Alone(why.clone()), None)
+        };
         Self {
             hello,
             timing,
             record,
-            state: PrimaryState::Alone(why),
+            state,
+            why,
             peer: String::new(),
-            asked: None,
-            ask_again: None,
-            heartbeats: VecDeque::new(),
-            next_heartbeat: 0,
-            number: 0,
+            question,
+            lease: Lease::new(timing),
             last_heard: 0,
-            lease_until: 0,
+            state_sent: false,
+            logged: 0,
+            catch_up: 0,
             ack: Ack::default(),
             released: 0,
             actions: VecDeque::new(),
@@ -144,14 +89,21 @@ impl Primary {
     pub fn release_limit(&self, now: Nanos) -> u64 {
         match self.state {
             PrimaryState::Alone(_) | PrimaryState::Greeting | PrimaryState::Syncing => u64::MAX,
-            PrimaryState::Naming | PrimaryState::Protected if now < self.lease_until => self.ack.received,
+            PrimaryState::Naming | PrimaryState::Protected if self.lease.holds(now) => self.ack.received,
             _ => 0,
         }
     }
 
+    /// The log for the backup goes up to `position` now. To be said before that part of it is handed to the transport,
+    /// and before an effect at that position is offered to the gate; at [`PrimaryInput::StateSent`], with the position of
+    /// the state.
+    pub fn note_logged(&mut self, position: u64) {
+        self.logged = self.logged.max(position);
+    }
+
     /// Effects up to `position` have left: the next heartbeat says so.
     pub fn note_released(&mut self, position: u64) {
-        self.released = position;
+        self.released = self.released.max(position);
     }
 
     /// The next thing to do.
@@ -162,39 +114,55 @@ impl Primary {
     /// When it wants [`PrimaryInput::Tick`] at the latest.
     pub fn wake(&self) -> Option<Nanos> {
         let connected = !self.peer.is_empty();
-        let beat = connected.then(|| self.next_heartbeat.min(self.last_heard + self.timing.deadline));
-        [beat, self.ask_again].into_iter().flatten().min()
+        let beat = connected.then(|| self.lease.next().min(self.suspects_at()));
+        let ask = self.question.as_ref().and_then(Question::at);
+        [beat, ask].into_iter().flatten().min()
+    }
+
+    fn suspects_at(&self) -> Nanos {
+        self.last_heard.saturating_add(self.timing.suspicion())
     }
 
     /// Takes in what happened at `now`.
     pub fn handle(&mut self, now: Nanos, input: PrimaryInput) {
         match input {
             PrimaryInput::Connected(name) => self.connected(now, name),
-            PrimaryInput::Disconnected => self.lost(Unprotected::LostConnection),
+            PrimaryInput::Disconnected => self.lost(now, Unprotected::LostConnection),
             PrimaryInput::Message(message) => self.message(now, message),
-            PrimaryInput::Reply(reply) => self.reply(now, reply),
-            PrimaryInput::StateSent => {
-                if self.state != PrimaryState::Syncing {
-                    self.lost(Unprotected::LostConnection);
+            PrimaryInput::Reply(reply) => {
+                if !self.peer.is_empty() {
+                    self.last_heard = now;
+                    self.lease.answered(reply.number);
                 }
             }
+            PrimaryInput::StateSent => self.state_sent |= self.state == PrimaryState::Syncing,
             PrimaryInput::Arbiter(verdict) => self.verdict(now, &verdict),
             PrimaryInput::Tick => self.tick(now),
         }
     }
 
     fn connected(&mut self, now: Nanos, name: String) {
-        if !matches!(self.state, PrimaryState::Alone(_)) || name.is_empty() || name.len() > MAX_NAME_BYTES {
-            self.actions
-                .push_back(PrimaryAction::Disconnect("not waiting for a backup".into()));
+        if !self.peer.is_empty() {
+            return self.end(now, "the backup connected once more", Unprotected::LostConnection);
+        }
+        let problem = if !matches!(self.state, PrimaryState::Alone(_)) {
+            "not waiting for a backup"
+        } else if !is_name(&name) {
+            "the backup's name is empty or too long"
+        } else if name == self.record.owner {
+            "the backup has this node's own name"
+        } else {
+            ""
+        };
+        if !problem.is_empty() {
+            self.actions.push_back(PrimaryAction::Disconnect(problem.into()));
             return;
         }
         self.peer = name;
         self.last_heard = now;
-        self.next_heartbeat = now;
-        self.lease_until = 0;
+        self.lease.restart(now);
         self.ack = Ack::default();
-        self.heartbeats.clear();
+        self.state_sent = false;
         self.state = PrimaryState::Greeting;
         let hello = Hello {
             version_min: PROTOCOL_VERSION,
@@ -219,103 +187,98 @@ impl Primary {
         self.last_heard = now;
         match (message.kind, &self.state) {
             (Some(to_primary::Kind::Welcome(welcome)), PrimaryState::Greeting) => {
-                if welcome.version != PROTOCOL_VERSION {
-                    return self.end(&format!("the backup chose version {}", welcome.version));
+                match check_welcome(&welcome, &self.hello, &self.peer) {
+                    Ok(()) => {
+                        self.state = PrimaryState::Syncing;
+                        self.actions.push_back(PrimaryAction::BeginJoin);
+                    }
+                    Err(problem) => self.refuse(now, &problem),
                 }
-                if welcome.node != self.peer {
-                    return self.end("the backup's name is not that of its certificate");
-                }
-                if welcome.host_class != self.hello.host_class {
-                    return self.end(&format!(
-                        "the backup's host is of class `{}` and this host of `{}`",
-                        bounded(&welcome.host_class),
-                        self.hello.host_class
-                    ));
-                }
-                self.state = PrimaryState::Syncing;
-                self.actions.push_back(PrimaryAction::BeginJoin);
             }
-            (Some(to_primary::Kind::Joined(_)), PrimaryState::Syncing) => {
-                // From here on the record may name the backup: what leaves must be acknowledged.
+            (Some(to_primary::Kind::Joined(_)), PrimaryState::Syncing) if self.state_sent => {
+                // From here on nothing leaves that is not acknowledged. What left before is, once the backup is here.
                 self.state = PrimaryState::Naming;
-                let new = self.record.with_peer(&self.peer);
-                self.arbitrate(new);
+                self.catch_up = self.logged;
             }
-            (
-                Some(to_primary::Kind::Ack(ack)),
-                PrimaryState::Syncing | PrimaryState::Naming | PrimaryState::Protected,
-            ) => {
-                if ack.received < self.ack.received || ack.verified < self.ack.verified || ack.verified > ack.received {
-                    return self.end("the backup's acknowledgements go backwards");
-                }
-                self.ack = ack;
+            (Some(to_primary::Kind::Ready(ready)), PrimaryState::Naming)
+                if self.is_named() && ready.term == self.record.term =>
+            {
+                self.state = PrimaryState::Protected;
             }
+            (Some(to_primary::Kind::Ack(ack)), PrimaryState::Naming | PrimaryState::Protected) => self.acked(now, ack),
             (Some(to_primary::Kind::Diverged(diverged)), _) => {
                 self.actions.push_back(PrimaryAction::Report(bounded(&diverged.report)));
-                self.end_with("divergence", Unprotected::Divergence);
+                self.end(now, "divergence", Unprotected::Divergence);
             }
-            (Some(to_primary::Kind::Goodbye(goodbye)), _) => {
-                let reason = bounded(&goodbye.reason);
-                self.end_with(&reason.clone(), Unprotected::Refused(reason));
-            }
-            (Some(_), _) => self.end("the backup sent a message out of turn"),
-            (None, _) => self.end("the backup sent a message of a kind that is not known"),
+            (Some(to_primary::Kind::Goodbye(goodbye)), _) => self.refuse(now, &reason_of(&goodbye)),
+            (Some(_), _) => self.refuse(now, "the backup sent a message out of turn"),
+            (None, _) => self.refuse(now, "the backup sent a message of a kind that is not known"),
         }
     }
 
-    fn reply(&mut self, now: Nanos, reply: HeartbeatReply) {
-        if self.peer.is_empty() {
-            return;
+    fn acked(&mut self, now: Nanos, ack: Ack) {
+        if ack.received < self.ack.received || ack.verified < self.ack.verified || ack.verified > ack.received {
+            return self.refuse(now, "the backup's acknowledgements go backwards");
         }
-        self.last_heard = now;
-        while let Some(&(number, sent)) = self.heartbeats.front() {
-            if number > reply.number {
-                break;
-            }
-            self.heartbeats.pop_front();
-            if number == reply.number {
-                self.lease_until = self.lease_until.max(sent + self.timing.lease());
-            }
+        if ack.received > self.logged {
+            return self.refuse(now, "the backup acknowledges what was never sent");
+        }
+        self.ack = ack;
+        let waits = self.state == PrimaryState::Naming && self.question.is_none() && !self.is_named();
+        if waits && ack.received >= self.catch_up {
+            let new = self.record.with_peer(&self.peer);
+            self.arbitrate(now, new);
         }
     }
 
-    fn arbitrate(&mut self, new: Record) {
-        self.asked = Some(new.clone());
-        self.ask_again = None;
-        self.actions.push_back(PrimaryAction::Arbitrate {
-            expected: self.record.clone(),
-            new,
-        });
+    /// Whether the record that it holds names a backup.
+    fn is_named(&self) -> bool {
+        self.record.peer.is_some()
+    }
+
+    fn arbitrate(&mut self, now: Nanos, new: Record) {
+        self.question = Some(Question::new(self.record.clone(), new, now));
+        self.ask(now);
+    }
+
+    fn ask(&mut self, now: Nanos) {
+        if let Some(question) = &mut self.question
+            && question.ask(now)
+        {
+            self.actions.push_back(PrimaryAction::Arbitrate {
+                expected: question.expected.clone(),
+                new: question.new.clone(),
+            });
+        }
     }
 
     fn verdict(&mut self, now: Nanos, verdict: &Verdict) {
-        let Some(asked) = self.asked.clone() else { return };
+        let Some(mut question) = self.question.take_if(|question| question.is_asked()) else {
+            return;
+        };
         match verdict {
             Verdict::Won => {
-                self.asked = None;
-                self.record = asked;
-                match std::mem::replace(&mut self.state, PrimaryState::Protected) {
-                    PrimaryState::Naming => self.send(to_backup::Kind::Named(Named { term: self.record.term })),
-                    PrimaryState::Fencing(why) => self.after_fencing(why),
-                    PrimaryState::Frozen(Freeze::NoArbiter) => {
-                        self.after_fencing(Unprotected::LostConnection);
-                        if matches!(self.state, PrimaryState::Alone(_)) {
-                            self.actions.push_back(PrimaryAction::Thaw);
-                        } else {
-                            self.state = PrimaryState::Frozen(Freeze::NoArbiter);
-                        }
+                self.record = question.new;
+                if self.state == PrimaryState::Naming {
+                    self.send(to_backup::Kind::Named(Named { term: self.record.term }));
+                } else if self.is_named() {
+                    // The naming was on its way as the backup was lost: the term after it is what is needed.
+                    self.fence(now);
+                } else {
+                    let was = std::mem::replace(&mut self.state, PrimaryState::Alone(self.why.clone()));
+                    if matches!(was, PrimaryState::Frozen(_)) {
+                        self.actions.push_back(PrimaryAction::Thaw);
                     }
-                    other => self.state = other,
                 }
             }
             Verdict::Lost => {
-                self.asked = None;
-                self.drop_peer("lost the term");
+                self.part("lost the term");
                 self.state = PrimaryState::Frozen(Freeze::LostTerm);
                 self.actions.push_back(PrimaryAction::Freeze(Freeze::LostTerm));
             }
             Verdict::Unknown => {
-                self.ask_again = Some(now + self.timing.heartbeat);
+                question.put_off(now.saturating_add(self.timing.heartbeat));
+                self.question = Some(question);
                 if matches!(self.state, PrimaryState::Fencing(_)) {
                     self.state = PrimaryState::Frozen(Freeze::NoArbiter);
                     self.actions.push_back(PrimaryAction::Freeze(Freeze::NoArbiter));
@@ -324,82 +287,72 @@ impl Primary {
         }
     }
 
-    /// The record of the term is this node's. It may still name the peer, when that was the question on its way as the
-    /// peer was lost: then the term after it is what is needed.
-    fn after_fencing(&mut self, why: Unprotected) {
-        if self.record.peer.is_some() {
-            self.state = PrimaryState::Fencing(why);
-            let new = self.record.alone(&self.record.owner);
-            self.arbitrate(new);
-        } else {
-            self.state = PrimaryState::Alone(why);
-        }
+    fn fence(&mut self, now: Nanos) {
+        let new = self.record.alone(&self.record.owner);
+        self.arbitrate(now, new);
     }
 
     fn tick(&mut self, now: Nanos) {
-        if self.ask_again.is_some_and(|at| now >= at)
-            && let Some(asked) = self.asked.clone()
-        {
-            self.arbitrate(asked);
-        }
+        self.ask(now);
         if self.peer.is_empty() {
             return;
         }
-        if now >= self.last_heard + self.timing.deadline {
-            self.drop_peer("silent past the deadline");
-            self.lost(Unprotected::LostConnection);
-            return;
+        if now >= self.suspects_at() {
+            self.part("silent past the deadline");
+            return self.lost_peer(now, Unprotected::LostConnection);
         }
-        if now >= self.next_heartbeat {
-            self.next_heartbeat = now + self.timing.heartbeat;
-            self.number += 1;
-            if self.heartbeats.len() == REMEMBERED {
-                self.heartbeats.pop_front();
-            }
-            self.heartbeats.push_back((self.number, now));
-            self.actions.push_back(PrimaryAction::Heartbeat(Heartbeat {
-                number: self.number,
-                released: self.released,
-            }));
+        if let Some(number) = self.lease.beat(now) {
+            let released = self.released;
+            self.actions
+                .push_back(PrimaryAction::Heartbeat(Heartbeat { number, released }));
         }
     }
 
-    fn end(&mut self, reason: &str) {
-        self.end_with(reason, Unprotected::Refused(reason.into()));
+    fn refuse(&mut self, now: Nanos, reason: &str) {
+        self.end(now, reason, Unprotected::Refused(reason.into()));
     }
 
-    fn end_with(&mut self, reason: &str, why: Unprotected) {
+    /// Ends the session with a goodbye.
+    fn end(&mut self, now: Nanos, reason: &str, why: Unprotected) {
         self.send(to_backup::Kind::Goodbye(Goodbye { reason: reason.into() }));
-        self.drop_peer(reason);
-        self.lost(why);
+        self.part(reason);
+        self.lost_peer(now, why);
     }
 
-    fn drop_peer(&mut self, reason: &str) {
+    /// The connection is gone.
+    fn lost(&mut self, now: Nanos, why: Unprotected) {
+        if !self.peer.is_empty() {
+            self.forget_peer();
+            self.lost_peer(now, why);
+        }
+    }
+
+    /// Closes the connection, if there is one.
+    fn part(&mut self, reason: &str) {
         if !self.peer.is_empty() {
             self.actions.push_back(PrimaryAction::Disconnect(reason.into()));
+            self.forget_peer();
         }
     }
 
-    /// The backup is gone. Goes on alone at once where the record cannot name it, and asks for the next term where it can.
-    fn lost(&mut self, why: Unprotected) {
-        if self.peer.is_empty() {
-            return;
-        }
+    fn forget_peer(&mut self) {
         self.peer.clear();
-        self.lease_until = 0;
+        self.lease.end();
         self.actions.push_back(PrimaryAction::EndLog);
+    }
+
+    /// Goes on alone at once where the record cannot name the backup, and asks for the next term where it can.
+    fn lost_peer(&mut self, now: Nanos, why: Unprotected) {
+        self.why = why.clone();
         match self.state {
-            PrimaryState::Alone(_) | PrimaryState::Greeting | PrimaryState::Syncing => {
-                self.state = PrimaryState::Alone(why);
-            }
             // The naming is on its way: its answer decides what to ask next.
-            PrimaryState::Naming => self.state = PrimaryState::Fencing(why),
-            PrimaryState::Protected => {
+            PrimaryState::Naming if self.question.is_some() => self.state = PrimaryState::Fencing(why),
+            PrimaryState::Naming | PrimaryState::Protected if self.is_named() => {
                 self.state = PrimaryState::Fencing(why);
-                let new = self.record.alone(&self.record.owner);
-                self.arbitrate(new);
+                self.fence(now);
             }
             PrimaryState::Fencing(_) | PrimaryState::Frozen(_) => {}
+            _ => self.state = PrimaryState::Alone(why),
         }
     }
 }

@@ -17,7 +17,7 @@ impl Record {
     #[must_use]
     pub fn alone(&self, node: &str) -> Self {
         Self {
-            term: self.term + 1,
+            term: self.term.saturating_add(1),
             owner: node.into(),
             peer: None,
         }

@@ -1,0 +1,78 @@
+//! Whether two ends fit each other.
+
+use super::limits::{MAX_NAME_BYTES, PROTOCOL_VERSION, bounded};
+use super::{BackupIdentity, Timing};
+use crate::{Hello, Welcome};
+
+/// Whether `name` can be a node's.
+pub(super) fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= MAX_NAME_BYTES
+}
+
+/// What both will go by, or why the backup does not want this primary, which the transport knows as `primary`.
+pub(super) fn check_hello(hello: &Hello, identity: &BackupIdentity, primary: &str) -> Result<Timing, String> {
+    if !(hello.version_min..=hello.version_max).contains(&PROTOCOL_VERSION) {
+        return Err(format!(
+            "the primary speaks protocol versions {} to {} and this program {PROTOCOL_VERSION}",
+            hello.version_min, hello.version_max
+        ));
+    }
+    if hello.node != primary {
+        return Err("the primary's name is not that of its certificate".into());
+    }
+    if hello.node == identity.node {
+        return Err(format!("both ends are called `{}`", identity.node));
+    }
+    if hello.machine_name != identity.machine_name {
+        return Err(format!(
+            "the primary runs machine `{}` and this backup stands by for `{}`",
+            bounded(&hello.machine_name),
+            identity.machine_name
+        ));
+    }
+    if hello.host_class != identity.host_class {
+        return Err(format!(
+            "the primary's host is of class `{}` and this host of `{}`",
+            bounded(&hello.host_class),
+            identity.host_class
+        ));
+    }
+    let Some(machine) = &hello.machine else {
+        return Err("the primary does not say what its machine is".into());
+    };
+    if machine.model_revision != identity.model_revision {
+        return Err(format!(
+            "the machine has device model revision {} and this program {}",
+            machine.model_revision, identity.model_revision
+        ));
+    }
+    if hello.term == 0 || hello.term == u64::MAX {
+        return Err(format!("{} is not a term", hello.term));
+    }
+    let timing = Timing {
+        heartbeat: hello.heartbeat_ns,
+        deadline: hello.deadline_ns,
+    };
+    if !timing.is_sound() {
+        return Err("the heartbeat and the deadline do not fit each other".into());
+    }
+    Ok(timing)
+}
+
+/// Why the primary does not want this backup, which the transport knows as `peer`.
+pub(super) fn check_welcome(welcome: &Welcome, hello: &Hello, peer: &str) -> Result<(), String> {
+    if welcome.version != PROTOCOL_VERSION {
+        return Err(format!("the backup chose protocol version {}", welcome.version));
+    }
+    if welcome.node != peer {
+        return Err("the backup's name is not that of its certificate".into());
+    }
+    if welcome.host_class != hello.host_class {
+        return Err(format!(
+            "the backup's host is of class `{}` and this host of `{}`",
+            bounded(&welcome.host_class),
+            hello.host_class
+        ));
+    }
+    Ok(())
+}

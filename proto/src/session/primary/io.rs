@@ -1,0 +1,74 @@
+//! What the primary's end takes in, wants done and is.
+
+use crate::session::{Freeze, Record, Unprotected, Verdict};
+use crate::{Heartbeat, HeartbeatReply, ToBackup, ToPrimary};
+
+/// Where the primary stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrimaryState {
+    /// It goes on alone, and would take a backup.
+    Alone(Unprotected),
+    /// A backup is connected and has been greeted.
+    Greeting,
+    /// Memory is on its way to the backup.
+    Syncing,
+    /// The backup has the state. As soon as it has the log behind all that may have left, the arbiter is asked to name it;
+    /// then it is told.
+    Naming,
+    /// The backup can take over.
+    Protected,
+    /// The backup is lost; the arbiter is asked for the next term. Nothing leaves.
+    Fencing(Unprotected),
+    /// The machine stands still.
+    Frozen(Freeze),
+}
+
+/// What happens to the primary.
+#[derive(Clone, Debug)]
+pub enum PrimaryInput {
+    /// The transport reached the peer, and knows it under this name.
+    Connected(String),
+    /// The connection is gone.
+    Disconnected,
+    /// A message on the control stream.
+    Message(ToPrimary),
+    /// A datagram.
+    Reply(HeartbeatReply),
+    /// The join's state was handed to the transport: the log goes on from here. Every effect made before it has left.
+    StateSent,
+    /// The arbiter's answer to [`PrimaryAction::Arbitrate`]: exactly one to each. An answer that comes after
+    /// [`Verdict::Unknown`] was given is dropped.
+    Arbiter(Verdict),
+    /// Time has passed.
+    Tick,
+}
+
+/// What the primary wants done.
+// Few are alive at a time, and none is kept.
+#[allow(clippy::large_enum_variant)]
+#[derive(Clone, Debug, PartialEq)]
+pub enum PrimaryAction {
+    /// Send on the control stream.
+    Send(ToBackup),
+    /// Send as a datagram.
+    Heartbeat(Heartbeat),
+    /// Send memory and state to the backup, then the log.
+    BeginJoin,
+    /// No more of it to this backup.
+    EndLog,
+    /// Close the connection; for this reason. Nothing more of it is wanted, [`PrimaryInput::Disconnected`] neither.
+    Disconnect(String),
+    /// Ask the arbiter to replace the record.
+    Arbitrate {
+        /// What must be there.
+        expected: Record,
+        /// What is to be there.
+        new: Record,
+    },
+    /// The vCPU must not run any more.
+    Freeze(Freeze),
+    /// The vCPU may run again: the term was won after all.
+    Thaw,
+    /// The backup's report of a divergence, for people.
+    Report(String),
+}

@@ -1,0 +1,344 @@
+//! The backup's end, case by case.
+
+use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, MAX_REASON_BYTES, Verdict};
+use lockstep_proto::{Ack, Goodbye, Heartbeat, Hello, Named, Ready, ToBackup, to_backup, to_primary};
+
+use super::messages::{MS, TERM, TIMING, hello, identity, record, state, to_backup, unknown};
+
+fn does(session: &mut Backup, now: u64, input: BackupInput) -> Vec<BackupAction> {
+    session.handle(now, input);
+    std::iter::from_fn(|| session.poll()).collect()
+}
+
+fn connected() -> Backup {
+    let mut session = Backup::new(identity());
+    assert_eq!(does(&mut session, 0, BackupInput::Connected("a".into())), []);
+    session
+}
+
+fn syncing() -> Backup {
+    let mut session = connected();
+    let message = to_backup(to_backup::Kind::Hello(hello()));
+    assert_eq!(does(&mut session, 0, BackupInput::Message(message)).len(), 2);
+    assert_eq!(session.state(), BackupState::Syncing);
+    session
+}
+
+fn building() -> Backup {
+    let mut session = syncing();
+    let message = to_backup(to_backup::Kind::State(state(10)));
+    does(&mut session, 0, BackupInput::Message(message));
+    session
+}
+
+fn joined() -> Backup {
+    let mut session = building();
+    let actions = does(&mut session, 0, BackupInput::Built);
+    assert_eq!(acks(&actions), [(10, 10)]);
+    session
+}
+
+fn protected() -> Backup {
+    let mut session = joined();
+    let message = to_backup(to_backup::Kind::Named(Named { term: TERM }));
+    let actions = does(&mut session, 0, BackupInput::Message(message));
+    assert!(matches!(&actions[..], [BackupAction::Send(message)]
+        if message.kind == Some(to_primary::Kind::Ready(Ready { term: TERM }))));
+    session
+}
+
+fn acks(actions: &[BackupAction]) -> Vec<(u64, u64)> {
+    let ack = |action: &BackupAction| match action {
+        BackupAction::Send(message) => match message.kind {
+            Some(to_primary::Kind::Ack(Ack { received, verified, .. })) => Some((received, verified)),
+            _ => None,
+        },
+        _ => None,
+    };
+    actions.iter().filter_map(ack).collect()
+}
+
+fn claim() -> BackupAction {
+    BackupAction::Arbitrate {
+        expected: record(Some("b")),
+        new: record(Some("b")).alone("b"),
+    }
+}
+
+#[test]
+fn log_that_comes_before_the_state_counts() {
+    let mut session = syncing();
+    assert_eq!(does(&mut session, 0, BackupInput::Received(13)), []);
+    let message = to_backup(to_backup::Kind::State(state(10)));
+    does(&mut session, 0, BackupInput::Message(message));
+    let actions = does(&mut session, 0, BackupInput::Built);
+    assert_eq!(acks(&actions), [(13, 10)]);
+}
+
+#[test]
+fn acknowledges_no_more_than_was_received() {
+    let mut session = protected();
+    let actions = does(&mut session, 0, BackupInput::Verified(99, 1));
+    assert_eq!(acks(&actions), [(10, 10)]);
+    let heartbeat = Heartbeat {
+        number: 1,
+        released: 99,
+    };
+    does(&mut session, 0, BackupInput::Heartbeat(heartbeat));
+    assert_eq!(session.released(), 10);
+    does(&mut session, 0, BackupInput::Received(50));
+    assert_eq!(session.released(), 50);
+}
+
+#[test]
+fn what_is_verified_after_the_end_is_of_no_session() {
+    let mut session = joined();
+    does(&mut session, 0, BackupInput::Disconnected);
+    assert_eq!(does(&mut session, 0, BackupInput::Verified(11, 1)), []);
+    does(&mut session, 0, BackupInput::Connected("a".into()));
+    assert_eq!(*session.ack(), Ack::default());
+}
+
+#[test]
+fn one_that_was_not_told_that_it_is_named_claims_nothing() {
+    for mut session in [connected(), syncing(), building(), joined()] {
+        let actions = does(&mut session, 0, BackupInput::Disconnected);
+        assert!(matches!(
+            &actions[..],
+            [BackupAction::Disconnect(_), BackupAction::Discard]
+        ));
+        assert_eq!(session.state(), BackupState::Waiting);
+        assert_eq!(session.wake(), None);
+    }
+}
+
+#[test]
+fn claims_after_the_deadline_however_it_learns_of_the_loss() {
+    let mut session = protected();
+    does(&mut session, 5 * MS, BackupInput::Received(11));
+    let actions = does(&mut session, 6 * MS, BackupInput::Disconnected);
+    assert!(matches!(&actions[..], [BackupAction::Disconnect(_)]));
+    assert_eq!(session.state(), BackupState::Claiming);
+    let at = 5 * MS + TIMING.deadline;
+    assert_eq!(session.wake(), Some(at));
+    assert_eq!(does(&mut session, at - 1, BackupInput::Tick), []);
+    assert_eq!(does(&mut session, at, BackupInput::Tick), [claim()]);
+
+    let mut session = protected();
+    let actions = does(&mut session, TIMING.deadline, BackupInput::Tick);
+    assert!(matches!(&actions[..], [BackupAction::Disconnect(_), asks] if *asks == claim()));
+}
+
+#[test]
+fn acknowledges_and_answers_nothing_while_it_claims() {
+    let mut session = protected();
+    does(&mut session, TIMING.deadline, BackupInput::Tick);
+    let heartbeat = Heartbeat { number: 1, released: 0 };
+    for input in [
+        BackupInput::Received(20),
+        BackupInput::Verified(10, 1),
+        BackupInput::Heartbeat(heartbeat),
+        BackupInput::Message(to_backup(to_backup::Kind::Goodbye(Goodbye::default()))),
+    ] {
+        assert_eq!(does(&mut session, TIMING.deadline, input), []);
+    }
+}
+
+#[test]
+fn asks_the_same_again_until_it_is_told() {
+    let mut session = protected();
+    let mut now = TIMING.deadline;
+    does(&mut session, now, BackupInput::Tick);
+    for _ in 0..3 {
+        assert_eq!(does(&mut session, now, BackupInput::Arbiter(Verdict::Unknown)), []);
+        assert_eq!(session.state(), BackupState::Frozen);
+        now += TIMING.heartbeat;
+        assert_eq!(does(&mut session, now, BackupInput::Tick), [claim()]);
+    }
+    let actions = does(&mut session, now, BackupInput::Arbiter(Verdict::Won));
+    assert_eq!(actions, [BackupAction::Promote(record(None).alone("b"))]);
+    assert_eq!(session.state(), BackupState::Live);
+    assert_eq!(does(&mut session, now, BackupInput::Arbiter(Verdict::Lost)), []);
+}
+
+#[test]
+fn the_loser_waits_for_a_primary() {
+    let mut session = protected();
+    does(&mut session, TIMING.deadline, BackupInput::Tick);
+    let actions = does(&mut session, TIMING.deadline, BackupInput::Arbiter(Verdict::Lost));
+    assert_eq!(actions, [BackupAction::Discard]);
+    assert_eq!(does(&mut session, 0, BackupInput::Connected("a".into())), []);
+    assert_eq!(session.state(), BackupState::Connected);
+}
+
+#[test]
+fn wrong_messages_end_the_session_with_a_reason() {
+    type Make = fn() -> Backup;
+    let states: [(Make, &[usize]); 5] = [
+        (connected, &[0]),
+        (syncing, &[1]),
+        (building, &[]),
+        (joined, &[2]),
+        (protected, &[]),
+    ];
+    let reason = "é".repeat(MAX_REASON_BYTES);
+    let messages: [ToBackup; 6] = [
+        to_backup(to_backup::Kind::Hello(hello())),
+        to_backup(to_backup::Kind::State(state(3))),
+        to_backup(to_backup::Kind::Named(Named { term: TERM })),
+        to_backup(to_backup::Kind::Named(Named { term: TERM + 1 })),
+        to_backup(to_backup::Kind::Goodbye(Goodbye { reason })),
+        unknown(),
+    ];
+    for (make, allowed) in states {
+        for (index, message) in messages.iter().enumerate() {
+            if !allowed.contains(&index) {
+                let mut session = make();
+                let before = session.state();
+                let actions = does(&mut session, 0, BackupInput::Message(message.clone()));
+                let ended = actions.iter().any(
+                    |action| matches!(action, BackupAction::Disconnect(why) if !why.is_empty() && why.len() <= MAX_REASON_BYTES),
+                );
+                assert!(ended, "{before:?} takes {message:?}");
+                assert_eq!(actions.last(), Some(&BackupAction::Discard));
+                assert_eq!(session.state(), BackupState::Waiting);
+            }
+        }
+    }
+}
+
+#[test]
+fn hellos_that_do_not_fit_are_refused() {
+    let machine = |model_revision| {
+        let machine = hello().machine?;
+        Some(lockstep_proto::MachineConfig {
+            model_revision,
+            ..machine
+        })
+    };
+    let wrong = [
+        (
+            "old version",
+            Hello {
+                version_max: 0,
+                version_min: 0,
+                ..hello()
+            },
+        ),
+        (
+            "new version",
+            Hello {
+                version_min: 2,
+                version_max: 9,
+                ..hello()
+            },
+        ),
+        (
+            "versions turned round",
+            Hello {
+                version_min: 2,
+                version_max: 0,
+                ..hello()
+            },
+        ),
+        (
+            "other name",
+            Hello {
+                node: "c".into(),
+                ..hello()
+            },
+        ),
+        (
+            "long name",
+            Hello {
+                node: "x".repeat(1 << 20),
+                ..hello()
+            },
+        ),
+        (
+            "other machine",
+            Hello {
+                machine_name: "é".repeat(1 << 20),
+                ..hello()
+            },
+        ),
+        (
+            "other class",
+            Hello {
+                host_class: "é".repeat(1 << 20),
+                ..hello()
+            },
+        ),
+        (
+            "other revision",
+            Hello {
+                machine: machine(4),
+                ..hello()
+            },
+        ),
+        (
+            "no machine",
+            Hello {
+                machine: None,
+                ..hello()
+            },
+        ),
+        ("no term", Hello { term: 0, ..hello() }),
+        (
+            "last term",
+            Hello {
+                term: u64::MAX,
+                ..hello()
+            },
+        ),
+        (
+            "no heartbeats",
+            Hello {
+                heartbeat_ns: 0,
+                ..hello()
+            },
+        ),
+        (
+            "overflow",
+            Hello {
+                heartbeat_ns: u64::MAX,
+                ..hello()
+            },
+        ),
+        (
+            "half of it",
+            Hello {
+                heartbeat_ns: 1 << 63,
+                deadline_ns: 0,
+                ..hello()
+            },
+        ),
+        (
+            "no deadline",
+            Hello {
+                deadline_ns: u64::MAX,
+                ..hello()
+            },
+        ),
+    ];
+    for (what, hello) in wrong {
+        let mut session = connected();
+        let message = to_backup(to_backup::Kind::Hello(hello));
+        let actions = does(&mut session, 0, BackupInput::Message(message));
+        assert!(
+            matches!(&actions[..], [BackupAction::Send(message), BackupAction::Disconnect(_), BackupAction::Discard]
+                if matches!(&message.kind, Some(to_primary::Kind::Goodbye(goodbye))
+                    if !goodbye.reason.is_empty() && goodbye.reason.len() <= MAX_REASON_BYTES)),
+            "{what}: {actions:?}"
+        );
+    }
+    let mut session = Backup::new(identity());
+    does(&mut session, 0, BackupInput::Connected("b".into()));
+    let hello = Hello {
+        node: "b".into(),
+        ..hello()
+    };
+    let message = to_backup(to_backup::Kind::Hello(hello));
+    does(&mut session, 0, BackupInput::Message(message));
+    assert_eq!(session.state(), BackupState::Waiting, "it is called as this node is");
+}

@@ -1,0 +1,307 @@
+//! The primary's end, case by case.
+
+use lockstep_proto::session::{Freeze, MAX_REASON_BYTES, Primary, PrimaryAction, PrimaryInput, PrimaryState};
+use lockstep_proto::session::{Unprotected, Verdict};
+use lockstep_proto::{Diverged, Goodbye, HeartbeatReply, Joined, Ready, ToPrimary, Welcome, to_backup, to_primary};
+
+use super::messages::{MS, TERM, TIMING, ack, hello, record, to_primary, unknown, welcome};
+
+/// What `session` does about `input`.
+fn does(session: &mut Primary, now: u64, input: PrimaryInput) -> Vec<PrimaryAction> {
+    session.handle(now, input);
+    std::iter::from_fn(|| session.poll()).collect()
+}
+
+fn alone() -> Primary {
+    Primary::new(hello(), record(None), TIMING, Unprotected::NeedBackup)
+}
+
+fn greeting() -> Primary {
+    let mut session = alone();
+    does(&mut session, 0, PrimaryInput::Connected("b".into()));
+    session
+}
+
+fn syncing() -> Primary {
+    let mut session = greeting();
+    let message = to_primary(to_primary::Kind::Welcome(welcome()));
+    let actions = does(&mut session, 0, PrimaryInput::Message(message));
+    assert_eq!(actions, [PrimaryAction::BeginJoin]);
+    session
+}
+
+/// The state is sent at 10, 12 is logged and has left, and the backup has joined.
+fn joined() -> Primary {
+    let mut session = syncing();
+    session.note_logged(10);
+    does(&mut session, 0, PrimaryInput::StateSent);
+    session.note_logged(12);
+    assert_eq!(session.release_limit(0), u64::MAX);
+    session.note_released(12);
+    let message = to_primary(to_primary::Kind::Joined(Joined {}));
+    assert_eq!(does(&mut session, 0, PrimaryInput::Message(message)), []);
+    session
+}
+
+fn asking() -> Primary {
+    let mut session = joined();
+    let actions = does(&mut session, 0, PrimaryInput::Message(ack(12, 10)));
+    let asks = PrimaryAction::Arbitrate {
+        expected: record(None),
+        new: record(Some("b")),
+    };
+    assert_eq!(actions, [asks]);
+    session
+}
+
+fn named() -> Primary {
+    let mut session = asking();
+    let actions = does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
+    assert!(matches!(&actions[..], [PrimaryAction::Send(message)]
+        if matches!(&message.kind, Some(to_backup::Kind::Named(named)) if named.term == TERM)));
+    assert_eq!(*session.state(), PrimaryState::Naming);
+    session
+}
+
+fn protected() -> Primary {
+    let mut session = named();
+    let message = to_primary(to_primary::Kind::Ready(Ready { term: TERM }));
+    assert_eq!(does(&mut session, 0, PrimaryInput::Message(message)), []);
+    assert_eq!(*session.state(), PrimaryState::Protected);
+    session
+}
+
+fn fencing_question() -> PrimaryAction {
+    PrimaryAction::Arbitrate {
+        expected: record(Some("b")),
+        new: record(Some("b")).alone("a"),
+    }
+}
+
+#[test]
+fn names_the_backup_only_when_it_has_what_left() {
+    let mut session = joined();
+    assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(11, 10))), []);
+    assert_eq!(session.release_limit(0), 0);
+    assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(12, 10))).len(), 1);
+}
+
+#[test]
+fn a_backup_that_was_not_asked_for_needs_no_fencing() {
+    for mut session in [greeting(), syncing(), joined()] {
+        let actions = does(&mut session, 0, PrimaryInput::Disconnected);
+        assert_eq!(actions, [PrimaryAction::EndLog]);
+        assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::LostConnection));
+        assert_eq!(session.release_limit(0), u64::MAX);
+    }
+}
+
+#[test]
+fn a_backup_that_may_be_named_is_fenced_off() {
+    for mut session in [named(), protected()] {
+        let actions = does(&mut session, 0, PrimaryInput::Disconnected);
+        assert_eq!(actions, [PrimaryAction::EndLog, fencing_question()]);
+        assert_eq!(session.release_limit(0), 0);
+        assert_eq!(does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won)), []);
+        assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::LostConnection));
+        assert_eq!(session.record().term, TERM + 1);
+        assert_eq!(session.release_limit(0), u64::MAX);
+    }
+}
+
+#[test]
+fn one_that_begins_with_a_named_peer_fences_it_off_first() {
+    let mut session = Primary::new(hello(), record(Some("b")), TIMING, Unprotected::NeedBackup);
+    assert_eq!(session.release_limit(0), 0);
+    assert_eq!(session.wake(), Some(0));
+    assert_eq!(does(&mut session, 5, PrimaryInput::Tick), [fencing_question()]);
+    does(&mut session, 5, PrimaryInput::Arbiter(Verdict::Won));
+    assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::NeedBackup));
+}
+
+#[test]
+fn a_naming_on_its_way_is_awaited_before_fencing() {
+    let mut session = asking();
+    assert_eq!(
+        does(&mut session, 0, PrimaryInput::Disconnected),
+        [PrimaryAction::EndLog]
+    );
+    assert_eq!(session.release_limit(0), 0);
+    let actions = does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
+    assert_eq!(actions, [fencing_question()]);
+    does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
+    assert!(matches!(session.state(), PrimaryState::Alone(_)));
+}
+
+#[test]
+fn freezes_without_an_arbiter_and_thaws_with_it() {
+    let mut session = asking();
+    let message = to_primary(to_primary::Kind::Diverged(Diverged::default()));
+    does(&mut session, 0, PrimaryInput::Message(message));
+    let actions = does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Unknown));
+    assert_eq!(actions, [PrimaryAction::Freeze(Freeze::NoArbiter)]);
+    assert_eq!(session.wake(), Some(TIMING.heartbeat));
+    // A verdict while none is awaited is no verdict.
+    assert_eq!(does(&mut session, 1, PrimaryInput::Arbiter(Verdict::Won)), []);
+    assert_eq!(does(&mut session, TIMING.heartbeat, PrimaryInput::Tick).len(), 1);
+    let actions = does(&mut session, TIMING.heartbeat, PrimaryInput::Arbiter(Verdict::Won));
+    assert_eq!(actions, [fencing_question()]);
+    assert_eq!(*session.state(), PrimaryState::Frozen(Freeze::NoArbiter));
+    let actions = does(&mut session, TIMING.heartbeat, PrimaryInput::Arbiter(Verdict::Won));
+    assert_eq!(actions, [PrimaryAction::Thaw]);
+    assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::Divergence));
+}
+
+#[test]
+fn freezes_for_good_when_the_term_is_lost() {
+    let mut session = asking();
+    let actions = does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Lost));
+    assert!(matches!(
+        &actions[..],
+        [
+            PrimaryAction::Disconnect(_),
+            PrimaryAction::EndLog,
+            PrimaryAction::Freeze(Freeze::LostTerm)
+        ]
+    ));
+    for input in [PrimaryInput::Tick, PrimaryInput::Arbiter(Verdict::Won)] {
+        assert_eq!(does(&mut session, 1_000 * MS, input), []);
+    }
+    let actions = does(&mut session, 0, PrimaryInput::Connected("b".into()));
+    assert!(matches!(&actions[..], [PrimaryAction::Disconnect(_)]));
+    assert_eq!(*session.state(), PrimaryState::Frozen(Freeze::LostTerm));
+    assert_eq!(session.release_limit(0), 0);
+}
+
+#[test]
+fn releases_what_is_acknowledged_within_the_lease() {
+    let mut session = protected();
+    assert_eq!(session.release_limit(0), 0);
+    let actions = does(&mut session, 10 * MS, PrimaryInput::Tick);
+    let [PrimaryAction::Heartbeat(heartbeat)] = &actions[..] else {
+        panic!("no heartbeat: {actions:?}");
+    };
+    assert_eq!(heartbeat.released, 12);
+    let number = heartbeat.number;
+    does(&mut session, 60 * MS, PrimaryInput::Reply(HeartbeatReply { number }));
+    let until = 10 * MS + TIMING.lease();
+    assert_eq!(session.release_limit(until - 1), 12);
+    assert_eq!(session.release_limit(until), 0);
+}
+
+#[test]
+fn suspects_after_the_lease_and_before_the_backup_does() {
+    let suspicion = TIMING.suspicion();
+    assert!(TIMING.lease() < suspicion && suspicion < TIMING.deadline);
+    let mut session = protected();
+    does(&mut session, suspicion - 1, PrimaryInput::Tick);
+    assert_eq!(*session.state(), PrimaryState::Protected);
+    let actions = does(&mut session, suspicion, PrimaryInput::Tick);
+    assert!(matches!(
+        &actions[..],
+        [
+            PrimaryAction::Disconnect(_),
+            PrimaryAction::EndLog,
+            PrimaryAction::Arbitrate { .. }
+        ]
+    ));
+}
+
+#[test]
+fn wrong_messages_end_the_session_with_a_reason() {
+    type Make = fn() -> Primary;
+    let states: [(Make, &[usize]); 6] = [
+        (greeting, &[0]),
+        (syncing, &[]),
+        (joined, &[2]),
+        (asking, &[2]),
+        (named, &[2, 4]),
+        (protected, &[2]),
+    ];
+    let long = "é".repeat(MAX_REASON_BYTES);
+    let messages: [ToPrimary; 12] = [
+        to_primary(to_primary::Kind::Welcome(welcome())),
+        to_primary(to_primary::Kind::Joined(Joined {})),
+        ack(12, 12),
+        ack(13, 12),
+        to_primary(to_primary::Kind::Ready(Ready { term: TERM })),
+        to_primary(to_primary::Kind::Ready(Ready { term: TERM + 1 })),
+        to_primary(to_primary::Kind::Goodbye(Goodbye { reason: long.clone() })),
+        to_primary(to_primary::Kind::Diverged(Diverged { stop: 1, report: long })),
+        unknown(),
+        ack(u64::MAX, 0),
+        ack(9, 10),
+        to_primary(to_primary::Kind::Welcome(Welcome::default())),
+    ];
+    for (make, allowed) in states {
+        for (index, message) in messages.iter().enumerate() {
+            if allowed.contains(&index) {
+                continue;
+            }
+            let mut session = make();
+            let before = session.state().clone();
+            let actions = does(&mut session, 0, PrimaryInput::Message(message.clone()));
+            let reason = actions.iter().find_map(|action| match action {
+                PrimaryAction::Disconnect(reason) => Some(reason),
+                _ => None,
+            });
+            let reason = reason.unwrap_or_else(|| panic!("{before:?} takes {message:?}"));
+            assert!(!reason.is_empty() && reason.len() <= MAX_REASON_BYTES);
+            assert!(actions.contains(&PrimaryAction::EndLog));
+            assert!(session.peer().is_empty());
+            assert!(matches!(
+                session.state(),
+                PrimaryState::Alone(_) | PrimaryState::Fencing(_)
+            ));
+        }
+    }
+}
+
+#[test]
+fn a_welcome_of_another_version_class_or_node_is_refused() {
+    let wrong = [
+        Welcome {
+            version: 0,
+            ..welcome()
+        },
+        Welcome {
+            node: "c".into(),
+            ..welcome()
+        },
+        Welcome {
+            host_class: "x".repeat(100_000),
+            ..welcome()
+        },
+    ];
+    for welcome in wrong {
+        let mut session = greeting();
+        let message = to_primary(to_primary::Kind::Welcome(welcome));
+        does(&mut session, 0, PrimaryInput::Message(message));
+        assert!(matches!(session.state(), PrimaryState::Alone(Unprotected::Refused(_))));
+    }
+}
+
+#[test]
+fn peers_with_names_that_cannot_be_are_refused() {
+    for name in [String::new(), "x".repeat(65), "a".into()] {
+        let mut session = alone();
+        let actions = does(&mut session, 0, PrimaryInput::Connected(name));
+        assert!(matches!(&actions[..], [PrimaryAction::Disconnect(_)]));
+        assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::NeedBackup));
+    }
+}
+
+#[test]
+fn a_second_connection_ends_the_session() {
+    let mut session = protected();
+    let actions = does(&mut session, 0, PrimaryInput::Connected("b".into()));
+    assert!(matches!(
+        &actions[..],
+        [
+            PrimaryAction::Send(_),
+            PrimaryAction::Disconnect(_),
+            PrimaryAction::EndLog,
+            PrimaryAction::Arbitrate { .. }
+        ]
+    ));
+}

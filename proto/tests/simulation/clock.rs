@@ -1,0 +1,25 @@
+//! A node's own clock: it starts anywhere, and runs a little too fast or too slow.
+
+use super::plan::SECOND;
+
+pub struct Clock {
+    start: u64,
+    drift: i64,
+}
+
+impl Clock {
+    pub fn new(start: u64, drift: i64) -> Self {
+        Self { start, drift }
+    }
+
+    pub fn local(&self, now: u64) -> u64 {
+        let gained = i128::from(now) * i128::from(self.drift) / i128::from(SECOND);
+        (i128::from(self.start) + i128::from(now) + gained) as u64
+    }
+
+    /// How long it is from `now` until the clock shows `local`, at least.
+    pub fn until(&self, now: u64, local: u64) -> u64 {
+        let left = i128::from(local.saturating_sub(self.local(now)));
+        (left * i128::from(SECOND) / (i128::from(SECOND) + i128::from(self.drift)) + 1) as u64
+    }
+}

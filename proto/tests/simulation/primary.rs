@@ -1,0 +1,315 @@
+//! What drives a `Primary`: it makes the log and the effects, sends what the session says and lets go what it may.
+
+use std::rc::Rc;
+
+use lockstep_proto::session::{Freeze, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record};
+use lockstep_proto::session::{Timing, Unprotected, Verdict};
+use lockstep_proto::{Hello, JoinState, MachineConfig, ToBackup, to_backup};
+
+use super::backup::BackupDriver;
+use super::bug::Bug;
+use super::env::{Env, NodeEvent};
+use super::net::{self, Packet};
+use super::node::{NAMES, Node, Role};
+use super::plan::{MICRO, MILLI};
+use super::rng::mix;
+
+pub struct PrimaryDriver {
+    pub session: Primary,
+    /// The effect at each position, less one: it depends on all of the log before it.
+    pub history: Vec<u64>,
+    gate: Gate<u64>,
+    /// The log goes to the backup.
+    streaming: bool,
+    /// Counts joins and their ends.
+    join: u32,
+    frozen: bool,
+    releasing: bool,
+    /// The connection that is being made.
+    dialing: Option<usize>,
+    /// The limit of old: a planted bug.
+    limit: Option<u64>,
+}
+
+/// The effect of an entry of the log after one that had the effect `last`.
+pub fn effect(last: Option<&u64>, input: u64) -> u64 {
+    mix(last.copied().unwrap_or(0) ^ input)
+}
+
+impl PrimaryDriver {
+    /// A machine with this history, live in the record's term. What was made after `released` may not have left.
+    pub fn new(id: usize, timing: Timing, record: Record, history: Vec<u64>, released: u64, why: Unprotected) -> Self {
+        let hello = Hello {
+            node: NAMES[id].into(),
+            machine_name: "machine".into(),
+            machine: Some(MachineConfig::default()),
+            host_class: "class".into(),
+            ..Hello::default()
+        };
+        let mut session = Primary::new(hello, record, timing, why);
+        session.note_released(released);
+        let mut gate = Gate::default();
+        for position in released + 1..=history.len() as u64 {
+            gate.push(position, history[position as usize - 1]);
+        }
+        Self {
+            session,
+            history,
+            gate,
+            streaming: false,
+            join: 0,
+            frozen: false,
+            releasing: false,
+            dialing: None,
+            limit: None,
+        }
+    }
+
+    fn limit(&mut self, bug: Option<Bug>, now: u64) -> u64 {
+        let limit = self.session.release_limit(now);
+        match (bug, self.session.state()) {
+            (Some(Bug::OpenWithoutFencing), PrimaryState::Fencing(_)) => u64::MAX,
+            (Some(Bug::LeaseIgnored), PrimaryState::Naming | PrimaryState::Protected) => {
+                limit.max(self.session.ack().received)
+            }
+            (Some(Bug::LimitAskedOnce), _) => *self.limit.get_or_insert(limit),
+            _ => limit,
+        }
+    }
+
+    /// Makes the next entry; gives its position and what came in.
+    fn produce(&mut self, input: u64) -> u64 {
+        let effect = effect(self.history.last(), input);
+        self.history.push(effect);
+        self.history.len() as u64
+    }
+}
+
+impl Node {
+    fn primary(&mut self) -> Option<&mut PrimaryDriver> {
+        match &mut self.role {
+            Role::Primary(primary) => Some(primary),
+            Role::Backup(_) => None,
+        }
+    }
+
+    /// Becomes the primary.
+    pub fn go_live(&mut self, env: &mut Env, driver: PrimaryDriver) {
+        env.trace.line(env.now, || {
+            let record = driver.session.record();
+            format!("{} is live with {record:?} at {}", self.name(), driver.history.len())
+        });
+        self.role = Role::Primary(Box::new(driver));
+        self.later(env, 0, NodeEvent::Produce);
+        self.later(env, 0, NodeEvent::Dial);
+    }
+
+    fn input(&mut self, env: &Env, input: PrimaryInput) {
+        let now = self.local(env);
+        if let Some(primary) = self.primary() {
+            primary.session.handle(now, input);
+        }
+    }
+
+    pub fn primary_event(&mut self, env: &mut Env, event: &NodeEvent) {
+        match *event {
+            NodeEvent::Timer => self.input(env, PrimaryInput::Tick),
+            NodeEvent::Dial => self.dial(env),
+            NodeEvent::Produce => self.produce(env),
+            NodeEvent::Release => self.release(env),
+            NodeEvent::PagesSent(join) => self.pages_sent(env, join),
+            NodeEvent::StepDown => {
+                self.keep_disk();
+                self.role = Role::Backup(Box::new(BackupDriver::new(self.id)));
+                self.later(env, MILLI, NodeEvent::Boot);
+            }
+            _ => {}
+        }
+    }
+
+    fn dial(&mut self, env: &mut Env) {
+        let (id, life) = (self.id, self.life);
+        let has_conn = self.conn.is_some();
+        let Some(primary) = self.primary() else { return };
+        let alone = matches!(primary.session.state(), PrimaryState::Alone(_));
+        let to = 1 - id;
+        if alone && !has_conn && env.net.passes(id, to, env.now) && env.net.passes(to, id, env.now) {
+            let conn = env.net.connect();
+            primary.dialing = Some(conn);
+            let delay = env.rng.between(env.plan.delay);
+            let to_life = env.lives[to];
+            env.node_in(delay, to, to_life, NodeEvent::Incoming(conn));
+        }
+        env.node_in(60 * MILLI, id, life, NodeEvent::Dial);
+    }
+
+    pub fn reached(&mut self, env: &mut Env, conn: usize) {
+        if self.conn.is_some() || self.primary().and_then(|primary| primary.dialing.take()) != Some(conn) {
+            return net::close(env, conn, self.id);
+        }
+        self.conn = Some(conn);
+        env.trace
+            .line(env.now, || format!("{} is connected by {conn}", self.name()));
+        let name = NAMES[1 - self.id].to_string();
+        self.input(env, PrimaryInput::Connected(name));
+    }
+
+    fn produce(&mut self, env: &mut Env) {
+        let gap = env.rng.between(env.plan.produce);
+        self.later(env, gap, NodeEvent::Produce);
+        let conn = self.conn;
+        let (id, life) = (self.id, self.life);
+        let Some(primary) = self.primary() else { return };
+        if primary.frozen {
+            return;
+        }
+        let input = env.rng.next();
+        let position = primary.produce(input);
+        if primary.streaming {
+            primary.session.note_logged(position);
+        }
+        primary.gate.push(position, primary.history[position as usize - 1]);
+        if primary.streaming && conn.is_some() {
+            self.send(env, Packet::Log(position, input));
+            if env.bug == Some(Bug::AckBeforeReceive) {
+                self.send(env, Packet::Announce(position));
+            }
+        }
+        let Some(primary) = self.primary() else { return };
+        if !primary.releasing {
+            primary.releasing = true;
+            let soon = env.rng.below(200 * MICRO);
+            env.node_in(soon, id, life, NodeEvent::Release);
+        }
+    }
+
+    /// Lets one effect go, if it may.
+    fn release(&mut self, env: &mut Env) {
+        let now = self.local(env);
+        let (id, life, name) = (self.id, self.life, self.name());
+        let Some(primary) = self.primary() else { return };
+        let limit = primary.limit(env.bug, now);
+        let Some(effect) = primary.gate.pop(limit) else {
+            primary.releasing = false;
+            primary.limit = None;
+            return;
+        };
+        let position = primary.gate.released();
+        let term = primary.session.record().term;
+        env.checker
+            .releases(env.now, name, term, position, effect, &env.arbiter.record);
+        primary.session.note_released(position);
+        let soon = env.rng.between(env.plan.release);
+        env.node_in(soon, id, life, NodeEvent::Release);
+    }
+
+    /// The join's last pause: what was made before it leaves, then the state goes.
+    fn pages_sent(&mut self, env: &mut Env, join: u32) {
+        let now = self.local(env);
+        let name = self.name();
+        let Some(primary) = self.primary() else { return };
+        if primary.join != join {
+            return;
+        }
+        while env.bug != Some(Bug::StateBeforeEffects) {
+            let limit = primary.session.release_limit(now);
+            let Some(effect) = primary.gate.pop(limit) else { break };
+            let position = primary.gate.released();
+            let term = primary.session.record().term;
+            env.checker
+                .releases(env.now, name, term, position, effect, &env.arbiter.record);
+            primary.session.note_released(position);
+        }
+        let position = primary.history.len() as u64;
+        let pages = Rc::new(primary.history.clone());
+        primary.streaming = true;
+        primary.session.note_logged(position);
+        env.moment();
+        let state = JoinState {
+            position,
+            ..JoinState::default()
+        };
+        self.send(env, Packet::Pages(pages));
+        let kind = Some(to_backup::Kind::State(state));
+        self.send(env, Packet::ToBackup(Box::new(ToBackup { kind })));
+        self.input(env, PrimaryInput::StateSent);
+    }
+
+    pub fn primary_packet(&mut self, env: &mut Env, packet: Packet) {
+        match packet {
+            Packet::ToPrimary(message) => self.input(env, PrimaryInput::Message(message)),
+            Packet::Reply(reply) => self.input(env, PrimaryInput::Reply(reply)),
+            _ => {}
+        }
+    }
+
+    pub fn primary_gone(&mut self, env: &mut Env) {
+        self.input(env, PrimaryInput::Disconnected);
+    }
+
+    pub fn primary_verdict(&mut self, env: &mut Env, verdict: Verdict) {
+        self.input(env, PrimaryInput::Arbiter(verdict));
+    }
+
+    pub fn settle_primary(&mut self, env: &mut Env) -> Option<u64> {
+        while let Some(action) = self.primary().and_then(|primary| primary.session.poll()) {
+            self.act(env, action);
+        }
+        let (id, life) = (self.id, self.life);
+        let primary = self.primary()?;
+        if !primary.gate.is_empty() && !primary.releasing {
+            primary.releasing = true;
+            let soon = env.rng.below(100 * MICRO);
+            env.node_in(soon, id, life, NodeEvent::Release);
+        }
+        primary.session.wake()
+    }
+
+    fn act(&mut self, env: &mut Env, action: PrimaryAction) {
+        let (id, life, name) = (self.id, self.life, self.name());
+        let Some(primary) = self.primary() else { return };
+        if !matches!(action, PrimaryAction::Heartbeat(_)) {
+            let state = primary.session.state();
+            env.trace
+                .line(env.now, || format!("{name} (primary, {state:?}) does {action:?}"));
+        }
+        match action {
+            PrimaryAction::Send(message) => {
+                if let Some(to_backup::Kind::Named(_)) = message.kind {
+                    env.checker.counts.protected += 1;
+                    env.moment();
+                }
+                self.send(env, Packet::ToBackup(Box::new(message)));
+            }
+            PrimaryAction::Heartbeat(heartbeat) => self.send(env, Packet::Heartbeat(heartbeat)),
+            PrimaryAction::BeginJoin => {
+                primary.join += 1;
+                let delay = env.rng.between(env.plan.pages);
+                env.node_in(delay, id, life, NodeEvent::PagesSent(primary.join));
+            }
+            PrimaryAction::EndLog => {
+                primary.join += 1;
+                primary.streaming = false;
+            }
+            PrimaryAction::Disconnect(reason) => self.disconnect(env, &reason),
+            PrimaryAction::Arbitrate { expected, new } => {
+                if new.peer.is_none() {
+                    env.checker.counts.fenced += 1;
+                }
+                self.ask(env, expected, new);
+            }
+            PrimaryAction::Freeze(why) => {
+                primary.frozen = true;
+                if why == Freeze::LostTerm {
+                    env.checker.counts.lost_terms += 1;
+                    let delay = env.rng.below(100 * MILLI);
+                    env.node_in(delay, id, life, NodeEvent::StepDown);
+                } else {
+                    env.checker.counts.no_arbiter += 1;
+                }
+            }
+            PrimaryAction::Thaw => primary.frozen = false,
+            PrimaryAction::Report(_) => env.checker.fail(format!("{name} hears of a divergence")),
+        }
+    }
+}
