@@ -73,6 +73,7 @@ pub fn run(options: &RunOptions) -> Result<()> {
         term = record.term,
         stop = machine.stop(),
         effects = unreleased.len(),
+        silence_ms = silence.as_millis() as u64,
         "the machine goes live here"
     );
     let span = Span::begin(&options.span)?;

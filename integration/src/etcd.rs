@@ -1,8 +1,8 @@
-//! An etcd of one member on loopback, as a witness for tests and the demo. It ends with what started it.
+//! An etcd of one member, as a witness for tests and the demo. It ends with what started it.
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::net::{Namespace, inside};
 use crate::process::bound;
 
 /// How long etcd may take until it answers; it elects itself in a second.
@@ -36,6 +37,8 @@ pub struct Etcd {
     tls: Option<Tls>,
     /// For clients, for peers, and for its health, which is told without TLS.
     ports: [u16; 3],
+    /// The namespace that it runs in, and its address there.
+    place: Option<(String, Ipv4Addr)>,
     child: Option<Child>,
 }
 
@@ -52,6 +55,21 @@ impl Etcd {
             directory: directory.into(),
             tls,
             ports,
+            place: None,
+            child: None,
+        };
+        etcd.run()?;
+        Ok(etcd)
+    }
+
+    /// Starts one without TLS in `namespace`, at this address of it.
+    pub fn start_inside(namespace: &Namespace, address: Ipv4Addr, directory: &Path) -> Result<Self> {
+        let mut etcd = Self {
+            directory: directory.into(),
+            tls: None,
+            // etcd's own; nobody else is in the namespace.
+            ports: [2379, 2380, 2381],
+            place: Some((namespace.name().into(), address)),
             child: None,
         };
         etcd.run()?;
@@ -64,18 +82,22 @@ impl Etcd {
         let output = File::options().create(true).append(true).open(&log)?;
         let [client, peer, health] = self.ports;
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let client = format!("{scheme}://127.0.0.1:{client}");
-        let peer = format!("http://127.0.0.1:{peer}");
-        let mut command = bound("etcd");
+        let ip = self.ip();
+        let client = format!("{scheme}://{ip}:{client}");
+        let peer = format!("http://{ip}:{peer}");
+        let mut command = match &self.place {
+            None => bound("etcd"),
+            Some((namespace, _)) => {
+                let mut command = bound("ip");
+                command.args(["netns", "exec", namespace, "etcd"]);
+                command
+            }
+        };
         command
             .args(["--name", "witness", "--initial-cluster", &format!("witness={peer}")])
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args([
-                "--listen-metrics-urls",
-                &format!("http://127.0.0.1:{health}"),
-                "--data-dir",
-            ])
+            .args(["--listen-metrics-urls", &format!("http://{ip}:{health}"), "--data-dir"])
             .arg(self.directory.join("data"));
         if let Some(tls) = &self.tls {
             command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&tls.ca);
@@ -107,13 +129,17 @@ impl Etcd {
     pub fn url(&self) -> String {
         match &self.tls {
             Some(_) => format!("https://localhost:{}", self.ports[0]),
-            None => format!("http://127.0.0.1:{}", self.ports[0]),
+            None => format!("http://{}:{}", self.ip(), self.ports[0]),
         }
+    }
+
+    fn ip(&self) -> Ipv4Addr {
+        self.place.as_ref().map_or(Ipv4Addr::LOCALHOST, |(_, ip)| *ip)
     }
 
     /// Its address for clients.
     pub fn address(&self) -> SocketAddr {
-        ([127, 0, 0, 1], self.ports[0]).into()
+        (self.ip(), self.ports[0]).into()
     }
 
     /// Sends it a signal.
@@ -138,8 +164,12 @@ impl Etcd {
     }
 
     fn is_healthy(&self) -> bool {
-        let health = ([127, 0, 0, 1], self.ports[2]).into();
-        let answer = ask(health, "GET /health HTTP/1.0\r\nhost: etcd\r\n\r\n");
+        let health = (self.ip(), self.ports[2]).into();
+        let ask = || ask(health, "GET /health HTTP/1.0\r\nhost: etcd\r\n\r\n");
+        let answer = match &self.place {
+            None => ask(),
+            Some((namespace, _)) => inside(namespace, ask),
+        };
         answer.is_ok_and(|answer| answer.contains(r#""health":"true""#))
     }
 }

@@ -87,7 +87,8 @@ pub fn root_net() -> Result<(), String> {
     Ok(())
 }
 
-fn program_in_path(program: &str, package: &str) -> Result<(), String> {
+/// Why a program is missing: the Debian package that has it.
+pub fn program_in_path(program: &str, package: &str) -> Result<(), String> {
     if in_path(program) {
         Ok(())
     } else {

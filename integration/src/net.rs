@@ -1,10 +1,13 @@
 //! A network namespace with a tap device for one machine. The host's side of the wire is the namespace itself.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::process::{bound, check};
 
@@ -78,6 +81,30 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         delete(&self.name);
     }
+}
+
+/// Runs `work` in the namespace with this name, in a thread of its own.
+pub(crate) fn inside<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            enter(name)?;
+            work()
+        });
+        match thread.join() {
+            Ok(result) => result,
+            Err(_) => bail!("what ran in {name} panicked"),
+        }
+    })
+}
+
+/// Moves the calling thread, and only it, into the namespace with this name.
+pub(crate) fn enter(name: &str) -> Result<()> {
+    let path = Path::new("/run/netns").join(name);
+    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(move_into_link_name_space(
+        file.as_fd(),
+        Some(LinkNameSpaceType::Network),
+    )?)
 }
 
 fn delete(name: &str) {

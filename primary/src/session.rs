@@ -1,16 +1,19 @@
 //! Running one machine to its end, recorded or not.
 
+use std::fs::{self, File};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use lockstep_proto::MachineConfig;
 use lockstep_proto::end::Reason;
-use lockstep_vmm::devices::Effect;
+use lockstep_vmm::devices::{DiskOp, Effect};
 use lockstep_vmm::machine::{Counters, Flow, Machine};
 use lockstep_vmm::sys::kick::KickHandle;
 
+use crate::durable;
 use crate::host::console::ConsoleOutput;
 use crate::host::disk::Disks;
 use crate::host::image::Image;
@@ -82,6 +85,7 @@ pub fn run(
 ) -> Result<Report> {
     // Everything that can be missing is opened before anything is written.
     let devices = HostDevices::open(&options.disks, &options.nics)?;
+    devices.check_bootable()?;
     devices.check(started.machine.config())?;
     let log = match &options.record {
         Some(directory) => {
@@ -147,6 +151,47 @@ impl HostDevices {
         Ok(())
     }
 
+    /// Whether a machine may boot from the disks: those of a replica are behind, or in the middle of being copied.
+    pub fn check_bootable(&self) -> Result<()> {
+        for path in &self.paths {
+            if let Ok(of) = fs::read_to_string(mark_of(path)) {
+                bail!(
+                    "disk image {} is a backup's and was never live (its primary: {}). Let this node stand by:                      lockstep-backup run. If the primary is lost for good and this disk is better than none, remove {}",
+                    path.display(),
+                    of.trim(),
+                    mark_of(path).display()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks the disks as a replica's, of the primary with this name: no machine boots from them.
+    pub fn mark_replica(&self, primary: &str) -> Result<()> {
+        for path in &self.paths {
+            let mark = mark_of(path);
+            durable::stage(&mark, format!("{primary}\n").as_bytes(), 0o644)
+                .and_then(|()| durable::settle(&mark))
+                .with_context(|| format!("cannot mark {} as a backup's", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the disks a live machine's: what was written is on the disk, and then the mark goes.
+    pub fn unmark_replica(&mut self) -> Result<()> {
+        for (image, path) in self.images.iter_mut().zip(&self.paths) {
+            let done = image.execute(&DiskOp::Flush).map(drop);
+            done.with_context(|| format!("cannot sync disk image {}", path.display()))?;
+            let mark = mark_of(path);
+            if mark.exists() {
+                fs::remove_file(&mark)
+                    .and_then(|()| durable::settle(&mark))
+                    .with_context(|| format!("cannot remove {}", mark.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The disk images, for a replica; the tap devices stay.
     pub fn take_images(&mut self) -> Vec<Image> {
         std::mem::take(&mut self.images)
@@ -161,6 +206,13 @@ impl HostDevices {
         }
         Ok(())
     }
+}
+
+/// The file that marks an image as a replica's.
+fn mark_of(image: &Path) -> PathBuf {
+    let mut name = image.as_os_str().to_owned();
+    name.push(".replica");
+    name.into()
 }
 
 /// Runs `machine` on this thread with the world around it, to its end.
@@ -207,6 +259,7 @@ pub fn go_live(
     };
     let world = World {
         disks: Disks::start(devices.images, Some(&inbox.bell))?,
+        images: Arc::new(devices.paths.iter().map(File::open).collect::<std::io::Result<_>>()?),
         inbox,
         taps,
         outlet,

@@ -6,20 +6,19 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use crossbeam_channel::Sender;
 use lockstep_logcodec::Record as LogRecord;
 use lockstep_logcodec::limits::MAX_PAYLOAD;
-use lockstep_logcodec::record::kind;
 use lockstep_primary::host::clock::monotonic;
-use lockstep_primary::link::live::{Ask, Status, StatusInner};
+use lockstep_primary::link::live::{Ask, STATE_MESSAGES, Status, StatusInner};
 use lockstep_primary::link::net::{self, FrameStream};
-use lockstep_primary::link::wire::{self, BULK_STREAM, LOG_STREAM};
+use lockstep_primary::link::wire::{self, BULK_CHUNK, BULK_PAGES, BULK_STREAM, LOG_STREAM};
 use lockstep_proto::session::{
     Backup, BackupAction, BackupIdentity, BackupInput, BackupState, MAX_CONTROL_BYTES, Verdict,
 };
-use lockstep_proto::{Heartbeat, PageChunk, ToBackup, ToPrimary};
+use lockstep_proto::{Heartbeat, ToBackup, ToPrimary};
 use prost::Message;
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc};
@@ -115,7 +114,7 @@ enum Event {
     Connected(u64, Connection, SendStream, RecvStream),
     Message(u64, ToBackup),
     Heartbeat(u64, Heartbeat),
-    Pages(u64, PageChunk, u32),
+    Bulk(u64, Order),
     /// So many batches have come since the join's state.
     Log(u64, u64),
     Closed(u64, String),
@@ -243,10 +242,7 @@ impl Loop {
             }
             Event::Message(number, message) if self.is_current(number) => BackupInput::Message(message),
             Event::Heartbeat(number, heartbeat) if self.is_current(number) => BackupInput::Heartbeat(heartbeat),
-            Event::Pages(number, chunk, weight) if self.is_current(number) => {
-                let _ = self.orders.send(Order::Pages(chunk, weight));
-                return;
-            }
+            Event::Bulk(number, order) if self.is_current(number) => return self.order(order),
             Event::Log(number, batches) if self.is_current(number) => {
                 self.batches = batches;
                 let Some(base) = self.base else { return };
@@ -392,7 +388,7 @@ impl Loop {
             released: session.released(),
         });
         if changed {
-            tracing::info!("{state}");
+            tracing::info!(target: STATE_MESSAGES, "standby: {state}");
         }
     }
 }
@@ -467,12 +463,13 @@ async fn read_bulk(
 ) -> Result<()> {
     let mut frames = FrameStream::new(stream, MAX_PAYLOAD as usize);
     while let Some((frame_kind, payload)) = frames.next_frame().await? {
-        ensure!(
-            u32::from(frame_kind) == kind::PAGES,
-            "a record of kind {frame_kind} among a join's pages"
-        );
         let weight = wait_for_room(room, &payload).await?;
-        let _ = events.send(Event::Pages(number, wire::decode(payload)?, weight));
+        let order = match frame_kind {
+            BULK_PAGES => Order::Pages(wire::decode(payload)?, weight),
+            BULK_CHUNK => Order::Chunk(wire::decode(payload)?, weight),
+            other => bail!("a record of kind {other} among a join's pages and chunks"),
+        };
+        let _ = events.send(Event::Bulk(number, order));
     }
     Ok(())
 }

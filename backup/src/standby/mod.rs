@@ -22,7 +22,7 @@ use std::sync::atomic::AtomicU64;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_logcodec::Record as LogRecord;
 use lockstep_proto::session::Record;
-use lockstep_proto::{Hello, JoinState, PageChunk};
+use lockstep_proto::{DiskChunk, Hello, JoinState, PageChunk};
 use tokio::sync::{Semaphore, mpsc};
 
 /// What may wait for the replica, in KiB; then the link stops reading, and so the primary slows down.
@@ -34,6 +34,8 @@ enum Order {
     Prepare(Box<Hello>, Inlet),
     /// Pages of a join, and what they weigh in KiB.
     Pages(PageChunk, u32),
+    /// A piece of a disk, and what it weighs in KiB.
+    Chunk(DiskChunk, u32),
     /// The join's end.
     Build(Box<JoinState>),
     /// The term is won: replay what came, then go live.

@@ -5,14 +5,16 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lockstep_logcodec::{StreamChecker, record::unpack_pages};
+use lockstep_primary::host::chunks::CHUNK;
 use lockstep_primary::host::disk::Disks;
+use lockstep_primary::host::image::{Image, SECTOR};
 use lockstep_primary::session::HostDevices;
 use lockstep_primary::start::DiskOption;
 use lockstep_proto::session::Record;
-use lockstep_proto::{Hello, JoinState, MachineConfig, PageChunk};
-use lockstep_vmm::devices::Effect;
+use lockstep_proto::{DiskChunk, Hello, JoinState, MachineConfig, PageChunk};
+use lockstep_vmm::devices::{DiskOp, Effect};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::memory::Memory;
 use lockstep_vmm::snapshot;
@@ -61,7 +63,10 @@ struct Arriving {
     memory: Memory,
     config: MachineConfig,
     inlet: Inlet,
+    images: Vec<Image>,
+    /// Those that have come.
     pages: u64,
+    chunks: u64,
     state: Option<Box<JoinState>>,
 }
 
@@ -80,21 +85,19 @@ impl Replica {
             let result = match order {
                 Order::Prepare(hello, inlet) => prepare(&hello, inlet, devices).map(|new| arriving = Some(new)),
                 Order::Pages(chunk, weight) => with(&mut arriving, |arriving| take_pages(arriving, &chunk, weight)),
+                Order::Chunk(chunk, weight) => with(&mut arriving, |arriving| take_chunk(arriving, &chunk, weight)),
                 Order::Build(state) => with(&mut arriving, |arriving| {
                     arriving.state = Some(state);
                     Ok(())
                 }),
-                Order::Discard => {
-                    arriving = None;
-                    Ok(())
-                }
+                Order::Discard => self.discard(&mut arriving, devices),
                 // There is no machine; the session asks for one that it has seen built.
                 Order::Promote(_) => bail!("the term was won without a machine"),
                 Order::Quit => return Ok(Outcome::Quit),
             };
             if let Err(error) = result {
                 self.report(Report::Unfit(format!("{error:#}")));
-                arriving = None;
+                self.discard(&mut arriving, devices)?;
             }
             if let Some(whole) = take_whole(&mut arriving)
                 && let Some(outcome) = self.replay(whole, devices)?
@@ -104,6 +107,14 @@ impl Replica {
         }
     }
 
+    /// Throws away what has come of a machine; its disks stay marked as no machine's.
+    fn discard(&self, arriving: &mut Option<Arriving>, devices: &mut HostDevices) -> Result<()> {
+        if arriving.take().is_some() {
+            devices.put_images(&self.options.disks)?;
+        }
+        Ok(())
+    }
+
     fn report(&self, report: Report) {
         // The link's thread ends only with the process.
         let _ = self.ends.reports.send(report);
@@ -111,7 +122,7 @@ impl Replica {
 
     /// Builds the machine and replays until the log ends. `None`: stand by for the next one.
     fn replay(&mut self, arrived: Whole, devices: &mut HostDevices) -> Result<Option<Outcome>> {
-        let (mut machine, mut replayer, kept, fate) = match self.build(arrived, devices) {
+        let (mut machine, mut replayer, kept, fate) = match self.build(arrived) {
             Ok(built) => built,
             Err(error) => {
                 devices.put_images(&self.options.disks)?;
@@ -128,6 +139,7 @@ impl Replica {
         devices.put_images(&self.options.disks)?;
         match (result, ended) {
             (Ok(()), Some(Ended::Promoted(record))) => {
+                devices.unmark_replica()?;
                 let released = self.ends.released.load(Ordering::Acquire);
                 let silence = fate.borrow().last_record.map_or(Duration::ZERO, |at| at.elapsed());
                 let promoted = Promoted {
@@ -156,15 +168,20 @@ impl Replica {
         }
     }
 
-    fn build(&self, arrived: Whole, devices: &mut HostDevices) -> Result<Built> {
-        let Whole { memory, state, inlet } = arrived;
+    fn build(&self, arrived: Whole) -> Result<Built> {
+        let Whole {
+            memory,
+            state,
+            inlet,
+            images,
+        } = arrived;
         let begin = Instant::now();
         let header = state.machine.context("the join's state has no machine")?;
         let mut machine = snapshot::build(&header, memory, &state.memory_digest)?;
         machine.reset_slots_after_delta(self.options.reset_slots);
         machine.attach_to_this_thread()?;
         machine.start_epochs()?;
-        let disks = Disks::start(devices.take_images(), None)?;
+        let disks = Disks::start(images, None)?;
         let checker = StreamChecker::new(machine.config(), machine.stop(), machine.chain().to_message());
         let (source, fate) = LiveSource::new(inlet, self.ends.orders.clone(), checker);
         let mut replayer = Replayer::new(Box::new(source), &machine, disks);
@@ -196,6 +213,7 @@ struct Whole {
     memory: Memory,
     state: Box<JoinState>,
     inlet: Inlet,
+    images: Vec<Image>,
 }
 
 fn with(arriving: &mut Option<Arriving>, then: impl FnOnce(&mut Arriving) -> Result<()>) -> Result<()> {
@@ -203,14 +221,18 @@ fn with(arriving: &mut Option<Arriving>, then: impl FnOnce(&mut Arriving) -> Res
     arriving.as_mut().map_or(Ok(()), then)
 }
 
-fn prepare(hello: &Hello, inlet: Inlet, devices: &HostDevices) -> Result<Arriving> {
+fn prepare(hello: &Hello, inlet: Inlet, devices: &mut HostDevices) -> Result<Arriving> {
     let config = hello.machine.clone().context("the hello has no machine")?;
     devices.check(&config)?;
+    // From here on the images are neither what they were nor what they will be.
+    devices.mark_replica(&hello.node)?;
     Ok(Arriving {
         memory: Memory::new(config.memory_bytes)?,
         config,
         inlet,
+        images: devices.take_images(),
         pages: 0,
+        chunks: 0,
         state: None,
     })
 }
@@ -224,6 +246,25 @@ fn take_pages(arriving: &mut Arriving, chunk: &PageChunk, weight: u32) -> Result
         memory.write_page(frame, page)?;
     }
     arriving.pages += pages.len() as u64;
+    Ok(())
+}
+
+fn take_chunk(arriving: &mut Arriving, chunk: &DiskChunk, weight: u32) -> Result<()> {
+    arriving.inlet.room.add_permits(weight as usize);
+    let image = arriving.images.get_mut(chunk.disk as usize);
+    let image = image.with_context(|| format!("a chunk of disk {}, which the machine does not have", chunk.disk))?;
+    let bytes = image.bytes()?;
+    let data = zstd::bulk::decompress(&chunk.data, CHUNK as usize).context("a chunk of a disk does not unpack")?;
+    let expected = bytes.saturating_sub(chunk.offset).min(CHUNK);
+    ensure!(
+        chunk.offset.is_multiple_of(CHUNK) && expected > 0 && data.len() as u64 == expected,
+        "a chunk of {} bytes at {} of a disk with {bytes}",
+        data.len(),
+        chunk.offset
+    );
+    let sector = chunk.offset / SECTOR;
+    image.execute(&DiskOp::Write { sector, data })?;
+    arriving.chunks += 1;
     Ok(())
 }
 
@@ -241,6 +282,7 @@ fn take_whole(arriving: &mut Option<Arriving>) -> Option<Whole> {
         state,
         inlet,
         config,
+        images,
         ..
     } = arriving?;
     let mut state = state?;
@@ -248,5 +290,10 @@ fn take_whole(arriving: &mut Option<Arriving>) -> Option<Whole> {
     if let Some(header) = &mut state.machine {
         header.machine = Some(config);
     }
-    Some(Whole { memory, state, inlet })
+    Some(Whole {
+        memory,
+        state,
+        inlet,
+        images,
+    })
 }

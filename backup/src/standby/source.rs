@@ -109,7 +109,7 @@ impl LiveSource {
                 true
             }
             // Nothing of a join comes for a machine that is built.
-            Order::Prepare(..) | Order::Pages(..) | Order::Build(_) => false,
+            Order::Prepare(..) | Order::Pages(..) | Order::Chunk(..) | Order::Build(_) => false,
         }
     }
 }

@@ -2,16 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use crate::net::{GUEST_IP, Namespace};
+use crate::net::{GUEST_IP, Namespace, enter};
 
 /// Redis' port.
 const PORT: u16 = 6379;
@@ -37,27 +35,43 @@ pub struct Tally {
 pub struct Counter {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
+    /// Longest silence since [`Counter::take_silence`], in microseconds.
+    silence: Arc<AtomicU64>,
     thread: JoinHandle<Result<Tally>>,
 }
 
 impl Counter {
     /// Connects from `namespace` and counts until it is told to stop.
     pub fn start(namespace: &Namespace, key: &str) -> Result<Self> {
-        let path = format!("/run/netns/{}", namespace.name());
+        let place = namespace.name().to_owned();
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (told, count, key) = (stop.clone(), answers.clone(), key.to_owned());
+        let silence = Arc::new(AtomicU64::new(0));
+        let (told, count, quiet, key) = (stop.clone(), answers.clone(), silence.clone(), key.to_owned());
         let thread = std::thread::Builder::new().name("counter".into()).spawn(move || {
-            let file = std::fs::File::open(&path).with_context(|| format!("cannot open {path}"))?;
-            // Of this thread alone.
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-            count_up(&key, &told, &count)
+            enter(&place)?;
+            count_up(&key, &told, &count, &quiet)
         })?;
-        Ok(Self { stop, answers, thread })
+        Ok(Self {
+            stop,
+            answers,
+            silence,
+            thread,
+        })
     }
 
     /// Answers so far.
     pub fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
+    }
+
+    /// The longest silence since the last call.
+    pub fn take_silence(&self) -> Duration {
+        Duration::from_micros(self.silence.swap(0, Ordering::Relaxed))
+    }
+
+    /// Whether the client has ended by itself.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
     }
 
     /// Waits for `more` further answers.
@@ -88,7 +102,7 @@ impl Counter {
     }
 }
 
-fn count_up(key: &str, stop: &AtomicBool, answers: &AtomicU64) -> Result<Tally> {
+fn count_up(key: &str, stop: &AtomicBool, answers: &AtomicU64, quiet: &AtomicU64) -> Result<Tally> {
     let address: SocketAddr = format!("{GUEST_IP}:{PORT}").parse()?;
     let stream = TcpStream::connect_timeout(&address, LONGEST).context("cannot connect to the guest's Redis")?;
     stream.set_nodelay(true)?;
@@ -108,7 +122,9 @@ fn count_up(key: &str, stop: &AtomicBool, answers: &AtomicU64) -> Result<Tally> 
             tally.broken += 1;
             return Ok(tally);
         }
-        tally.longest_silence = tally.longest_silence.max(begin.elapsed());
+        let silence = begin.elapsed();
+        quiet.fetch_max(silence.as_micros() as u64, Ordering::Relaxed);
+        tally.longest_silence = tally.longest_silence.max(silence);
         let value: u64 = line
             .trim()
             .strip_prefix(':')

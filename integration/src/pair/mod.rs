@@ -1,4 +1,4 @@
-//! A pair on one machine: two hosts and a client in network namespaces of their own, joined by a bridge.
+//! A pair on one machine: two hosts, a witness and a client in network namespaces of their own, joined by a bridge.
 
 mod client;
 mod network;
@@ -6,4 +6,4 @@ mod node;
 
 pub use client::{Counter, Tally};
 pub use network::{Host, Network};
-pub use node::{Node, Pair};
+pub use node::{Arbiter, Node, Pair};

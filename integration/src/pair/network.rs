@@ -1,5 +1,7 @@
 //! The network of a pair: each host has a bridge with the guest's tap device and a cable to the switch.
 
+use std::net::Ipv4Addr;
+
 use anyhow::Result;
 
 use crate::net::{Namespace, TAP};
@@ -7,12 +9,17 @@ use crate::net::{Namespace, TAP};
 /// Bits of the network that all of them are in.
 const PREFIX: u8 = 24;
 
+/// The witness' address.
+pub const WITNESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
+
 /// Namespaces joined by a switch. Dropping it removes all of them.
 pub struct Network {
     /// The hosts `a` and `b`.
     pub hosts: [Host; 2],
     /// Where clients run.
     pub client: Namespace,
+    /// Where a witness runs, at [`WITNESS`].
+    pub witness: Namespace,
     _switch: Namespace,
 }
 
@@ -42,12 +49,16 @@ impl Network {
             Ok(Host { name, ip, namespace })
         };
         let hosts = [host("a", "10.77.0.11")?, host("b", "10.77.0.12")?];
-        let client = Namespace::empty()?;
-        plug(&client, &switch, "client")?;
-        client.ip(&["addr", "add", &format!("10.77.0.1/{PREFIX}"), "dev", "uplink"])?;
+        let station = |name, ip| -> Result<Namespace> {
+            let namespace = Namespace::empty()?;
+            plug(&namespace, &switch, name)?;
+            namespace.ip(&["addr", "add", &format!("{ip}/{PREFIX}"), "dev", "uplink"])?;
+            Ok(namespace)
+        };
         Ok(Self {
             hosts,
-            client,
+            client: station("client", Ipv4Addr::new(10, 77, 0, 1))?,
+            witness: station("witness", WITNESS)?,
             _switch: switch,
         })
     }

@@ -7,20 +7,36 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Network;
+use super::network::WITNESS;
+use crate::etcd::Etcd;
 use crate::net::TAP;
 use crate::paths::program;
 use crate::process::check;
 use crate::run::{Run, Running};
 
+/// What stands before a state in the programs' messages.
+const STATE: &str = "lockstep::state: ";
 /// The UDP port that standbys listen on.
 const PORT: u16 = 7700;
 
 /// A pair's network, certificates and arbiter.
 pub struct Pair {
+    // Ends before its namespace.
+    _etcd: Option<Etcd>,
     /// Where it runs.
     pub network: Network,
     dir: PathBuf,
+    arbiter: String,
     timing: [String; 4],
+}
+
+/// Who decides which host is live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arbiter {
+    /// A directory that both hosts see.
+    File,
+    /// An etcd on a third host.
+    Etcd,
 }
 
 /// A process of the pair.
@@ -33,17 +49,28 @@ pub struct Node {
 
 impl Pair {
     /// Makes certificates and an arbiter in `dir`, and the network.
-    pub fn create(dir: &Path, heartbeat: Duration, deadline: Duration) -> Result<Self> {
+    pub fn create(dir: &Path, arbiter: Arbiter, heartbeat: Duration, deadline: Duration) -> Result<Self> {
         let pki = dir.join("pki");
         let primary = program("lockstep-primary")?;
         check(Command::new(&primary).args(["pki", "init", "--dir"]).arg(&pki))?;
         for node in ["a", "b"] {
             check(Command::new(&primary).args(["pki", "issue", node, "--dir"]).arg(&pki))?;
         }
-        std::fs::create_dir_all(dir.join("arbiter"))?;
+        let network = Network::create()?;
+        let place = dir.join("arbiter");
+        std::fs::create_dir_all(&place)?;
+        let (arbiter, etcd) = match arbiter {
+            Arbiter::File => (format!("file:{}", place.display()), None),
+            Arbiter::Etcd => {
+                let etcd = Etcd::start_inside(&network.witness, WITNESS, &place)?;
+                (format!("etcd:{}", etcd.url()), Some(etcd))
+            }
+        };
         Ok(Self {
-            network: Network::create()?,
+            network,
             dir: dir.to_owned(),
+            arbiter,
+            _etcd: etcd,
             timing: [
                 "--heartbeat-ms".into(),
                 heartbeat.as_millis().to_string(),
@@ -64,7 +91,7 @@ impl Pair {
         run.args(["--name", "pair", "--node", me.name, "--peer-name", other.name])
             .args(["--peer", &format!("{}:{PORT}", other.ip)])
             .args(["--pki".into(), self.dir.join("pki").into_os_string()])
-            .args(["--arbiter", &format!("file:{}", self.dir.join("arbiter").display())])
+            .args(["--arbiter", &self.arbiter])
             .args(["--net", &format!("tap={TAP}")])
             .args(&self.timing)
     }
@@ -90,8 +117,23 @@ impl Pair {
 }
 
 impl Node {
-    /// Waits until the program says that it is in this state.
+    /// The number in the last message that has `name=number`.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        let text = self.run.messages.text();
+        let at = text.rfind(&format!(" {name}="))? + name.len() + 2;
+        let digits: String = text[at..].chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().ok()
+    }
+
+    /// The state that it told last.
+    pub fn state(&self) -> String {
+        let text = self.run.messages.text();
+        let state = text.lines().rev().find_map(|line| line.split_once(STATE));
+        state.map_or_else(String::new, |(_, state)| state.trim().to_owned())
+    }
+
+    /// Waits until the program says that it is in this state: `protected` is a primary's, `standby: protected` a backup's.
     pub fn wait_for_state(&self, state: &str, limit: Duration) -> Result<()> {
-        self.run.messages.wait_for(state, limit)
+        self.run.messages.wait_for(&format!("{STATE}{state}"), limit)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +13,9 @@ use crate::arbiter::{self, Arbiter, ArbiterThread, Outcome, Spec, TlsFiles};
 use crate::link::live::{Ask, Status};
 use crate::pair::Pair;
 use crate::pki;
+
+/// Takes the arbiter's answer.
+type Then = Box<dyn FnOnce(Verdict) + Send>;
 
 /// How often a record is looked at while waiting for a peer that may take over.
 const LOOK: Duration = Duration::from_millis(100);
@@ -91,8 +95,16 @@ impl PairArgs {
     pub fn ask(&self) -> Result<Ask> {
         let thread = ArbiterThread::start(self.open_arbiter()?).context("the arbiter's thread")?;
         Ok(Box::new(move |expected, new, then| {
-            let result = thread.compare_and_set(Some(expected), new, move |answer| {
-                then(match answer {
+            // Called once, by whichever of the two comes to it.
+            let then = Arc::new(Mutex::new(Some(then)));
+            let answer = then.clone();
+            let tell = move |then: &Mutex<Option<Then>>, verdict| {
+                if let Some(then) = then.lock().ok().and_then(|mut then| then.take()) {
+                    then(verdict);
+                }
+            };
+            let result = thread.compare_and_set(Some(expected), new, move |said| {
+                let verdict = match said {
                     Ok(Outcome::Done) => Verdict::Won,
                     Ok(Outcome::Changed(found)) => {
                         tracing::warn!(?found, "the arbiter's record was changed by another node");
@@ -102,11 +114,12 @@ impl PairArgs {
                         tracing::error!("{error}");
                         Verdict::Unknown
                     }
-                });
+                };
+                tell(&answer, verdict);
             });
             if let Err(error) = result {
-                // The session asks again what it asked before: one of those that wait answers it.
-                tracing::warn!("{error}");
+                tracing::error!("{error}");
+                tell(&then, Verdict::Unknown);
             }
         }))
     }

@@ -5,12 +5,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use lockstep_vmm::devices::DiskRequest;
+use lockstep_vmm::devices::{DiskOp, DiskRequest};
 
-use super::image::Image;
+use super::chunks::{CHUNK, ChunkWatch};
+use super::image::{Image, SECTOR};
 use super::inbox::Bell;
 
 /// Status bytes of virtio 1.2, section 5.2.6.
@@ -39,6 +41,8 @@ pub struct Disks {
     submitted: HashSet<(u32, u64)>,
     /// Finished, and not yet taken by a turn.
     waiting: HashMap<(u32, u64), Done>,
+    /// Chunks that each outstanding request writes, while a join watches.
+    watch: Option<Watching>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -62,12 +66,32 @@ impl Disks {
             finished,
             submitted: HashSet::new(),
             waiting: HashMap::new(),
+            watch: None,
             threads,
         })
     }
 
+    /// From now on, tells `watch` which chunks finished requests wrote; an earlier watch is told no more. What is
+    /// outstanding now may have been made before: it counts as a write to any place.
+    pub fn start_watch(&mut self, watch: Arc<ChunkWatch>) {
+        let earlier = self.submitted.iter().copied().collect();
+        self.watch = Some(Watching {
+            watch,
+            writes: HashMap::new(),
+            earlier,
+        });
+    }
+
+    /// Ends what [`Disks::start_watch`] began.
+    pub fn end_watch(&mut self) {
+        self.watch = None;
+    }
+
     /// Queues a request.
     pub fn submit(&mut self, request: DiskRequest) -> io::Result<()> {
+        if let Some(watching) = &mut self.watch {
+            watching.submitted(&request);
+        }
         let queue = self.queues.get(request.disk as usize);
         let queue = queue.ok_or_else(|| io::Error::other(format!("disk {} does not exist", request.disk)))?;
         self.submitted.insert((request.disk, request.request));
@@ -92,6 +116,9 @@ impl Disks {
                 "request {request} of disk {disk} was not made on this side"
             )));
         }
+        if let Some(watching) = &mut self.watch {
+            watching.finished(disk, request);
+        }
         loop {
             if let Some(done) = self.waiting.remove(&(disk, request)) {
                 return Ok(done);
@@ -101,6 +128,40 @@ impl Disks {
                 .recv()
                 .map_err(|_| io::Error::other("the disk threads have ended"))?;
             self.waiting.insert((done.disk, done.request), done);
+        }
+    }
+}
+
+/// A watch and the writes that it will be told of.
+struct Watching {
+    watch: Arc<ChunkWatch>,
+    writes: HashMap<(u32, u64), std::ops::Range<u64>>,
+    earlier: HashSet<(u32, u64)>,
+}
+
+impl Watching {
+    fn submitted(&mut self, request: &DiskRequest) {
+        let (sector, bytes) = match &request.op {
+            DiskOp::Write { sector, data } => (*sector, data.len() as u64),
+            DiskOp::Discard { sector, sectors } | DiskOp::WriteZeroes { sector, sectors, .. } => {
+                (*sector, u64::from(*sectors) * SECTOR)
+            }
+            DiskOp::Read { .. } | DiskOp::Flush => return,
+        };
+        if bytes > 0 {
+            let first = sector * SECTOR / CHUNK;
+            let end = (sector * SECTOR + bytes).div_ceil(CHUNK);
+            self.writes.insert((request.disk, request.request), first..end);
+        }
+    }
+
+    /// A write is told of when it has been done: a copy that was made meanwhile may hold a part of it.
+    fn finished(&mut self, disk: u32, request: u64) {
+        if let Some(chunks) = self.writes.remove(&(disk, request)) {
+            self.watch.mark(disk, chunks);
+        }
+        if self.earlier.remove(&(disk, request)) {
+            self.watch.mark_all(disk);
         }
     }
 }

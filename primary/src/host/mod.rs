@@ -1,5 +1,6 @@
 //! The host side of a machine's world: clock, disks, tap devices, console, and the inbox where inputs wait.
 
+pub mod chunks;
 pub mod clock;
 pub mod console;
 pub mod disk;

@@ -1,30 +1,36 @@
-//! A join: memory is copied in rounds while the guest runs, then the rest and the state in a short pause.
+//! A join: memory and disks are copied in rounds while the guest runs, then the rest and the state in a short pause.
 //!
-//! A thread of its own copies and packs. What the guest writes meanwhile is marked by the collections that epochs and
-//! deltas make, so each round sends what the one before it missed; the last pages are copied by the vCPU thread itself,
-//! between two steps.
+//! A thread of its own copies and packs. What the guest writes meanwhile is marked (pages by the collections that epochs
+//! and deltas make, chunks of disks as writes finish), so each round sends what the one before it missed; the last are
+//! copied by the vCPU thread itself, between two steps. A disk request that is outstanding then is made again by the
+//! backup, so it does not matter how much of it a copied chunk has.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
-use lockstep_logcodec::record::kind;
 use lockstep_logcodec::{PagePacker, Violation};
-use lockstep_proto::JoinState;
+use lockstep_proto::{DiskChunk, JoinState, PageChunk};
 use lockstep_vmm::machine::Transfer;
 use lockstep_vmm::memory::{DirtyWatch, Memory, PAGE_SIZE};
 use tokio::sync::mpsc;
 
 use super::port::{JoinChannels, LogItem};
-use super::wire;
+use super::wire::{self, BULK_CHUNK, BULK_PAGES};
+use crate::host::chunks::{CHUNK, ChunkWatch, read_chunk};
 use crate::host::inbox::Bell;
 
 /// Pages in one chunk.
 const CHUNK_PAGES: usize = 256;
 /// Most rounds that only copy.
 const MAX_ROUNDS: u32 = 8;
+/// The same for chunks of disks.
+const FEW_CHUNKS: usize = 16;
+/// Fast rather than small.
+const ZSTD_LEVEL: i32 = 1;
 /// A round that finds no more pages than this is the last: the pause sends them in some milliseconds.
 const FEW_PAGES: usize = 512;
 
@@ -34,30 +40,44 @@ pub struct Final {
     pub transfer: Transfer,
     /// The contents of the transfer's frames.
     pub pages: Vec<u8>,
+    /// Chunks of disks that were written since they were last copied: disk, number, content.
+    pub chunks: Vec<(u32, u64, Vec<u8>)>,
     /// Position of the log.
     pub position: u64,
 }
 
-/// A join that is under way, as the vCPU thread sees it.
-pub struct Joining {
+/// What a join copies from, and what tells it of writes meanwhile.
+pub struct JoinSources {
+    /// Guest memory, shared.
+    pub memory: Memory,
     /// Told what collections find.
     pub watch: Arc<DirtyWatch>,
+    /// The disks' images, to read.
+    pub images: Arc<Vec<File>>,
+    /// Told of finished writes.
+    pub chunks: Arc<ChunkWatch>,
+}
+
+/// A join that is under way, as the vCPU thread sees it.
+pub struct Joining {
+    /// What it copies from.
+    pub sources: Arc<JoinSources>,
     ready: Arc<AtomicBool>,
     state: Sender<Final>,
     log: Option<mpsc::Sender<LogItem>>,
 }
 
 impl Joining {
-    /// Starts to copy `memory`; rings `bell` when only the rest is missing.
-    pub fn start(memory: &mut Memory, channels: JoinChannels, bell: Bell) -> io::Result<Self> {
-        let watch = memory.start_watch();
+    /// Starts to copy; rings `bell` when only the rest is missing.
+    pub fn start(sources: JoinSources, channels: JoinChannels, bell: Bell) -> io::Result<Self> {
+        let sources = Arc::new(sources);
         let ready = Arc::new(AtomicBool::new(false));
         let (state, last) = bounded(1);
         let copier = Copier {
-            memory: memory.share(),
-            watch: watch.clone(),
+            sources: sources.clone(),
             bulk: channels.bulk,
-            sent: 0,
+            pages: 0,
+            chunks: 0,
         };
         let (flag, tell) = (ready.clone(), channels.state);
         std::thread::Builder::new().name("join".into()).spawn(move || {
@@ -67,7 +87,7 @@ impl Joining {
             }
         })?;
         Ok(Self {
-            watch,
+            sources,
             ready,
             state,
             log: Some(channels.log),
@@ -95,10 +115,11 @@ impl From<Violation> for Stopped {
 }
 
 struct Copier {
-    memory: Memory,
-    watch: Arc<DirtyWatch>,
+    sources: Arc<JoinSources>,
     bulk: mpsc::Sender<Bytes>,
-    sent: u64,
+    /// Sent so far.
+    pages: u64,
+    chunks: u64,
 }
 
 impl Copier {
@@ -109,12 +130,16 @@ impl Copier {
         last: &Receiver<Final>,
         tell: Box<dyn FnOnce(JoinState) + Send>,
     ) -> Result<(), Stopped> {
-        let all: Vec<u64> = (0..self.memory.page_count()).collect();
-        self.copy(&all, true)?;
+        // Disks first: they change less meanwhile.
+        let all = self.sources.chunks.all();
+        self.copy_chunks(&all)?;
+        let all: Vec<u64> = (0..self.sources.memory.page_count()).collect();
+        self.copy_pages(&all, true)?;
         for _ in 0..MAX_ROUNDS {
-            let dirty = self.watch.take();
-            self.copy(&dirty, false)?;
-            if dirty.len() <= FEW_PAGES {
+            let (dirty, written) = (self.sources.watch.take(), self.sources.chunks.take());
+            self.copy_chunks(&written)?;
+            self.copy_pages(&dirty, false)?;
+            if dirty.len() <= FEW_PAGES && written.len() <= FEW_CHUNKS {
                 break;
             }
         }
@@ -123,6 +148,7 @@ impl Copier {
         let Final {
             transfer,
             pages,
+            chunks,
             position,
         } = last.recv().map_err(|_| Stopped("the machine has ended"))?;
         let mut packer = PagePacker::new()?;
@@ -132,33 +158,37 @@ impl Copier {
             .zip(pages.chunks(CHUNK_PAGES * PAGE_SIZE))
         {
             let pages = frames.iter().copied().zip(pages.chunks(PAGE_SIZE));
-            self.send(&packer.pack(pages)?, frames.len())?;
+            self.send_pages(&packer.pack(pages)?, frames.len())?;
+        }
+        for (disk, chunk, data) in chunks {
+            self.send_chunk(disk, chunk, &data)?;
         }
         tell(JoinState {
             machine: Some(transfer.header),
             memory_digest: transfer.memory_digest.to_vec().into(),
-            pages: self.sent,
+            pages: self.pages,
+            disk_chunks: self.chunks,
             position,
         });
         Ok(())
     }
 
     /// Sends the pages with these indices as they are now; a page that changes meanwhile comes again.
-    fn copy(&mut self, indices: &[u64], skip_zero: bool) -> Result<(), Stopped> {
+    fn copy_pages(&mut self, indices: &[u64], skip_zero: bool) -> Result<(), Stopped> {
         let mut packer = PagePacker::new()?;
         let mut frames = Vec::with_capacity(CHUNK_PAGES);
         let mut pages = Vec::with_capacity(CHUNK_PAGES * PAGE_SIZE);
         let mut page = [0; PAGE_SIZE];
         for (number, index) in indices.iter().enumerate() {
-            let frame = self.memory.frame(*index);
-            self.memory.read_page(frame, &mut page);
+            let frame = self.sources.memory.frame(*index);
+            self.sources.memory.read_page(frame, &mut page);
             if !skip_zero || page.iter().any(|&byte| byte != 0) {
                 frames.push(frame);
                 pages.extend_from_slice(&page);
             }
             if frames.len() == CHUNK_PAGES || (number + 1 == indices.len() && !frames.is_empty()) {
                 let chunk = packer.pack(frames.iter().copied().zip(pages.chunks(PAGE_SIZE)))?;
-                self.send(&chunk, frames.len())?;
+                self.send_pages(&chunk, frames.len())?;
                 frames.clear();
                 pages.clear();
             }
@@ -166,9 +196,30 @@ impl Copier {
         Ok(())
     }
 
-    fn send(&mut self, chunk: &lockstep_proto::PageChunk, pages: usize) -> Result<(), Stopped> {
-        self.sent += pages as u64;
-        let frame = wire::frame(kind::PAGES as u8, chunk);
+    /// Sends these chunks of disks as they are now.
+    fn copy_chunks(&mut self, chunks: &[(u32, u64)]) -> Result<(), Stopped> {
+        for &(disk, chunk) in chunks {
+            let image = &self.sources.images[disk as usize];
+            let data = read_chunk(image, chunk).map_err(|_| Stopped("a disk image cannot be read"))?;
+            self.send_chunk(disk, chunk, &data)?;
+        }
+        Ok(())
+    }
+
+    fn send_pages(&mut self, chunk: &PageChunk, pages: usize) -> Result<(), Stopped> {
+        self.pages += pages as u64;
+        self.send(wire::frame(BULK_PAGES, chunk))
+    }
+
+    fn send_chunk(&mut self, disk: u32, chunk: u64, data: &[u8]) -> Result<(), Stopped> {
+        self.chunks += 1;
+        let data = zstd::bulk::compress(data, ZSTD_LEVEL).map_err(|_| Stopped("a chunk cannot be packed"))?;
+        let offset = chunk * CHUNK;
+        let data = data.into();
+        self.send(wire::frame(BULK_CHUNK, &DiskChunk { disk, offset, data }))
+    }
+
+    fn send(&self, frame: Bytes) -> Result<(), Stopped> {
         self.bulk
             .blocking_send(frame)
             .map_err(|_| Stopped("the backup is gone"))

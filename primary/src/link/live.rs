@@ -27,6 +27,8 @@ use crate::host::inbox::Bell;
 use crate::host::outputs::Outputs;
 use crate::recorder::pack_delta;
 
+/// Target of the messages that tell the pair's state, the same in both programs.
+pub const STATE_MESSAGES: &str = "lockstep::state";
 /// From one attempt to reach the peer to the next.
 const REDIAL: Duration = Duration::from_millis(200);
 /// Chunks of a join that may wait for the network.
@@ -162,6 +164,8 @@ enum Event {
     Reply(u64, HeartbeatReply),
     Closed(u64, String),
     State(u64, Box<JoinState>),
+    /// The log goes up to this position, and is about to be written.
+    Logged(u64),
     Verdict(Verdict),
 }
 
@@ -229,9 +233,18 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         tokio::select! {
             biased;
             _ = stopped.recv() => break,
-            Some(event) = incoming.recv() => state.event(event),
+            Some(event) = incoming.recv() => {
+                if matches!(event, Event::State(..)) {
+                    // What was made before the state leaves now: the backup will not have it to let go.
+                    while let Ok((position, effects)) = ends.effects.try_recv() {
+                        state.offer(position, effects);
+                    }
+                    state.release();
+                }
+                state.event(event);
+            }
             effects = ends.effects.recv() => match effects {
-                Some((position, effects)) => state.gate.push(position, effects),
+                Some((position, effects)) => state.offer(position, effects),
                 None => break,
             },
             _ = redial.tick() => state.dial(&endpoint, &client, options.peer),
@@ -305,12 +318,14 @@ impl Loop {
                 PrimaryInput::Disconnected
             }
             Event::State(number, state) if self.is_current(number) => {
+                self.session.note_logged(state.position);
                 self.send(&ToBackup {
                     kind: Some(to_backup::Kind::State(*state)),
                 });
                 PrimaryInput::StateSent
             }
             Event::Verdict(verdict) => PrimaryInput::Arbiter(verdict),
+            Event::Logged(position) => return self.session.note_logged(position),
             _ => return,
         };
         self.session.handle(now, input);
@@ -352,6 +367,12 @@ impl Loop {
         }
         self.release();
         self.tell();
+    }
+
+    fn offer(&mut self, position: u64, effects: Vec<Effect>) {
+        // The vCPU thread has handed the log up to here over before.
+        self.session.note_logged(position);
+        self.gate.push(position, effects);
     }
 
     fn release(&mut self) {
@@ -404,7 +425,7 @@ impl Loop {
         let (number, events) = (peer.number, self.events.clone());
         peer.tasks
             .push(tokio::spawn(write_bulk(peer.connection.clone(), chunks)));
-        peer.tasks.push(tokio::spawn(write_log(peer.connection.clone(), items)));
+        peer.tasks.push(tokio::spawn(write_log(peer.connection.clone(), items, self.events.clone())));
         let state = Box::new(move |state| {
             let _ = events.send(Event::State(number, Box::new(state)));
         });
@@ -423,7 +444,7 @@ impl Loop {
             peer: session.peer().into(),
         });
         if changed {
-            tracing::info!(term = session.record().term, "{state}");
+            tracing::info!(target: STATE_MESSAGES, term = session.record().term, "{state}");
         }
     }
 }
@@ -472,7 +493,7 @@ async fn write_bulk(connection: Connection, mut chunks: mpsc::Receiver<Bytes>) {
     let _ = stream.finish();
 }
 
-async fn write_log(connection: Connection, mut items: mpsc::Receiver<LogItem>) {
+async fn write_log(connection: Connection, mut items: mpsc::Receiver<LogItem>, events: mpsc::UnboundedSender<Event>) {
     let Ok(mut stream) = connection.open_uni().await else {
         return;
     };
@@ -485,7 +506,11 @@ async fn write_log(connection: Connection, mut items: mpsc::Receiver<LogItem>) {
         let mut chunks = Vec::new();
         for item in waiting.drain(..) {
             match item {
-                LogItem::Batch(batch) => chunks.push(wire::frame(kind::BATCH as u8, &pack(&batch))),
+                LogItem::Batch(position, batch) => {
+                    // Before the backup can answer: the session must know what was sent.
+                    let _ = events.send(Event::Logged(position));
+                    chunks.push(wire::frame(kind::BATCH as u8, &pack(&batch)));
+                }
                 LogItem::Pages(frames, pages) => match pack_delta(&frames, &pages) {
                     Ok(packed) => chunks.extend(packed.iter().map(|chunk| wire::frame(kind::PAGES as u8, chunk))),
                     Err(error) => {

@@ -6,7 +6,7 @@ use lockstep_proto::{Batch, JoinState};
 use lockstep_vmm::devices::Effect;
 use tokio::sync::mpsc;
 
-use super::join::{Final, Joining};
+use super::join::{Final, JoinSources, Joining};
 use crate::host::inbox::Bell;
 
 /// Log items that may wait for the network; then the vCPU waits.
@@ -38,8 +38,8 @@ pub struct JoinChannels {
 
 /// A part of the log.
 pub enum LogItem {
-    /// Turns.
-    Batch(Batch),
+    /// Turns, and the position of the log after them.
+    Batch(u64, Batch),
     /// Pages of the next batch's forced stop: frames and contents.
     Pages(Vec<u64>, Vec<u8>),
 }
@@ -123,15 +123,10 @@ impl LinkPort {
         self.frozen
     }
 
-    /// Begins to copy memory to a new backup.
-    pub fn begin_join(
-        &mut self,
-        memory: &mut lockstep_vmm::memory::Memory,
-        channels: JoinChannels,
-        bell: Bell,
-    ) -> std::io::Result<()> {
-        self.end_log(memory);
-        self.joining = Some(Joining::start(memory, channels, bell)?);
+    /// Begins to copy memory and disks to a new backup.
+    pub fn begin_join(&mut self, sources: JoinSources, channels: JoinChannels, bell: Bell) -> std::io::Result<()> {
+        self.log = None;
+        self.joining = Some(Joining::start(sources, channels, bell)?);
         Ok(())
     }
 
@@ -147,10 +142,8 @@ impl LinkPort {
     }
 
     /// The backup is gone.
-    pub fn end_log(&mut self, memory: &mut lockstep_vmm::memory::Memory) {
+    pub fn end_log(&mut self) {
         self.log = None;
-        if self.joining.take().is_some() {
-            memory.end_watch();
-        }
+        self.joining = None;
     }
 }

@@ -1,15 +1,18 @@
 //! What the link asks of the vCPU thread, done between two steps.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
+use lockstep_proto::session::Freeze;
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::memory::PAGE_SIZE;
 
 use super::{RecordError, Recorder};
+use crate::host::chunks::{ChunkWatch, read_chunk};
 use crate::host::clock::{GuestClock, monotonic};
 use crate::link::Command;
-use crate::link::join::Final;
+use crate::link::join::{Final, JoinSources};
 
 /// How long a frozen machine sleeps at a time; a command wakes it at once.
 const FROZEN_NAP: Duration = Duration::from_secs(10);
@@ -55,28 +58,50 @@ impl Recorder {
     }
 
     fn commands(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
-        let bell = self.world.inbox.bell.clone();
-        let Some(port) = self.world.outlet.port() else {
-            return Ok(());
-        };
-        while let Some(command) = port.command() {
+        let host = |what| move |cause| RecordError::Host { what, cause };
+        while let Some(command) = self.world.outlet.port().and_then(|port| port.command()) {
+            // A join that is under way ends with whatever comes.
+            if matches!(command, Command::BeginJoin(_) | Command::EndLog) {
+                machine.memory_mut().end_watch();
+                self.world.disks.end_watch();
+            }
             match command {
                 Command::BeginJoin(channels) => {
-                    let begun = port.begin_join(machine.memory_mut(), channels, bell.clone());
-                    begun.map_err(|cause| RecordError::Host {
-                        what: "start a join's thread",
-                        cause,
-                    })?;
+                    let memory = machine.memory_mut();
+                    let images = self.world.images.clone();
+                    let chunks = ChunkWatch::of(&images).map_err(host("look at a disk image"))?;
+                    let sources = JoinSources {
+                        watch: memory.start_watch(),
+                        memory: memory.share(),
+                        chunks: Arc::new(chunks),
+                        images,
+                    };
+                    self.world.disks.start_watch(sources.chunks.clone());
+                    let bell = self.world.inbox.bell.clone();
+                    if let Some(port) = self.world.outlet.port() {
+                        let begun = port.begin_join(sources, channels, bell);
+                        begun.map_err(host("start a join's thread"))?;
+                    }
                 }
-                Command::EndLog => port.end_log(machine.memory_mut()),
-                Command::Freeze(why) => port.set_frozen(Some(why)),
-                Command::Thaw => port.set_frozen(None),
+                Command::EndLog => {
+                    if let Some(port) = self.world.outlet.port() {
+                        port.end_log();
+                    }
+                }
+                Command::Freeze(why) => self.freeze(Some(why)),
+                Command::Thaw => self.freeze(None),
             }
         }
         Ok(())
     }
 
-    /// The pause of a join: state and the last pages.
+    fn freeze(&mut self, why: Option<Freeze>) {
+        if let Some(port) = self.world.outlet.port() {
+            port.set_frozen(why);
+        }
+    }
+
+    /// The pause of a join: state, the last pages and the last chunks of disks.
     fn join(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
         let begin = monotonic();
         let Some(joining) = self
@@ -88,20 +113,33 @@ impl Recorder {
             return Ok(());
         };
         self.close_batch(machine)?;
-        let transfer = machine.take_transfer(&self.host_class, &joining.watch)?;
+        let transfer = machine.take_transfer(&self.host_class, &joining.sources.watch)?;
         let mut pages = vec![0; transfer.frames.len() * PAGE_SIZE];
         let (chunks, _) = pages.as_chunks_mut::<PAGE_SIZE>();
         for (frame, page) in transfer.frames.iter().zip(chunks) {
             machine.memory().read_page(*frame, page);
         }
         let count = transfer.frames.len();
+        self.world.disks.end_watch();
+        let mut chunks = Vec::new();
+        for (disk, chunk) in joining.sources.chunks.take() {
+            // Read here, while nothing writes: what comes later reaches the backup's disk by the log.
+            let data = read_chunk(&self.world.images[disk as usize], chunk);
+            let data = data.map_err(|cause| RecordError::Host {
+                what: "read a disk image",
+                cause,
+            })?;
+            chunks.push((disk, chunk, data));
+        }
         if self.log.is_none() {
             // Nobody has taken the batches so far: the log begins here.
             self.batch = BatchBuilder::new(machine.stop());
         }
+        let chunk_count = chunks.len();
         let state = Final {
             transfer,
             pages,
+            chunks,
             position: self.position,
         };
         if let Some(port) = self.world.outlet.port() {
@@ -110,6 +148,7 @@ impl Recorder {
         tracing::info!(
             stop = machine.stop(),
             pages = count,
+            chunks = chunk_count,
             pause_us = (monotonic() - begin) / 1000,
             "a backup has the machine's state"
         );

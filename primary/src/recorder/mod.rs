@@ -13,6 +13,8 @@ mod log;
 mod outlet;
 mod timers;
 
+use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
@@ -78,6 +80,8 @@ pub struct World {
     pub inbox: Inbox,
     /// The disks' threads.
     pub disks: Disks,
+    /// The disks' images once more, to read what a new backup needs.
+    pub images: Arc<Vec<File>>,
     /// One for each NIC: they live as long as the machine.
     pub taps: Vec<Tap>,
     /// Where effects go.
@@ -269,7 +273,7 @@ impl Recorder {
         let batch = self.batch.close(self.taken_stop, machine.chain().to_bytes())?;
         self.position += 1;
         if let Some(port) = self.world.outlet.port().filter(|port| port.is_logging()) {
-            port.log(LogItem::Batch(batch.clone()));
+            port.log(LogItem::Batch(self.position, batch.clone()));
         }
         match &self.log {
             Some(log) => log.batch(batch).map_err(RecordError::Log),

@@ -102,6 +102,7 @@ const NEEDS: &[Need] = &[
         Rule::Fixed,
         "the machine has no I/O APIC; its interrupts come from two 8259A",
     ),
+    need("acpi", Some("off"), Rule::Fixed, "the machine has no ACPI tables"),
     need("noxsave", None, Rule::Fixed, "what XSAVE writes depends on the host"),
     need(
         "nofsgsbase",
@@ -265,7 +266,7 @@ fn contains_all(given: Option<&str>, needed: Option<&str>) -> bool {
 mod tests {
     use super::*;
 
-    const NEEDED: &str = "console=ttyS0 tsc_early_khz=1000000 tsc=reliable vdso=0 nolapic noapic noxsave nofsgsbase \
+    const NEEDED: &str = "console=ttyS0 tsc_early_khz=1000000 tsc=reliable vdso=0 nolapic noapic acpi=off noxsave nofsgsbase \
                           clearcpuid=smap,smep,popcnt,erms,fsrm,rdrand,rdseed,serialize lpj=1000000 nokaslr random.trust_bootloader=on";
 
     #[test]

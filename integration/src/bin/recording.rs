@@ -1,4 +1,4 @@
-//! `lockstep-demo`: records the Redis guest under load for half a minute, verifies the recording, and reports.
+//! `lockstep-recording`: records the Redis guest under load for half a minute, verifies the recording, and reports.
 
 use std::fs;
 use std::path::Path;
@@ -36,20 +36,20 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("lockstep-demo: {error:#}");
+            eprintln!("lockstep-recording: {error:#}");
             ExitCode::from(1)
         }
     }
 }
 
 fn say(text: &str) {
-    println!("lockstep-demo: {text}");
+    println!("lockstep-recording: {text}");
 }
 
 /// Returns whether the recording is identical.
 fn demo(stopped: &Receiver<()>) -> Result<bool> {
     check_host()?;
-    let dir = target_dir().join("demo");
+    let dir = target_dir().join("recording");
     if dir.exists() {
         fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
     }
@@ -113,7 +113,7 @@ fn start(namespace: &Namespace, dir: &Path, log: &Path) -> Result<Running> {
 
 fn interrupted(stopped: &Receiver<()>) -> Result<()> {
     if stopped.try_recv().is_ok() {
-        bail!("interrupted; the network namespace is removed, what was recorded stays in target/demo");
+        bail!("interrupted; the network namespace is removed, what was recorded stays in target/recording");
     }
     Ok(())
 }
@@ -147,7 +147,9 @@ fn load(namespace: &Namespace, run: &mut Running, stopped: &Receiver<()>) -> Res
         while benchmark.runs()? {
             match stopped.recv_timeout(Duration::from_millis(200)) {
                 Err(RecvTimeoutError::Timeout) => {}
-                _ => bail!("interrupted; the network namespace is removed, what was recorded stays in target/demo"),
+                _ => {
+                    bail!("interrupted; the network namespace is removed, what was recorded stays in target/recording")
+                }
             }
         }
         rates = benchmark.wait()?;

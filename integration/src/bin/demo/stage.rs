@@ -1,0 +1,212 @@
+//! What happens in the demo, in order.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use lockstep_integration::load::redis_cli;
+use lockstep_integration::net::{GUEST, GUEST_IP};
+use lockstep_integration::pair::{Arbiter, Counter, Node, Pair};
+use lockstep_integration::paths::target_dir;
+use lockstep_integration::{Guest, gate};
+use rustix::fs::{FlockOperation, flock};
+
+use super::table::{Death, Results};
+
+const BOOT_LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long the client counts between two events.
+const ACT: Duration = Duration::from_secs(10);
+/// From one line of the display to the next.
+const LINE: Duration = Duration::from_secs(2);
+const HEARTBEAT: Duration = Duration::from_millis(50);
+const DEADLINE: Duration = Duration::from_millis(500);
+const FREE_MIB: u64 = 500;
+const KEY: &str = "counter";
+
+fn say(text: &str) {
+    println!("lockstep-demo: {text}");
+}
+
+/// The demo's directory, held by one demo at a time.
+struct Place {
+    dir: PathBuf,
+    _lock: File,
+}
+
+/// Plays it. Returns whether everything went as promised.
+pub fn play(stopped: &Receiver<()>) -> Result<bool> {
+    let place = take_place()?;
+    let stage = Stage {
+        pair: Pair::create(&place.dir, Arbiter::Etcd, HEARTBEAT, DEADLINE)?,
+        stopped,
+    };
+    say("two hosts, a witness (etcd) and a client are in network namespaces, joined by a bridge");
+    stage.run(&place.dir)
+}
+
+fn take_place() -> Result<Place> {
+    gate::kvm()
+        .and_then(|()| gate::root_net())
+        .and_then(|()| gate::program_in_path("etcd", "etcd-server"))
+        .map_err(|reason| anyhow::anyhow!("cannot run here: {reason}"))?;
+    let dir = target_dir().join("demo");
+    fs::create_dir_all(target_dir())?;
+    let lock = File::create(target_dir().join("demo.lock"))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("another demo runs here: wait for it, or end it");
+    }
+    let space = rustix::fs::statvfs(target_dir())?;
+    let free = (space.f_bavail * space.f_frsize) >> 20;
+    if free < FREE_MIB {
+        bail!(
+            "only {free} MiB are free in {}; the demo needs {FREE_MIB}",
+            target_dir().display()
+        );
+    }
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+    }
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    Ok(Place { dir, _lock: lock })
+}
+
+struct Stage<'a> {
+    pair: Pair,
+    stopped: &'a Receiver<()>,
+}
+
+impl Stage<'_> {
+    fn run(&self, dir: &Path) -> Result<bool> {
+        let guest = Guest::find()?;
+        say("host b stands by; host a boots Linux with Redis and is protected while it boots (about 20 s)");
+        let second = self.pair.start_backup(1, |run| run)?;
+        let words = format!("lockstep.run=redis lockstep.ip={GUEST}");
+        let first = self
+            .pair
+            .start_primary(0, |run| run.boot(&guest, &guest.redis, 64, &words))?;
+        self.wait(|| first.wait_for_state("protected", Duration::from_secs(1)), LIMIT)?;
+        self.wait(
+            || first.run.wait_for("LOCKSTEP-READY", Duration::from_secs(1)),
+            BOOT_LIMIT,
+        )?;
+        let mut pauses = vec![pause(&first)?];
+        say(&format!(
+            "Redis answers at {GUEST_IP}; a client counts with INCR on one TCP connection"
+        ));
+        let counter = Counter::start(&self.pair.network.client, KEY)?;
+        self.count(&counter, &[&first])?;
+
+        let mut deaths = vec![self.kill(first, &second, &counter)?];
+        self.count(&counter, &[&second])?;
+        say("a new backup joins on host a, while the machine runs");
+        let third = self.pair.start_backup(0, |run| run)?;
+        self.wait(|| second.wait_for_state("protected", Duration::from_secs(1)), LIMIT)?;
+        pauses.push(pause(&second)?);
+        self.count(&counter, &[&second, &third])?;
+        deaths.push(self.kill(second, &third, &counter)?);
+        self.count(&counter, &[&third])?;
+
+        let tally = counter.finish()?;
+        let value = redis_cli(&self.pair.network.client, &["get", KEY])?.parse()?;
+        let results = Results {
+            tally,
+            value,
+            deaths,
+            pauses,
+        };
+        results.tell(dir)?;
+        if std::env::var_os("KEEP").is_some_and(|keep| keep == "1") {
+            self.keep(&third);
+        }
+        third.run.terminate()?;
+        Ok(results.is_good())
+    }
+
+    /// Tries until it succeeds; a signal ends it.
+    fn wait(&self, mut attempt: impl FnMut() -> Result<()>, limit: Duration) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            self.interrupted(Duration::ZERO)?;
+            match attempt() {
+                Ok(()) => return Ok(()),
+                Err(error) if begin.elapsed() > limit => return Err(error),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn interrupted(&self, wait: Duration) -> Result<()> {
+        match self.stopped.recv_timeout(wait) {
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            _ => bail!("interrupted; everything that was set up is removed"),
+        }
+    }
+
+    /// Lets the client count, and tells how it goes.
+    fn count(&self, counter: &Counter, nodes: &[&Node]) -> Result<()> {
+        let begin = Instant::now();
+        let mut before = counter.answers();
+        while begin.elapsed() < ACT {
+            self.interrupted(LINE)?;
+            let answers = counter.answers();
+            let states: Vec<_> = nodes
+                .iter()
+                .map(|node| format!("host {}: {}", self.pair.network.hosts[node.host].name, node.state()))
+                .collect();
+            say(&format!(
+                "{answers:6} answers, {:4.0} a second   {}",
+                (answers - before) as f64 / LINE.as_secs_f64(),
+                states.join("   ")
+            ));
+            if counter.has_ended() {
+                bail!("the client's connection broke");
+            }
+            before = answers;
+        }
+        Ok(())
+    }
+
+    /// Kills `victim`, and waits for answers from `heir`.
+    fn kill(&self, victim: Node, heir: &Node, counter: &Counter) -> Result<Death> {
+        let name = |node: &Node| self.pair.network.hosts[node.host].name;
+        say(&format!("SIGKILL for the primary on host {}", name(&victim)));
+        counter.take_silence();
+        victim.run.kill()?;
+        counter.wait_for(2, LIMIT)?;
+        let silence = counter.take_silence();
+        let to_live = heir
+            .number("silence_ms")
+            .context("the backup did not say when it went live")?;
+        say(&format!(
+            "host {} goes on; the client heard nothing for {} ms",
+            name(heir),
+            silence.as_millis()
+        ));
+        Ok(Death {
+            silence,
+            to_live: Duration::from_millis(to_live),
+        })
+    }
+
+    /// Leaves the machine up until a signal comes.
+    fn keep(&self, node: &Node) {
+        let client = self.pair.network.client.name();
+        say("KEEP=1: the machine stays up; Ctrl-C ends it. Try:");
+        println!("  ip netns exec {client} redis-cli -h {GUEST_IP} get {KEY}");
+        println!("  ip netns exec {client} ping {GUEST_IP}");
+        println!("  kill -9 {}", node.run.pid());
+        // The end of the wait is a signal, whatever it is reported as.
+        while self.interrupted(LINE).is_ok() {}
+    }
+}
+
+/// The pause that the last join cost.
+fn pause(node: &Node) -> Result<Duration> {
+    let pause = node
+        .number("pause_us")
+        .context("the primary did not say how long it paused")?;
+    Ok(Duration::from_micros(pause))
+}
