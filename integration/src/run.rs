@@ -143,7 +143,8 @@ impl Running {
         self.child.id()
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(self.child.id() as i32).context("no process")?;
         Ok(kill_process(pid, signal)?)
     }

@@ -72,9 +72,15 @@ impl Booted {
 
     /// A run that goes on from a Redis machine, with a copy of its disk in `scratch`.
     pub fn go_on_inside(&self, namespace: &Namespace, scratch: &Path) -> Result<Run> {
+        let disk = self.copy_disk(scratch)?;
+        Ok(Run::inside(namespace)?.restore(&self.snapshot()).disk(&disk))
+    }
+
+    /// A copy of the machine's disk in `scratch`.
+    pub fn copy_disk(&self, scratch: &Path) -> Result<PathBuf> {
         let disk = scratch.join("disk.img");
         fs::copy(self.directory.join("disk.img"), &disk).context("the machine has no disk")?;
-        Ok(Run::inside(namespace)?.restore(&self.snapshot()).disk(&disk))
+        Ok(disk)
     }
 }
 

@@ -425,7 +425,11 @@ impl Loop {
         let (number, events) = (peer.number, self.events.clone());
         peer.tasks
             .push(tokio::spawn(write_bulk(peer.connection.clone(), chunks)));
-        peer.tasks.push(tokio::spawn(write_log(peer.connection.clone(), items, self.events.clone())));
+        peer.tasks.push(tokio::spawn(write_log(
+            peer.connection.clone(),
+            items,
+            self.events.clone(),
+        )));
         let state = Box::new(move |state| {
             let _ = events.send(Event::State(number, Box::new(state)));
         });
