@@ -90,6 +90,7 @@ pub struct Replayer {
     /// The last natural stop whose turn was taken.
     taken_stop: u64,
     last_kind: Option<StopKind>,
+    guest_ended: bool,
 }
 
 impl Replayer {
@@ -109,7 +110,13 @@ impl Replayer {
             stop_at: None,
             taken_stop: machine.stop(),
             last_kind: None,
+            guest_ended: false,
         }
+    }
+
+    /// Whether the guest has ended, by reset or halt.
+    pub fn guest_ended(&self) -> bool {
+        self.guest_ended
     }
 
     /// Gives what leaves the machine to `sink`, with the number of the batch in work, from 0.
@@ -344,6 +351,7 @@ impl Oracle for Replayer {
 
     fn taken(&mut self, machine: &Machine, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, ReplayError> {
         self.taken_stop = machine.stop();
+        self.guest_ended |= taken.ended.is_some();
         tracing::trace!(stop = machine.stop(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
         if let (Some(logged), Some(here)) = (&turn.epoch, &taken.epoch) {
             self.compare_epoch(machine, logged, here)?;

@@ -227,3 +227,25 @@ fn what_the_backup_does_not_have_does_not_leave() -> Result<()> {
     backup.wait_for_state("not-protected (lost-connection) term=2", LIMIT)?;
     settle(&pair, counter)
 }
+
+/// A guest that resets ends on both hosts: nobody goes on with it.
+#[test]
+fn a_guest_that_ends_is_not_taken_over() -> Result<()> {
+    if !require_root_net() {
+        return Ok(());
+    }
+    let Protected {
+        pair,
+        mut primary,
+        backup,
+        counter,
+    } = Protected::create("pair-ends", Arbiter::File)?;
+    primary.run.type_text("reboot -f\n")?;
+    let outcome = primary.run.wait(LIMIT)?;
+    ensure!(outcome.report()?["ended"] == "the guest reset", "{outcome:?}");
+    backup.run.messages.wait_for("the guest has reset", LIMIT)?;
+    backup.wait_for_state("standby: starting", LIMIT)?;
+    drop((counter, pair));
+    backup.run.terminate()?;
+    Ok(())
+}

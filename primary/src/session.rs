@@ -280,7 +280,11 @@ pub fn go_live(
     let ended = recorder.ended();
     let failure = result.as_ref().err().map(ToString::to_string);
     let log = recorder.finish(&machine, failure.as_deref());
-    drop(link);
+    match (link, ended) {
+        (Some(link), Some(Reason::Reset)) => link.end("the guest has reset"),
+        (Some(link), Some(_)) => link.end("the guest has halted"),
+        _ => {}
+    }
     result?;
     let log = log?;
     if let Some(path) = &options.save {

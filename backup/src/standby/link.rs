@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crossbeam_channel::Sender;
 use lockstep_logcodec::Record as LogRecord;
 use lockstep_logcodec::limits::MAX_PAYLOAD;
-use lockstep_primary::host::clock::monotonic;
+use lockstep_primary::host::clock::boottime;
 use lockstep_primary::link::live::{Ask, STATE_MESSAGES, Status, StatusInner};
 use lockstep_primary::link::net::{self, FrameStream};
 use lockstep_primary::link::wire::{self, BULK_CHUNK, BULK_PAGES, BULK_STREAM, LOG_STREAM};
@@ -189,7 +189,7 @@ async fn run(
         if state.live {
             break;
         }
-        let now = monotonic();
+        let now = boottime();
         let wake = state.session.wake();
         let wake = wake.map_or(Duration::from_secs(1), |at| {
             Duration::from_nanos(at.saturating_sub(now))
@@ -201,7 +201,7 @@ async fn run(
             Some(report) = ends.reports.recv() => state.report(report),
             () = tokio::time::sleep(wake) => {}
         }
-        state.session.handle(monotonic(), BackupInput::Tick);
+        state.session.handle(boottime(), BackupInput::Tick);
     }
     accepting.abort();
     state.peer = None;
@@ -226,7 +226,7 @@ impl Loop {
             Report::Verified(position, stop) => BackupInput::Verified(position, stop),
             Report::Diverged(stop, report) => BackupInput::Diverged(stop, report),
         };
-        self.session.handle(monotonic(), input);
+        self.session.handle(boottime(), input);
     }
 
     fn event(&mut self, event: Event) {
@@ -256,7 +256,7 @@ impl Loop {
             Event::Verdict(verdict) => BackupInput::Arbiter(verdict),
             _ => return,
         };
-        self.session.handle(monotonic(), input);
+        self.session.handle(boottime(), input);
         self.released.store(self.session.released(), Ordering::Release);
     }
 
@@ -330,7 +330,7 @@ impl Loop {
                 self.order(Order::Build(state));
                 if self.batches > 0 {
                     let received = self.session.ack().received + self.batches;
-                    self.session.handle(monotonic(), BackupInput::Received(received));
+                    self.session.handle(boottime(), BackupInput::Received(received));
                 }
             }
             BackupAction::Discard => self.order(Order::Discard),

@@ -135,9 +135,14 @@ impl Replica {
             .run(&mut replayer)
             .map_err(|error| replayer.explain(&machine, error));
         let ended = fate.borrow().ended.clone();
+        let guest_ended = replayer.guest_ended();
         drop(replayer);
         devices.put_images(&self.options.disks)?;
         match (result, ended) {
+            (Ok(()), Some(Ended::Promoted(_))) if guest_ended => {
+                tracing::info!("the guest had ended before its primary was lost: there is nothing to go on with");
+                Ok(Some(Outcome::Quit))
+            }
             (Ok(()), Some(Ended::Promoted(record))) => {
                 devices.unmark_replica()?;
                 let released = self.ends.released.load(Ordering::Acquire);

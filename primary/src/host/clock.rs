@@ -8,6 +8,12 @@ pub fn monotonic() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// `CLOCK_BOOTTIME` in nanoseconds: goes on while the host is suspended, as a lease must.
+pub fn boottime() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// Maps host time to guest time: guest time goes on from where the machine stands, at the host's pace.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestClock {

@@ -6,7 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use lockstep_vmm::devices::DiskOp;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::io::Errno;
 
 /// Bytes of a sector, the unit of virtio block requests.
 pub const SECTOR: u64 = 512;
@@ -29,9 +30,19 @@ pub enum Image {
 }
 
 impl Image {
-    /// Opens a raw image.
+    /// Opens a raw image, and locks it: two machines that write to one image destroy it.
     pub fn open(path: &Path, read_only: bool) -> io::Result<Self> {
-        Ok(Self::Raw(OpenOptions::new().read(true).write(!read_only).open(path)?))
+        let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
+        let lock = if read_only {
+            FlockOperation::NonBlockingLockShared
+        } else {
+            FlockOperation::NonBlockingLockExclusive
+        };
+        match flock(&file, lock) {
+            Err(Errno::WOULDBLOCK) => Err(io::Error::other("another process uses it; end that first")),
+            Err(error) => Err(error.into()),
+            Ok(()) => Ok(Self::Raw(file)),
+        }
     }
 
     /// A view of `base` whose writes go to an unnamed temporary file in `directory`.

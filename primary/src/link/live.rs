@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use tokio::task::JoinHandle as Task;
 use super::net::{self, FrameStream};
 use super::port::{Command, JoinChannels, LogItem, PortEnds, log_channel};
 use super::wire::{self, BULK_STREAM, LOG_STREAM};
-use crate::host::clock::monotonic;
+use crate::host::clock::boottime;
 use crate::host::inbox::Bell;
 use crate::host::outputs::Outputs;
 use crate::recorder::pack_delta;
@@ -31,6 +31,8 @@ use crate::recorder::pack_delta;
 pub const STATE_MESSAGES: &str = "lockstep::state";
 /// From one attempt to reach the peer to the next.
 const REDIAL: Duration = Duration::from_millis(200);
+/// How long a guest that has ended is waited for: for its last output to be safe, and its backup to have heard of it.
+const LAST_WAIT: Duration = Duration::from_secs(5);
 /// Chunks of a join that may wait for the network.
 const BULK_QUEUE: usize = 16;
 /// Log items written together.
@@ -120,9 +122,17 @@ pub fn describe(state: &PrimaryState) -> String {
     }
 }
 
-/// The link's thread. Dropping it ends the session.
+/// How a link ends.
+enum Ending {
+    /// The process ends: the backup goes on with the machine.
+    Handover,
+    /// The guest has ended, in this way: nobody goes on.
+    Guest(&'static str),
+}
+
+/// The link's thread. Dropping it ends the session; the backup then goes on with the machine.
 pub struct Live {
-    stop: mpsc::Sender<()>,
+    stop: mpsc::Sender<Ending>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -146,10 +156,18 @@ impl Live {
     }
 }
 
+impl Live {
+    /// Ends the session of a guest that has ended, when its last output has left.
+    pub fn end(self, how: &'static str) {
+        // The channel has room for one, and nothing was sent before.
+        let _ = self.stop.try_send(Ending::Guest(how));
+    }
+}
+
 impl Drop for Live {
     fn drop(&mut self) {
-        // A full channel has the request already.
-        let _ = self.stop.try_send(());
+        // A full channel has a request already.
+        let _ = self.stop.try_send(Ending::Handover);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -199,9 +217,11 @@ struct Loop {
     dialing: bool,
     last_problem: String,
     peer_name: String,
+    /// The guest has ended in this way, and the backup is to be told when the last output has left.
+    goodbye: Option<&'static str>,
 }
 
-async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiver<()>) -> Result<()> {
+async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiver<Ending>) -> Result<()> {
     let (events, mut incoming) = mpsc::unbounded_channel();
     let endpoint = net::dialer(options.peer)?;
     // A silent connection is the session's business; QUIC's own limit only cleans up.
@@ -221,18 +241,31 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         dialing: false,
         last_problem: String::new(),
         peer_name: options.peer_name,
+        goodbye: None,
     };
     let mut redial = tokio::time::interval(REDIAL);
     redial.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // When a guest that has ended is given up, though its last output has not left or its backup has not heard of it.
+    let mut patience = None;
+    let mut machine_runs = true;
     loop {
         state.pump();
-        let now = monotonic();
+        let now = boottime();
         let wake = state.session.wake().map_or(Duration::from_secs(1), |at| {
             Duration::from_nanos(at.saturating_sub(now))
         });
         tokio::select! {
             biased;
-            _ = stopped.recv() => break,
+            ending = stopped.recv(), if patience.is_none() => match ending {
+                Some(Ending::Guest(how)) => {
+                    while let Ok((position, effects)) = ends.effects.try_recv() {
+                        state.offer(position, effects);
+                    }
+                    state.goodbye = Some(how);
+                    patience = Some(Instant::now() + LAST_WAIT);
+                }
+                _ => break,
+            },
             Some(event) = incoming.recv() => {
                 if matches!(event, Event::State(..)) {
                     // What was made before the state leaves now: the backup will not have it to let go.
@@ -243,14 +276,18 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
                 }
                 state.event(event);
             }
-            effects = ends.effects.recv() => match effects {
+            effects = ends.effects.recv(), if machine_runs => match effects {
                 Some((position, effects)) => state.offer(position, effects),
-                None => break,
+                // What becomes of the session comes by the other channel.
+                None => machine_runs = false,
             },
             _ = redial.tick() => state.dial(&endpoint, &client, options.peer),
             () = tokio::time::sleep(wake) => {}
         }
-        state.session.handle(monotonic(), PrimaryInput::Tick);
+        state.session.handle(boottime(), PrimaryInput::Tick);
+        if patience.is_some_and(|at| state.peer.is_none() && state.gate.is_empty() || Instant::now() >= at) {
+            break;
+        }
     }
     state.finish(&endpoint).await;
     Ok(())
@@ -294,7 +331,7 @@ impl Loop {
     }
 
     fn event(&mut self, event: Event) {
-        let now = monotonic();
+        let now = boottime();
         let input = match event {
             Event::Connected(number, connection, control, replies) => {
                 self.dialing = false;
@@ -366,6 +403,12 @@ impl Loop {
             self.act(action);
         }
         self.release();
+        if self.gate.is_empty()
+            && let Some(how) = self.goodbye.take()
+        {
+            self.session.finish(how);
+            return self.pump();
+        }
         self.tell();
     }
 
@@ -377,7 +420,7 @@ impl Loop {
 
     fn release(&mut self) {
         // The limit is asked for anew before each turn's effects: the lease may have run out meanwhile.
-        while let Some(effects) = self.gate.pop(self.session.release_limit(monotonic())) {
+        while let Some(effects) = self.gate.pop(self.session.release_limit(boottime())) {
             for effect in &effects {
                 self.outputs.emit(effect);
             }

@@ -106,6 +106,15 @@ impl Primary {
         self.released = self.released.max(position);
     }
 
+    /// The machine has ended, and what it gave has left: the backup need not go on with it.
+    pub fn finish(&mut self, reason: &str) {
+        if !self.peer.is_empty() {
+            self.send(to_backup::Kind::Goodbye(Goodbye {
+                reason: bounded(reason),
+            }));
+        }
+    }
+
     /// The next thing to do.
     pub fn poll(&mut self) -> Option<PrimaryAction> {
         self.actions.pop_front()

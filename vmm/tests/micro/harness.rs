@@ -4,6 +4,7 @@ use kvm_bindings::kvm_regs;
 use lockstep_proto::end::Reason;
 use lockstep_proto::{MachineConfig, Turn, VcpuState};
 use lockstep_vmm::cpu::profile::Profile;
+use lockstep_vmm::cpu::state;
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{
     Chain, Counters, Delta, EpochReport, MODEL_REVISION, Machine, MachineError, Stop, StopKind,
@@ -134,10 +135,13 @@ pub struct Final {
 }
 
 impl Final {
-    pub fn of(machine: &Machine) -> Result<Self, Fault> {
+    pub fn of(machine: &mut Machine) -> Result<Self, Fault> {
+        let vcpu = machine.vcpu_state()?;
+        let quick = state::save_often(&mut machine.vm().vcpu).expect("a state");
+        assert_eq!(quick, vcpu, "read by fewer calls");
         Ok(Self {
             memory: machine.full_memory_digest(),
-            vcpu: machine.vcpu_state()?,
+            vcpu,
             devices: machine.devices().save(),
             now: machine.now(),
             chain: machine.chain(),

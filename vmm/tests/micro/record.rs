@@ -87,7 +87,7 @@ impl Micro {
         }
         kicker.stop();
         result?;
-        let end = Final::of(&machine)?;
+        let end = Final::of(&mut machine)?;
         let steps = recorder.steps;
         Ok(Recording {
             guest: self.guest,

@@ -83,9 +83,9 @@ impl Recording {
 
     /// Replays in a fresh machine, kicked every `mean` microseconds on average, and compares.
     pub fn replay(&self, mean: u64) -> Result<Final, Fault> {
-        let (machine, result) = self.replay_with(mean, |_, _| {});
+        let (mut machine, result) = self.replay_with(mean, |_, _| {});
         result?;
-        Final::of(&machine)
+        Final::of(&mut machine)
     }
 
     /// Replays; `meddle` is called before every step with the number of steps so far. The machine stands where it ended.
