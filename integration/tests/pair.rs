@@ -13,7 +13,7 @@ use rustix::process::Signal;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const HEARTBEAT: Duration = Duration::from_millis(100);
-const DEADLINE: Duration = Duration::from_secs(1);
+const DEADLINE: Duration = Duration::from_secs(3);
 /// Answers that the client gets between two events.
 const SOME: u64 = 15;
 
@@ -209,7 +209,7 @@ fn what_the_backup_does_not_have_does_not_leave() -> Result<()> {
     }
     let machine = Booted::get(Kind::Memory)?;
     // Long enough that the primary does not go on alone meanwhile.
-    let patient = Duration::from_secs(8);
+    let patient = Duration::from_secs(15);
     let pair = Pair::create(&work_dir("pair-output")?, Arbiter::File, HEARTBEAT, patient)?;
     let backup = pair.start_backup(1, |run| run)?;
     let primary = pair.start_primary(0, |run| run.restore(&machine.snapshot()))?;
