@@ -8,7 +8,7 @@ use lockstep_primary::cli::args::{DeviceArgs, PolicyArgs, SpanArgs};
 use lockstep_primary::cli::pair::PairArgs;
 use lockstep_primary::cli::report::print_report;
 use lockstep_primary::cli::span::{Span, on_signal};
-use lockstep_primary::link::live::Status;
+use lockstep_primary::link::Status;
 use lockstep_primary::recorder::LogOptions;
 use lockstep_primary::session::{HostDevices, Options, Promotion, go_live};
 use lockstep_proto::session::{BackupIdentity, Unprotected};

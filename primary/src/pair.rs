@@ -8,7 +8,8 @@ use lockstep_vmm::machine::Machine;
 
 use crate::host::inbox::Bell;
 use crate::host::outputs::Outputs;
-use crate::link::live::{Ask, LiveOptions, Status};
+use crate::link::Status;
+use crate::link::live::{Ask, LiveOptions};
 
 /// One end of a pair, as the node that holds the term.
 pub struct Pair {

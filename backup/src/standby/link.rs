@@ -6,26 +6,21 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
-use bytes::Bytes;
+use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
-use lockstep_logcodec::Record as LogRecord;
-use lockstep_logcodec::limits::MAX_PAYLOAD;
 use lockstep_primary::host::clock::boottime;
-use lockstep_primary::link::live::{Ask, STATE_MESSAGES, Status, StatusInner};
-use lockstep_primary::link::net::{self, FrameStream};
-use lockstep_primary::link::wire::{self, BULK_CHUNK, BULK_PAGES, BULK_STREAM, LOG_STREAM};
-use lockstep_proto::session::{
-    Backup, BackupAction, BackupIdentity, BackupInput, BackupState, MAX_CONTROL_BYTES, Verdict,
-};
+use lockstep_primary::link::live::Ask;
+use lockstep_primary::link::net;
+use lockstep_primary::link::peer::{Heard, Peer};
+use lockstep_primary::link::status::{STATE_MESSAGES, Status, StatusInner};
+use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState, Verdict};
 use lockstep_proto::{Heartbeat, ToBackup, ToPrimary};
-use prost::Message;
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle as Task;
 
 use super::replica::ReplicaOptions;
-use super::{Inlet, LOG_QUEUE_KIB, LinkEnds, Order, Queued, Released, Replica, Report, ends};
+use super::streams::read_streams;
+use super::{Inlet, LOG_QUEUE_KIB, LinkEnds, Order, Released, Replica, Report, ends};
 
 /// QUIC's own limit on silence; the session's is what counts.
 const IDLE: Duration = Duration::from_secs(10);
@@ -109,31 +104,14 @@ impl Drop for Standby {
 }
 
 /// What comes to the link's thread from its own tasks, with the number of its connection.
-enum Event {
+pub(super) enum Event {
     Incoming(Incoming),
     Connected(u64, Connection, SendStream, RecvStream),
-    Message(u64, ToBackup),
-    Heartbeat(u64, Heartbeat),
+    Heard(u64, Heard<ToBackup, Heartbeat>),
     Bulk(u64, Order),
     /// So many batches have come since the join's state.
     Log(u64, u64),
-    Closed(u64, String),
     Verdict(Verdict),
-}
-
-struct Peer {
-    number: u64,
-    connection: Connection,
-    control: mpsc::UnboundedSender<Bytes>,
-    tasks: Vec<Task<()>>,
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
 }
 
 struct Loop {
@@ -240,18 +218,20 @@ impl Loop {
                 self.peer = Some(self.connected(number, connection, control, messages));
                 BackupInput::Connected(self.peer_name.clone())
             }
-            Event::Message(number, message) if self.is_current(number) => BackupInput::Message(message),
-            Event::Heartbeat(number, heartbeat) if self.is_current(number) => BackupInput::Heartbeat(heartbeat),
+            Event::Heard(number, heard) if self.is_current(number) => match heard {
+                Heard::Message(message) => BackupInput::Message(message),
+                Heard::Datagram(heartbeat) => BackupInput::Heartbeat(heartbeat),
+                Heard::Closed(reason) => {
+                    tracing::info!("the connection to the primary is gone: {reason}");
+                    self.peer = None;
+                    BackupInput::Disconnected
+                }
+            },
             Event::Bulk(number, order) if self.is_current(number) => return self.order(order),
             Event::Log(number, batches) if self.is_current(number) => {
                 self.batches = batches;
                 let Some(base) = self.base else { return };
                 BackupInput::Received(base + batches)
-            }
-            Event::Closed(number, reason) if self.is_current(number) => {
-                tracing::info!("the connection to the primary is gone: {reason}");
-                self.peer = None;
-                BackupInput::Disconnected
             }
             Event::Verdict(verdict) => BackupInput::Arbiter(verdict),
             _ => return,
@@ -280,7 +260,6 @@ impl Loop {
     }
 
     fn connected(&mut self, number: u64, connection: Connection, control: SendStream, messages: RecvStream) -> Peer {
-        let (sender, replies) = mpsc::unbounded_channel();
         let (log, queue) = crossbeam_channel::unbounded();
         let room = Arc::new(Semaphore::new(LOG_QUEUE_KIB));
         self.inlet = Some(Inlet {
@@ -289,19 +268,12 @@ impl Loop {
         });
         self.base = None;
         self.batches = 0;
-        let tasks = vec![
-            tokio::spawn(net::write_all(control, replies)),
-            tokio::spawn(read_control(number, messages, self.events.clone())),
-            tokio::spawn(read_datagrams(number, connection.clone(), self.events.clone())),
-            tokio::spawn(wait_closed(number, connection.clone(), self.events.clone())),
-            tokio::spawn(read_streams(number, connection.clone(), log, room, self.events.clone())),
-        ];
-        Peer {
-            number,
-            connection,
-            control: sender,
-            tasks,
-        }
+        let events = self.events.clone();
+        let mut peer = Peer::start(number, connection.clone(), control, messages, move |heard| {
+            let _ = events.send(Event::Heard(number, heard));
+        });
+        peer.add(read_streams(number, connection, log, room, self.events.clone()));
+        peer
     }
 
     fn pump(&mut self) {
@@ -316,8 +288,7 @@ impl Loop {
             BackupAction::Send(message) => self.send(&message),
             BackupAction::Reply(reply) => {
                 if let Some(peer) = &self.peer {
-                    // A datagram may be lost anyway.
-                    let _ = peer.connection.send_datagram(reply.encode_to_vec().into());
+                    peer.send_datagram(&reply);
                 }
             }
             BackupAction::Prepare(hello) => {
@@ -364,8 +335,7 @@ impl Loop {
 
     fn send(&self, message: &ToPrimary) {
         if let Some(peer) = &self.peer {
-            // A closed writer belongs to a connection whose end is on its way here.
-            let _ = peer.control.send(wire::frame(0, message));
+            peer.send(message);
         }
     }
 
@@ -391,107 +361,4 @@ impl Loop {
             tracing::info!(target: STATE_MESSAGES, "standby: {state}");
         }
     }
-}
-
-async fn read_control(number: u64, stream: RecvStream, events: mpsc::UnboundedSender<Event>) {
-    let mut messages = FrameStream::new(stream, MAX_CONTROL_BYTES);
-    let reason = loop {
-        match messages.message().await {
-            Ok(Some(message)) => {
-                let _ = events.send(Event::Message(number, message));
-            }
-            Ok(None) => break "the primary has closed the control stream".to_owned(),
-            Err(error) => break error.to_string(),
-        }
-    };
-    let _ = events.send(Event::Closed(number, reason));
-}
-
-async fn read_datagrams(number: u64, connection: Connection, events: mpsc::UnboundedSender<Event>) {
-    while let Ok(bytes) = connection.read_datagram().await {
-        // One that does not decode is as good as lost.
-        if let Ok(heartbeat) = wire::decode(bytes) {
-            let _ = events.send(Event::Heartbeat(number, heartbeat));
-        }
-    }
-}
-
-async fn wait_closed(number: u64, connection: Connection, events: mpsc::UnboundedSender<Event>) {
-    let reason = connection.closed().await;
-    let _ = events.send(Event::Closed(number, reason.to_string()));
-}
-
-/// Takes the primary's one-way streams.
-async fn read_streams(
-    number: u64,
-    connection: Connection,
-    log: Sender<Queued>,
-    room: Arc<Semaphore>,
-    events: mpsc::UnboundedSender<Event>,
-) {
-    while let Ok(mut stream) = connection.accept_uni().await {
-        let (log, room, events) = (log.clone(), room.clone(), events.clone());
-        tokio::spawn(async move {
-            let mut first = [0];
-            let result = match stream.read_exact(&mut first).await {
-                Err(error) => Err(error.into()),
-                Ok(()) => match first[0] {
-                    BULK_STREAM => read_bulk(number, stream, &room, &events).await,
-                    LOG_STREAM => read_log(number, stream, &log, &room, &events).await,
-                    other => Err(anyhow!("a stream of kind {other}, which is not known")),
-                },
-            };
-            if let Err(error) = result {
-                let _ = events.send(Event::Closed(number, error.to_string()));
-            }
-        });
-    }
-}
-
-/// Waits for room for a payload, which the replica gives back when it has taken it. Returns its weight.
-async fn wait_for_room(room: &Semaphore, payload: &Bytes) -> Result<u32> {
-    let weight = (payload.len() / 1024 + 1) as u32;
-    room.acquire_many(weight).await?.forget();
-    Ok(weight)
-}
-
-async fn read_bulk(
-    number: u64,
-    stream: RecvStream,
-    room: &Semaphore,
-    events: &mpsc::UnboundedSender<Event>,
-) -> Result<()> {
-    let mut frames = FrameStream::new(stream, MAX_PAYLOAD as usize);
-    while let Some((frame_kind, payload)) = frames.next_frame().await? {
-        let weight = wait_for_room(room, &payload).await?;
-        let order = match frame_kind {
-            BULK_PAGES => Order::Pages(wire::decode(payload)?, weight),
-            BULK_CHUNK => Order::Chunk(wire::decode(payload)?, weight),
-            other => bail!("a record of kind {other} among a join's pages and chunks"),
-        };
-        let _ = events.send(Event::Bulk(number, order));
-    }
-    Ok(())
-}
-
-async fn read_log(
-    number: u64,
-    stream: RecvStream,
-    log: &Sender<Queued>,
-    room: &Semaphore,
-    events: &mpsc::UnboundedSender<Event>,
-) -> Result<()> {
-    let mut frames = FrameStream::new(stream, MAX_PAYLOAD as usize);
-    let mut batches = 0;
-    while let Some((frame_kind, payload)) = frames.next_frame().await? {
-        let weight = wait_for_room(room, &payload).await?;
-        let record = LogRecord::decode(frame_kind.into(), &payload)?;
-        let is_batch = matches!(record, LogRecord::Batch(_));
-        let _ = log.send(Queued { record, weight });
-        if is_batch {
-            batches += 1;
-            let _ = events.send(Event::Log(number, batches));
-        }
-    }
-    Ok(())
 }

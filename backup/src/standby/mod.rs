@@ -12,6 +12,7 @@ mod kept;
 mod link;
 mod replica;
 mod source;
+mod streams;
 
 pub use link::{Standby, StandbyOptions};
 pub use replica::{Outcome, Promoted, Replica, ReplicaOptions};

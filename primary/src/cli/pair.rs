@@ -10,7 +10,8 @@ use clap::Args;
 use lockstep_proto::session::{Record, Timing, Unprotected, Verdict};
 
 use crate::arbiter::{self, Arbiter, ArbiterThread, Outcome, Spec, TlsFiles};
-use crate::link::live::{Ask, Status};
+use crate::link::live::Ask;
+use crate::link::status::Status;
 use crate::pair::Pair;
 use crate::pki;
 

@@ -12,7 +12,7 @@ use super::args::{DeviceArgs, PolicyArgs, RecordArgs, SpanArgs};
 use super::pair::PairArgs;
 use super::report::print_report;
 use super::span::Span;
-use crate::link::live::Status;
+use crate::link::Status;
 use crate::pair::Pair;
 use crate::recorder::LogOptions;
 use crate::session::{self, Options};

@@ -2,41 +2,33 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
-use lockstep_logcodec::{packed::pack, record::kind};
 use lockstep_proto::session::{
-    Gate, MAX_CONTROL_BYTES, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record, Timing, Unprotected, Verdict,
+    Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record, Timing, Unprotected, Verdict,
 };
 use lockstep_proto::{HeartbeatReply, Hello, JoinState, ToBackup, ToPrimary, to_backup};
 use lockstep_vmm::devices::Effect;
-use prost::Message;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle as Task;
 
-use super::net::{self, FrameStream};
-use super::port::{Command, JoinChannels, LogItem, PortEnds, log_channel};
-use super::wire::{self, BULK_STREAM, LOG_STREAM};
+use super::net;
+use super::peer::{Heard, Peer};
+use super::port::{Command, JoinChannels, PortEnds, log_channel};
+use super::status::{STATE_MESSAGES, Status, StatusInner, describe};
+use super::streams::{write_bulk, write_log};
 use crate::host::clock::boottime;
 use crate::host::inbox::Bell;
 use crate::host::outputs::Outputs;
-use crate::recorder::pack_delta;
 
-/// Target of the messages that tell the pair's state, the same in both programs.
-pub const STATE_MESSAGES: &str = "lockstep::state";
 /// From one attempt to reach the peer to the next.
 const REDIAL: Duration = Duration::from_millis(200);
 /// How long a guest that has ended is waited for: for its last output to be safe, and its backup to have heard of it.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 /// Chunks of a join that may wait for the network.
 const BULK_QUEUE: usize = 16;
-/// Log items written together.
-const WRITE_TOGETHER: usize = 64;
 
 /// Asks the arbiter to replace a record, and calls back with what it said.
 pub type Ask = Box<dyn FnMut(Record, Record, Box<dyn FnOnce(Verdict) + Send>) + Send>;
@@ -65,61 +57,6 @@ pub struct LiveOptions {
     pub bell: Bell,
     /// Told when the state changes.
     pub status: Status,
-}
-
-/// What the link tells about itself.
-#[derive(Clone, Default)]
-pub struct Status(Arc<Mutex<StatusInner>>);
-
-/// A moment's status.
-#[derive(Clone, Debug, Default)]
-pub struct StatusInner {
-    /// The session's state in words: `protected`, `not-protected (need-backup)` and so on.
-    pub state: String,
-    /// The term held.
-    pub term: u64,
-    /// The peer, if it is connected.
-    pub peer: String,
-    /// Position of the log that the peer has received, and that it has verified.
-    pub received: u64,
-    /// See above.
-    pub verified: u64,
-    /// Effects' position that left last.
-    pub released: u64,
-}
-
-impl Status {
-    /// The status now.
-    pub fn get(&self) -> StatusInner {
-        self.0.lock().map(|inner| inner.clone()).unwrap_or_default()
-    }
-
-    /// Changes it. True when the state's words are new.
-    pub fn set(&self, new: StatusInner) -> bool {
-        let Ok(mut inner) = self.0.lock() else { return false };
-        let changed = inner.state != new.state;
-        *inner = new;
-        changed
-    }
-}
-
-/// The state in the words that operators know (docs/protocol.md).
-pub fn describe(state: &PrimaryState) -> String {
-    use lockstep_proto::session::Freeze;
-    let reason = |why: &Unprotected| match why {
-        Unprotected::NeedBackup => "need-backup".to_owned(),
-        Unprotected::LostConnection => "lost-connection".into(),
-        Unprotected::Divergence => "divergence".into(),
-        Unprotected::Refused(reason) => format!("refused: {reason}"),
-    };
-    match state {
-        PrimaryState::Alone(why) => format!("not-protected ({})", reason(why)),
-        PrimaryState::Greeting | PrimaryState::Syncing | PrimaryState::Naming => "syncing".into(),
-        PrimaryState::Protected => "protected".into(),
-        PrimaryState::Fencing(why) => format!("fencing ({})", reason(why)),
-        PrimaryState::Frozen(Freeze::LostTerm) => "frozen (lost-term)".into(),
-        PrimaryState::Frozen(Freeze::NoArbiter) => "frozen (no-arbiter)".into(),
-    }
 }
 
 /// How a link ends.
@@ -178,29 +115,11 @@ impl Drop for Live {
 enum Event {
     Connected(u64, Connection, SendStream, RecvStream),
     DialFailed(String),
-    Message(u64, ToPrimary),
-    Reply(u64, HeartbeatReply),
-    Closed(u64, String),
+    Heard(u64, Heard<ToPrimary, HeartbeatReply>),
     State(u64, Box<JoinState>),
     /// The log goes up to this position, and is about to be written.
     Logged(u64),
     Verdict(Verdict),
-}
-
-/// The present connection.
-struct Peer {
-    number: u64,
-    connection: Connection,
-    control: mpsc::UnboundedSender<Bytes>,
-    tasks: Vec<Task<()>>,
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
 }
 
 struct Loop {
@@ -335,7 +254,10 @@ impl Loop {
         let input = match event {
             Event::Connected(number, connection, control, replies) => {
                 self.dialing = false;
-                self.peer = Some(self.connected(number, connection, control, replies));
+                let events = self.events.clone();
+                self.peer = Some(Peer::start(number, connection, control, replies, move |heard| {
+                    let _ = events.send(Event::Heard(number, heard));
+                }));
                 // The name that its certificate was checked for.
                 PrimaryInput::Connected(self.peer_name.clone())
             }
@@ -347,13 +269,15 @@ impl Loop {
                 }
                 return;
             }
-            Event::Message(number, message) if self.is_current(number) => PrimaryInput::Message(message),
-            Event::Reply(number, reply) if self.is_current(number) => PrimaryInput::Reply(reply),
-            Event::Closed(number, reason) if self.is_current(number) => {
-                tracing::info!("the connection to the backup is gone: {reason}");
-                self.peer = None;
-                PrimaryInput::Disconnected
-            }
+            Event::Heard(number, heard) if self.is_current(number) => match heard {
+                Heard::Message(message) => PrimaryInput::Message(message),
+                Heard::Datagram(reply) => PrimaryInput::Reply(reply),
+                Heard::Closed(reason) => {
+                    tracing::info!("the connection to the backup is gone: {reason}");
+                    self.peer = None;
+                    PrimaryInput::Disconnected
+                }
+            },
             Event::State(number, state) if self.is_current(number) => {
                 self.session.note_logged(state.position);
                 self.send(&ToBackup {
@@ -368,26 +292,9 @@ impl Loop {
         self.session.handle(now, input);
     }
 
-    fn connected(&self, number: u64, connection: Connection, control: SendStream, replies: RecvStream) -> Peer {
-        let (sender, messages) = mpsc::unbounded_channel();
-        let tasks = vec![
-            tokio::spawn(net::write_all(control, messages)),
-            tokio::spawn(read_control(number, replies, self.events.clone())),
-            tokio::spawn(read_datagrams(number, connection.clone(), self.events.clone())),
-            tokio::spawn(wait_closed(number, connection.clone(), self.events.clone())),
-        ];
-        Peer {
-            number,
-            connection,
-            control: sender,
-            tasks,
-        }
-    }
-
     fn send(&self, message: &ToBackup) {
         if let Some(peer) = &self.peer {
-            // A closed writer belongs to a connection whose end is on its way here.
-            let _ = peer.control.send(wire::frame(0, message));
+            peer.send(message);
         }
     }
 
@@ -433,8 +340,7 @@ impl Loop {
             PrimaryAction::Send(message) => self.send(&message),
             PrimaryAction::Heartbeat(heartbeat) => {
                 if let Some(peer) = &self.peer {
-                    // A datagram may be lost anyway.
-                    let _ = peer.connection.send_datagram(heartbeat.encode_to_vec().into());
+                    peer.send_datagram(&heartbeat);
                 }
             }
             PrimaryAction::BeginJoin => self.begin_join(),
@@ -466,13 +372,11 @@ impl Loop {
         let (bulk, chunks) = mpsc::channel(BULK_QUEUE);
         let (log, items) = log_channel();
         let (number, events) = (peer.number, self.events.clone());
-        peer.tasks
-            .push(tokio::spawn(write_bulk(peer.connection.clone(), chunks)));
-        peer.tasks.push(tokio::spawn(write_log(
-            peer.connection.clone(),
-            items,
-            self.events.clone(),
-        )));
+        peer.add(write_bulk(peer.connection.clone(), chunks));
+        let logged = self.events.clone();
+        peer.add(write_log(peer.connection.clone(), items, move |position| {
+            let _ = logged.send(Event::Logged(position));
+        }));
         let state = Box::new(move |state| {
             let _ = events.send(Event::State(number, Box::new(state)));
         });
@@ -494,82 +398,4 @@ impl Loop {
             tracing::info!(target: STATE_MESSAGES, term = session.record().term, "{state}");
         }
     }
-}
-
-async fn read_control(number: u64, stream: RecvStream, events: mpsc::UnboundedSender<Event>) {
-    let mut messages = FrameStream::new(stream, MAX_CONTROL_BYTES);
-    let reason = loop {
-        match messages.message().await {
-            Ok(Some(message)) => {
-                let _ = events.send(Event::Message(number, message));
-            }
-            Ok(None) => break "the backup has closed the control stream".to_owned(),
-            Err(error) => break error.to_string(),
-        }
-    };
-    let _ = events.send(Event::Closed(number, reason));
-}
-
-async fn read_datagrams(number: u64, connection: Connection, events: mpsc::UnboundedSender<Event>) {
-    while let Ok(bytes) = connection.read_datagram().await {
-        // One that does not decode is as good as lost.
-        if let Ok(reply) = wire::decode(bytes) {
-            let _ = events.send(Event::Reply(number, reply));
-        }
-    }
-}
-
-async fn wait_closed(number: u64, connection: Connection, events: mpsc::UnboundedSender<Event>) {
-    let reason = connection.closed().await;
-    let _ = events.send(Event::Closed(number, reason.to_string()));
-}
-
-async fn write_bulk(connection: Connection, mut chunks: mpsc::Receiver<Bytes>) {
-    let Ok(mut stream) = connection.open_uni().await else {
-        return;
-    };
-    let _ = stream.set_priority(-1);
-    if stream.write_all(&[BULK_STREAM]).await.is_err() {
-        return;
-    }
-    while let Some(bytes) = chunks.recv().await {
-        if stream.write_chunk(bytes).await.is_err() {
-            return;
-        }
-    }
-    let _ = stream.finish();
-}
-
-async fn write_log(connection: Connection, mut items: mpsc::Receiver<LogItem>, events: mpsc::UnboundedSender<Event>) {
-    let Ok(mut stream) = connection.open_uni().await else {
-        return;
-    };
-    let _ = stream.set_priority(1);
-    if stream.write_all(&[LOG_STREAM]).await.is_err() {
-        return;
-    }
-    let mut waiting = Vec::with_capacity(WRITE_TOGETHER);
-    while items.recv_many(&mut waiting, WRITE_TOGETHER).await > 0 {
-        let mut chunks = Vec::new();
-        for item in waiting.drain(..) {
-            match item {
-                LogItem::Batch(position, batch) => {
-                    // Before the backup can answer: the session must know what was sent.
-                    let _ = events.send(Event::Logged(position));
-                    chunks.push(wire::frame(kind::BATCH as u8, &pack(&batch)));
-                }
-                LogItem::Pages(frames, pages) => match pack_delta(&frames, &pages) {
-                    Ok(packed) => chunks.extend(packed.iter().map(|chunk| wire::frame(kind::PAGES as u8, chunk))),
-                    Err(error) => {
-                        net::close(&connection, &error.to_string());
-                        return;
-                    }
-                },
-            }
-        }
-        if stream.write_all_chunks(&mut chunks).await.is_err() {
-            return;
-        }
-    }
-    let _ = stream.finish();
 }

@@ -1,6 +1,6 @@
 //! The link of a pair: the session over QUIC, the output gate and the join, in a thread of their own.
 //!
-//! - [`wire`], [`net`]: messages on streams, and the endpoints.
+//! - [`wire`], [`net`], [`peer`]: messages on streams, the endpoints, a connection.
 //! - [`port`]: what the vCPU thread sees of it.
 //! - [`join`]: how a new backup gets the machine while it runs.
 //! - [`live`]: the primary's end. The backup's is in the backup crate.
@@ -11,8 +11,12 @@
 pub mod join;
 pub mod live;
 pub mod net;
+pub mod peer;
 pub mod port;
+pub mod status;
+mod streams;
 pub mod wire;
 
 pub use live::{Live, LiveOptions};
 pub use port::{Command, LinkPort};
+pub use status::{Status, StatusInner};

@@ -1,0 +1,108 @@
+//! One connection of a session, the same at both ends: a control stream, datagrams, and its end.
+
+use bytes::Bytes;
+use lockstep_proto::session::MAX_CONTROL_BYTES;
+use prost::Message;
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::net::{self, FrameStream};
+use super::wire;
+
+/// What a connection brings: messages `M`, datagrams `D`, and why it is over.
+pub enum Heard<M, D> {
+    /// A message on the control stream.
+    Message(M),
+    /// A datagram.
+    Datagram(D),
+    /// The connection is over, for this reason. It may be told more than once.
+    Closed(String),
+}
+
+/// A connection with the tasks that serve it. Dropping it ends them.
+pub struct Peer {
+    /// Tells it from earlier ones.
+    pub number: u64,
+    /// The connection itself.
+    pub connection: Connection,
+    control: mpsc::UnboundedSender<Bytes>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Peer {
+    /// Serves a connection whose control stream is open; `tell` is called with what it brings.
+    pub fn start<M, D, T>(
+        number: u64,
+        connection: Connection,
+        control: SendStream,
+        incoming: RecvStream,
+        tell: T,
+    ) -> Self
+    where
+        M: Message + Default + 'static,
+        D: Message + Default + 'static,
+        T: Fn(Heard<M, D>) + Clone + Send + Sync + 'static,
+    {
+        let (sender, messages) = mpsc::unbounded_channel();
+        let mut peer = Self {
+            number,
+            connection: connection.clone(),
+            control: sender,
+            tasks: Vec::new(),
+        };
+        peer.add(net::write_all(control, messages));
+        peer.add(read_control(incoming, tell.clone()));
+        peer.add(read_datagrams(connection.clone(), tell.clone()));
+        peer.add(async move {
+            let reason = connection.closed().await;
+            tell(Heard::Closed(reason.to_string()));
+        });
+        peer
+    }
+
+    /// Runs a further task for as long as the connection is served.
+    pub fn add(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.push(tokio::spawn(task));
+    }
+
+    /// Sends on the control stream.
+    pub fn send(&self, message: &impl Message) {
+        // A closed writer belongs to a connection whose end is being told.
+        let _ = self.control.send(wire::frame(0, message));
+    }
+
+    /// Sends as a datagram; it may be lost, here too.
+    pub fn send_datagram(&self, message: &impl Message) {
+        let _ = self.connection.send_datagram(message.encode_to_vec().into());
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+async fn read_control<M: Message + Default, D>(incoming: RecvStream, tell: impl Fn(Heard<M, D>)) {
+    let mut messages = FrameStream::new(incoming, MAX_CONTROL_BYTES);
+    let reason = loop {
+        match messages.message().await {
+            Ok(Some(message)) => tell(Heard::Message(message)),
+            Ok(None) => break "the peer has closed the control stream".to_owned(),
+            Err(error) => break error.to_string(),
+        }
+    };
+    tell(Heard::Closed(reason));
+}
+
+async fn read_datagrams<M, D: Message + Default>(connection: Connection, tell: impl Fn(Heard<M, D>)) {
+    while let Ok(bytes) = connection.read_datagram().await {
+        // One that does not decode is as good as lost.
+        if let Ok(datagram) = wire::decode(bytes) {
+            tell(Heard::Datagram(datagram));
+        }
+    }
+}
