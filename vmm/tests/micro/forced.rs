@@ -178,6 +178,8 @@ fn an_in_is_completed_before_a_delta_is_applied() {
         let guest = computing(Ring::Kernel, |a| {
             a.mov(edx, port)?;
             a.in_(al, dx)?;
+            // A completion that comes after the delta takes RIP back to here.
+            a.inc(r8)?;
             until(a, 2, |a| a.mov(eax, 7))?;
             mark(a, 1)?;
             a.ud2()
@@ -188,6 +190,7 @@ fn an_in_is_completed_before_a_delta_is_applied() {
         };
         let recording = forced_after(guest, move |kind| kind == read).check();
         assert_eq!(recording.at(1).regs.rax, 7);
+        assert_eq!(recording.at(1).regs.r8, 1);
         let before = recording.steps.iter().position(Step::is_forced).expect("forced stops") - 1;
         assert_eq!(recording.steps[before].stop.kind, read);
     }
