@@ -19,6 +19,7 @@ pub use replica::{Outcome, Promoted, Replica, ReplicaOptions};
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_logcodec::Record as LogRecord;
@@ -47,10 +48,11 @@ enum Order {
     Quit,
 }
 
-/// A record of the log and what it weighs in KiB.
+/// A record of the log, what it weighs in KiB, and when it came.
 struct Queued {
     record: LogRecord,
     weight: u32,
+    came: Instant,
 }
 
 /// What the replica's thread reports.

@@ -1,6 +1,7 @@
 //! What the primary writes one way: a join, and the log.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
 use bytes::Bytes;
@@ -82,7 +83,8 @@ async fn read_log(
         let weight = wait_for_room(room, &payload).await?;
         let record = LogRecord::decode(frame_kind.into(), &payload)?;
         let is_batch = matches!(record, LogRecord::Batch(_));
-        let _ = log.send(Queued { record, weight });
+        let came = Instant::now();
+        let _ = log.send(Queued { record, weight, came });
         if is_batch {
             batches += 1;
             let _ = events.send(Event::Log(number, batches));

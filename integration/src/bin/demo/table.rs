@@ -65,7 +65,7 @@ impl Results {
                 list(&mut self.deaths.iter().map(|death| death.silence), "ms", milliseconds),
             ),
             (
-                "time to go live",
+                "from last log to live",
                 list(&mut self.deaths.iter().map(|death| death.to_live), "ms", milliseconds),
             ),
             (
