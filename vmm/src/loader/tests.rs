@@ -497,7 +497,7 @@ fn objdump(vmlinux: &Path) -> Option<BTreeSet<(u64, String)>> {
 fn the_real_kernel_agrees_with_objdump() {
     let kernels = built_kernels();
     if kernels.is_empty() {
-        eprintln!("skipped: no target/guest/vmlinux (`make guest`) and no LOCKSTEP_TEST_KERNEL");
+        println!("SKIPPED: no target/guest/vmlinux (`make guest`) and no LOCKSTEP_TEST_KERNEL");
     }
     for path in kernels {
         let file = std::fs::read(&path).unwrap();
@@ -519,7 +519,7 @@ fn the_real_kernel_agrees_with_objdump() {
             eprintln!("  {finding}");
         }
         let Some(expected) = objdump(plain.path()) else {
-            eprintln!("skipped: no objdump");
+            println!("SKIPPED: no objdump");
             continue;
         };
         let found: BTreeSet<_> = sites

@@ -30,7 +30,7 @@ fn has_kvm() -> bool {
         Err(error) => {
             let required = std::env::var("LOCKSTEP_REQUIRE_KVM").is_ok_and(|value| value == "1");
             assert!(!required, "LOCKSTEP_REQUIRE_KVM=1, but: {error}");
-            eprintln!("skipped: {error}");
+            println!("SKIPPED: {error}");
             false
         }
     }

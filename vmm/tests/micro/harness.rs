@@ -26,7 +26,7 @@ pub fn no_kvm() -> bool {
             panic!("LOCKSTEP_REQUIRE_KVM=1, but: {error}")
         }
         Err(error) => {
-            eprintln!("skipped: {error}");
+            println!("SKIPPED: {error}");
             true
         }
     }
