@@ -10,6 +10,7 @@ pub mod pair;
 pub mod paths;
 pub mod process;
 pub mod run;
+pub mod signals;
 pub mod snapshot;
 pub mod tamper;
 pub mod tiny;

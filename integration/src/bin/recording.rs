@@ -10,9 +10,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use lockstep_integration::load::{Benchmark, FIRST_REQUESTS, paced, redis_cli};
 use lockstep_integration::net::GUEST;
 use lockstep_integration::paths::target_dir;
-use lockstep_integration::{Guest, Namespace, Outcome, Run, Running, Verify, disk, gate};
+use lockstep_integration::{Guest, Namespace, Outcome, Run, Running, Verify, disk, gate, signals};
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 const LOAD: Duration = Duration::from_secs(30);
@@ -20,18 +19,7 @@ const LOAD: Duration = Duration::from_secs(30);
 const FREE_MIB: u64 = 1000;
 
 fn main() -> ExitCode {
-    let (stop, stopped) = crossbeam_channel::bounded(1);
-    let watching = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).and_then(|mut signals| {
-        std::thread::Builder::new().name("signals".into()).spawn(move || {
-            for _ in signals.forever() {
-                // One is enough; the demo ends at its next look.
-                let _ = stop.try_send(());
-            }
-        })
-    });
-    let result = watching
-        .context("cannot watch for signals")
-        .and_then(|_| demo(&stopped));
+    let result = signals::on_end().and_then(|stopped| demo(&stopped));
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),

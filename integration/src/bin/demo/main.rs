@@ -6,22 +6,10 @@ mod table;
 
 use std::process::ExitCode;
 
-use anyhow::Context;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use lockstep_integration::signals;
 
 fn main() -> ExitCode {
-    let (stop, stopped) = crossbeam_channel::bounded(1);
-    let watching = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).and_then(|mut signals| {
-        std::thread::Builder::new().name("signals".into()).spawn(move || {
-            for _ in signals.forever() {
-                // One is enough; the demo ends at its next look.
-                let _ = stop.try_send(());
-            }
-        })
-    });
-    let result = watching
-        .context("cannot watch for signals")
-        .and_then(|_| stage::play(&stopped));
+    let result = signals::on_end().and_then(|stopped| stage::play(&stopped));
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
