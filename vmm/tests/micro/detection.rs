@@ -7,7 +7,7 @@ use lockstep_vmm::machine::Machine;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::forced::{after_the_store, computing, until};
+use super::forced::{computing, until};
 use super::guest::*;
 use super::harness::*;
 
@@ -136,12 +136,16 @@ fn an_epoch_finds_a_changed_page_of_a_delta() {
     }
     let page = DATA + 0x4000;
     let guest = computing(Ring::Kernel, |a| {
-        a.mov(dword_ptr(NOBODY), eax)?;
-        a.mov(dword_ptr(page), eax)?;
+        a.mov(dword_ptr(page), 1)?;
         until(a, 2, |a| a.inc(r8))?;
         a.ud2()
     });
-    let mut recording = after_the_store(guest).check();
+    let mut recording = Micro::new(guest)
+        .forced(move |machine| {
+            let stored: u32 = machine.memory().ram().read_obj(GuestAddress(page)).expect("memory");
+            stored == 1
+        })
+        .check();
     let delta = recording
         .steps
         .iter_mut()
