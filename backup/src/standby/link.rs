@@ -12,7 +12,7 @@ use lockstep_primary::host::clock::boottime;
 use lockstep_primary::link::live::Ask;
 use lockstep_primary::link::net;
 use lockstep_primary::link::peer::{Heard, Peer};
-use lockstep_primary::link::status::{STATE_MESSAGES, Status, StatusInner};
+use lockstep_primary::link::status::{Role, STATE_MESSAGES, Status, StatusInner};
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState, Verdict};
 use lockstep_proto::{Heartbeat, ToBackup, ToPrimary};
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
@@ -350,8 +350,11 @@ impl Loop {
             BackupState::Live => "live",
         };
         let changed = self.status.set(StatusInner {
+            role: Role::Backup,
             state: state.into(),
-            term: 0,
+            term: session.term(),
+            held: 0,
+            lag_ns: 0,
             peer: session.primary().into(),
             received: session.ack().received,
             verified: session.ack().verified,

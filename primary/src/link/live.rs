@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::net;
 use super::peer::{Heard, Peer};
 use super::port::{Command, JoinChannels, PortEnds, log_channel};
-use super::status::{STATE_MESSAGES, Status, StatusInner, describe};
+use super::status::{Role, STATE_MESSAGES, Status, StatusInner, describe};
 use super::streams::{write_bulk, write_log};
 use crate::host::clock::boottime;
 use crate::host::inbox::Bell;
@@ -387,8 +387,11 @@ impl Loop {
         let session = &self.session;
         let state = describe(session.state());
         let changed = self.status.set(StatusInner {
+            role: Role::Primary,
             state: state.clone(),
             term: session.record().term,
+            held: self.gate.len() as u64,
+            lag_ns: 0,
             received: session.ack().received,
             verified: session.ack().verified,
             released: self.gate.released(),

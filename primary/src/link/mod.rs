@@ -8,6 +8,7 @@
 //! Invariants: nothing leaves the machine but through the gate, and the gate asks the session before each turn's effects;
 //! the vCPU thread never waits for the network but when a bounded queue is full.
 
+pub mod control;
 pub mod join;
 pub mod live;
 pub mod net;
@@ -17,6 +18,7 @@ pub mod status;
 mod streams;
 pub mod wire;
 
+pub use control::{Asked, Control, Request};
 pub use live::{Live, LiveOptions};
 pub use port::{Command, LinkPort};
-pub use status::{Status, StatusInner};
+pub use status::{Gauges, Role, Status, StatusInner};

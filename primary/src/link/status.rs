@@ -1,48 +1,130 @@
-//! What a link tells about itself: the pair's state in the words that operators know.
+//! What a node tells about itself: the pair's state in the words that operators know, and what the vCPU thread counts.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use lockstep_proto::session::{Freeze, PrimaryState, Unprotected};
 
 /// Target of the messages that tell the pair's state, the same in both programs.
 pub const STATE_MESSAGES: &str = "lockstep::state";
 
-/// What the link tells about itself.
+/// What a node tells about itself.
 #[derive(Clone, Default)]
-pub struct Status(Arc<Mutex<StatusInner>>);
+pub struct Status(Arc<Shared>);
 
-/// A moment's status.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
+struct Shared {
+    inner: Mutex<StatusInner>,
+    changed: Condvar,
+    gauges: Gauges,
+}
+
+/// Whether a node runs the machine or stands by for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It stands by.
+    #[default]
+    Backup,
+    /// It runs the machine.
+    Primary,
+}
+
+/// A moment's status, as the link knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StatusInner {
+    /// Whether it runs the machine.
+    pub role: Role,
     /// The session's state in words: `protected`, `not-protected (need-backup)` and so on.
     pub state: String,
-    /// The term held.
+    /// The term held; of a backup, the primary's.
     pub term: u64,
     /// The peer, if it is connected.
     pub peer: String,
-    /// Position of the log that the peer has received, and that it has verified.
+    /// Position of the log that the backup has received.
     pub received: u64,
-    /// See above.
+    /// Position that it has verified.
     pub verified: u64,
     /// Effects' position that left last.
     pub released: u64,
+    /// Turns whose effects wait for the backup.
+    pub held: u64,
+    /// How old the oldest part of the log is that the backup has not executed yet, in nanoseconds.
+    pub lag_ns: u64,
+}
+
+/// What the vCPU thread counts, from the process' start on; the other threads read it.
+#[derive(Default)]
+pub struct Gauges {
+    /// The last natural stop.
+    pub stop: AtomicU64,
+    /// Guest time, in nanoseconds.
+    pub guest_ns: AtomicU64,
+    /// Forced stops.
+    pub forced: AtomicU64,
+    /// Pages that deltas carried.
+    pub carried_pages: AtomicU64,
+    /// Time in slices that were carried by a delta, in nanoseconds.
+    pub carried_ns: AtomicU64,
+    /// Time in all slices, in nanoseconds.
+    pub run_ns: AtomicU64,
+    /// Bytes of log for the backup.
+    pub log_bytes: AtomicU64,
+    /// Bytes that the guest sent: frames and console.
+    pub output_bytes: AtomicU64,
+    /// Time that the vCPU was held back for a backup that lags, in nanoseconds.
+    pub throttled_ns: AtomicU64,
+    /// Divergences found.
+    pub divergences: AtomicU64,
+}
+
+/// Adds to a gauge.
+pub fn count(gauge: &AtomicU64, more: u64) {
+    gauge.fetch_add(more, Ordering::Relaxed);
 }
 
 impl Status {
     /// The status now.
     pub fn get(&self) -> StatusInner {
-        self.0.lock().map(|inner| inner.clone()).unwrap_or_default()
+        self.lock().clone()
     }
 
     /// Changes it. True when the state's words are new.
     pub fn set(&self, new: StatusInner) -> bool {
-        let Ok(mut inner) = self.0.lock() else { return false };
+        let mut inner = self.lock();
         let changed = inner.state != new.state;
         *inner = new;
+        if changed {
+            self.0.changed.notify_all();
+        }
         changed
     }
-}
 
+    /// Waits until the state fulfils `wanted`; false when the time is over before.
+    pub fn wait_for(&self, wanted: impl Fn(&StatusInner) -> bool, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let mut inner = self.lock();
+        while !wanted(&inner) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = self.0.changed.wait_timeout(inner, left);
+            inner = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// What the vCPU thread counts.
+    pub fn gauges(&self) -> &Gauges {
+        &self.0.gauges
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, StatusInner> {
+        // Plain values: whole whenever the lock is free.
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 /// The state in the words that operators know (docs/protocol.md).
 pub fn describe(state: &PrimaryState) -> String {
     let reason = |why: &Unprotected| match why {
@@ -58,5 +140,26 @@ pub fn describe(state: &PrimaryState) -> String {
         PrimaryState::Fencing(why) => format!("fencing ({})", reason(why)),
         PrimaryState::Frozen(Freeze::LostTerm) => "frozen (lost-term)".into(),
         PrimaryState::Frozen(Freeze::NoArbiter) => "frozen (no-arbiter)".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waiter_hears_of_a_change() {
+        let status = Status::default();
+        let protected = |inner: &StatusInner| inner.state == "protected";
+        assert!(!status.wait_for(protected, Duration::ZERO));
+        let waiter = status.clone();
+        let waiting = std::thread::spawn(move || waiter.wait_for(protected, Duration::from_secs(60)));
+        let new = StatusInner {
+            state: "protected".into(),
+            ..StatusInner::default()
+        };
+        assert!(status.set(new.clone()));
+        assert!(waiting.join().unwrap());
+        assert!(!status.set(new));
     }
 }

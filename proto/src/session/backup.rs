@@ -71,6 +71,11 @@ impl Backup {
         &self.primary
     }
 
+    /// The primary's term.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
     /// Position up to which the primary's effects are known to have left; never beyond what was received.
     pub fn released(&self) -> u64 {
         self.released.min(self.ack.received)
