@@ -8,7 +8,7 @@ use lockstep_primary::cli::args::{DeviceArgs, PolicyArgs, SpanArgs};
 use lockstep_primary::cli::pair::PairArgs;
 use lockstep_primary::cli::report::print_report;
 use lockstep_primary::cli::span::{Span, on_signal};
-use lockstep_primary::link::Status;
+use lockstep_primary::link::{Control, Status};
 use lockstep_primary::recorder::LogOptions;
 use lockstep_primary::session::{HostDevices, Options, Promotion, go_live};
 use lockstep_proto::session::{BackupIdentity, Unprotected};
@@ -38,7 +38,7 @@ pub fn run(options: &RunOptions) -> Result<()> {
     let Start { class, strategies } = probe::at_start()?;
     options.pair.timing()?;
     let mut devices = HostDevices::open(&options.devices.disk, &options.devices.net)?;
-    let status = Status::default();
+    let (status, control) = (Status::default(), Control::default());
     let standby = StandbyOptions {
         identity: BackupIdentity {
             node: options.pair.node.clone(),
@@ -49,8 +49,10 @@ pub fn run(options: &RunOptions) -> Result<()> {
         listen: options.listen,
         peer_name: options.pair.peer_name.clone(),
         tls: options.pair.server_tls()?,
-        ask: options.pair.ask()?,
+        arbiter: options.pair.arbiter_port()?,
+        uplink: options.pair.uplink(),
         status: status.clone(),
+        control: control.clone(),
     };
     let replica = ReplicaOptions {
         disks: options.devices.disk.clone(),
@@ -79,7 +81,7 @@ pub fn run(options: &RunOptions) -> Result<()> {
     let span = Span::begin(&options.span)?;
     let pair = options
         .pair
-        .pair(record, Unprotected::LostConnection, options.pair.ask()?, status)?;
+        .pair(record, Unprotected::LostConnection, status, control)?;
     let session = Options {
         disks: options.devices.disk.clone(),
         nics: options.devices.net.clone(),

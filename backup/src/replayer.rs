@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use lockstep_logcodec::{Ending, LogError};
-use lockstep_primary::host::disk::Disks;
+use lockstep_primary::host::disk::{Disks, IO_ERROR};
 use lockstep_proto::{End, Epoch, Turn};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Chain, EpochReport, Flow, Machine, MachineError, Oracle, Slice, Stop, StopKind, Taken};
@@ -346,7 +346,12 @@ impl Oracle for Replayer {
     }
 
     fn disk_data(&mut self, disk: u32, request: u64) -> Result<Option<Vec<u8>>, ReplayError> {
-        Ok(self.disks.take(disk, request).map_err(ReplayError::Disk)?.data)
+        let done = self.disks.take(disk, request).map_err(ReplayError::Disk)?;
+        if done.status == IO_ERROR {
+            let problem = format!("request {request} of disk {disk} failed on this host");
+            return Err(ReplayError::Disk(std::io::Error::other(problem)));
+        }
+        Ok(done.data)
     }
 
     fn taken(&mut self, machine: &Machine, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, ReplayError> {

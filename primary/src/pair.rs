@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 
 use lockstep_proto::Hello;
-use lockstep_proto::session::{Record, Timing, Unprotected};
+use lockstep_proto::session::{Commit, Record, Timing, Unprotected};
 use lockstep_vmm::machine::Machine;
 
 use crate::host::inbox::Bell;
 use crate::host::outputs::Outputs;
-use crate::link::Status;
-use crate::link::live::{Ask, LiveOptions};
+use crate::link::live::LiveOptions;
+use crate::link::watch::{ArbiterPort, Uplink};
+use crate::link::{Control, Status};
 
 /// One end of a pair, as the node that holds the term.
 pub struct Pair {
@@ -24,20 +25,33 @@ pub struct Pair {
     /// TLS of this side.
     pub tls: rustls::ClientConfig,
     /// The arbiter.
-    pub ask: Ask,
+    pub arbiter: ArbiterPort,
     /// The arbiter's record, which this node holds.
     pub record: Record,
     /// Why the machine is not protected yet.
     pub why: Unprotected,
     /// How fast the other's death is noticed.
     pub timing: Timing,
+    /// Which acknowledgement lets effects go.
+    pub commit: Commit,
+    /// The interface by which the service is reached.
+    pub uplink: Option<Uplink>,
     /// Told what happens.
     pub status: Status,
+    /// What operators ask.
+    pub control: Control,
 }
 
 impl Pair {
     /// What the link needs, for `machine`.
-    pub(crate) fn into_live(self, machine: &Machine, host_class: &str, outputs: Outputs, bell: Bell) -> LiveOptions {
+    pub(crate) fn into_live(
+        self,
+        machine: &Machine,
+        host_class: &str,
+        outputs: Outputs,
+        bell: Bell,
+        announce: Vec<[u8; 6]>,
+    ) -> LiveOptions {
         LiveOptions {
             hello: Hello {
                 node: self.node,
@@ -52,7 +66,11 @@ impl Pair {
             peer: self.peer,
             peer_name: self.peer_name,
             tls: self.tls,
-            ask: self.ask,
+            arbiter: self.arbiter,
+            commit: self.commit,
+            uplink: self.uplink,
+            control: self.control,
+            announce,
             outputs,
             bell,
             status: self.status,

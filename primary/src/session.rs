@@ -233,6 +233,16 @@ pub fn go_live(
         taps: devices.taps,
         console: ConsoleOutput::start(options.console)?,
     };
+    let announce = if options.promotion.is_some() {
+        macs.clone()
+    } else {
+        Vec::new()
+    };
+    let status = options
+        .pair
+        .as_ref()
+        .map(|pair| pair.status.clone())
+        .unwrap_or_default();
     if let Some(promotion) = &options.promotion {
         for effect in &promotion.unreleased {
             outputs.emit(effect);
@@ -251,7 +261,7 @@ pub fn go_live(
         Some(pair) => {
             let (port, ends) = LinkPort::new();
             let live = Live::start(
-                pair.into_live(&machine, &options.host_class, outputs, inbox.bell.clone()),
+                pair.into_live(&machine, &options.host_class, outputs, inbox.bell.clone(), announce),
                 ends,
             )?;
             (Outlet::Gated(Box::new(port)), Some(live))
@@ -268,7 +278,15 @@ pub fn go_live(
     if options.policy.epoch.is_some() && options.promotion.is_none() {
         machine.start_epochs()?;
     }
-    let mut recorder = Recorder::new(&machine, world, options.policy, due, log, options.host_class.clone());
+    let mut recorder = Recorder::new(
+        &machine,
+        world,
+        options.policy,
+        due,
+        log,
+        options.host_class.clone(),
+        status,
+    );
     if let Some(promotion) = &options.promotion {
         recorder.catch_up(promotion.silence);
     }

@@ -9,10 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
 use lockstep_primary::host::clock::boottime;
-use lockstep_primary::link::live::Ask;
 use lockstep_primary::link::net;
 use lockstep_primary::link::peer::{Heard, Peer};
-use lockstep_primary::link::status::{Role, STATE_MESSAGES, Status, StatusInner};
+use lockstep_primary::link::status::{Role, STATE_MESSAGES, Status, StatusInner, count};
+use lockstep_primary::link::watch::{self, ArbiterPort, Uplink, Watch};
+use lockstep_primary::link::{Asked, Control};
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState, Verdict};
 use lockstep_proto::{Heartbeat, ToBackup, ToPrimary};
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
@@ -36,9 +37,13 @@ pub struct StandbyOptions {
     /// TLS of this side.
     pub tls: rustls::ServerConfig,
     /// The arbiter.
-    pub ask: Ask,
+    pub arbiter: ArbiterPort,
+    /// The interface by which the service would be reached.
+    pub uplink: Option<Uplink>,
     /// Told what happens.
     pub status: Status,
+    /// What operators ask.
+    pub control: Control,
 }
 
 /// The link's thread. It ends when a machine goes live, or when it is dropped.
@@ -112,13 +117,16 @@ pub(super) enum Event {
     /// So many batches have come since the join's state.
     Log(u64, u64),
     Verdict(Verdict),
+    /// Whether the arbiter answers.
+    Arbiter(bool),
 }
 
 struct Loop {
     session: Backup,
     orders: Sender<Order>,
     released: Released,
-    ask: Ask,
+    arbiter: ArbiterPort,
+    watch: Watch,
     status: Status,
     events: mpsc::UnboundedSender<Event>,
     peer: Option<Peer>,
@@ -140,12 +148,15 @@ async fn run(
 ) -> Result<()> {
     let (events, mut incoming) = mpsc::unbounded_channel();
     let endpoint = net::listen(options.listen, options.tls, IDLE)?;
-    let _ = ready.send(Ok(()));
+    let mut requests = options.control.connect();
+    let mut look = tokio::time::interval(watch::LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut state = Loop {
         session: Backup::new(options.identity),
         orders: ends.orders,
         released: ends.released,
-        ask: options.ask,
+        arbiter: options.arbiter,
+        watch: Watch::new(options.uplink)?,
         status: options.status,
         events: events.clone(),
         peer: None,
@@ -156,6 +167,7 @@ async fn run(
         batches: 0,
         live: false,
     };
+    let _ = ready.send(Ok(()));
     let acceptor = endpoint.clone();
     let accepting = tokio::spawn(async move {
         while let Some(connection) = acceptor.accept().await {
@@ -177,6 +189,8 @@ async fn run(
             _ = stopped.recv() => break,
             Some(event) = incoming.recv() => state.event(event),
             Some(report) = ends.reports.recv() => state.report(report),
+            Some(asked) = requests.recv() => refuse(asked),
+            _ = look.tick() => state.look(),
             () = tokio::time::sleep(wake) => {}
         }
         state.session.handle(boottime(), BackupInput::Tick);
@@ -189,7 +203,25 @@ async fn run(
     Ok(())
 }
 
+/// Operators ask the primary.
+fn refuse(asked: Asked) {
+    let answer = Err("this node stands by: ask the node that runs the machine".into());
+    // One that does not wait for the answer does not need it.
+    let _ = asked.answer.send(answer);
+}
+
 impl Loop {
+    /// Looks at the uplink, and now and then at the arbiter.
+    fn look(&mut self) {
+        if self.watch.look() {
+            let events = self.events.clone();
+            (self.arbiter.look)(Box::new(move |answers| {
+                let _ = events.send(Event::Arbiter(answers));
+            }));
+        }
+        self.session.set_uplink_down(self.watch.is_down());
+    }
+
     fn is_current(&self, number: u64) -> bool {
         self.peer.as_ref().is_some_and(|peer| peer.number == number)
     }
@@ -201,8 +233,14 @@ impl Loop {
                 tracing::error!("the machine cannot be built here: {reason}");
                 BackupInput::Unfit(reason)
             }
-            Report::Verified(position, stop) => BackupInput::Verified(position, stop),
-            Report::Diverged(stop, report) => BackupInput::Diverged(stop, report),
+            Report::Verified(position, stop) => {
+                self.status.gauges().stop.store(stop, Ordering::Relaxed);
+                BackupInput::Verified(position, stop)
+            }
+            Report::Diverged(stop, report) => {
+                count(&self.status.gauges().divergences, 1);
+                BackupInput::Diverged(stop, report)
+            }
         };
         self.session.handle(boottime(), input);
     }
@@ -234,6 +272,7 @@ impl Loop {
                 BackupInput::Received(base + batches)
             }
             Event::Verdict(verdict) => BackupInput::Arbiter(verdict),
+            Event::Arbiter(answers) => return self.watch.arbiter(answers),
             _ => return,
         };
         self.session.handle(boottime(), input);
@@ -313,7 +352,7 @@ impl Loop {
             }
             BackupAction::Arbitrate { expected, new } => {
                 let events = self.events.clone();
-                (self.ask)(
+                (self.arbiter.ask)(
                     expected,
                     new,
                     Box::new(move |verdict| {
@@ -344,6 +383,7 @@ impl Loop {
         let state = match session.state() {
             BackupState::Waiting | BackupState::Connected => "starting",
             BackupState::Syncing | BackupState::Joined => "syncing",
+            BackupState::Protected if self.watch.is_blocked() => "protected, failover blocked (no-arbiter)",
             BackupState::Protected => "protected",
             BackupState::Claiming => "failing-over",
             BackupState::Frozen => "frozen (no-arbiter)",
@@ -354,7 +394,7 @@ impl Loop {
             state: state.into(),
             term: session.term(),
             held: 0,
-            lag_ns: 0,
+            lag_ns: session.lag(boottime()),
             peer: session.primary().into(),
             received: session.ack().received,
             verified: session.ack().verified,

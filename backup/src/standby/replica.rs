@@ -22,7 +22,7 @@ use lockstep_vmm::snapshot;
 use super::kept::Kept;
 use super::source::{Ended, LiveSource};
 use super::{Inlet, Order, ReplicaEnds, Report};
-use crate::Replayer;
+use crate::{ReplayError, Replayer};
 
 /// What a replica needs.
 pub struct ReplicaOptions {
@@ -160,6 +160,11 @@ impl Replica {
             }
             (_, Some(Ended::Quit)) => Ok(Some(Outcome::Quit)),
             (_, Some(Ended::Discarded)) => Ok(None),
+            (Err(error @ ReplayError::Disk(_)), None) => {
+                // The guest is as it should be; this host is not fit for it.
+                self.report(Report::Unfit(format!("storage-error: {error}")));
+                Ok(None)
+            }
             (Err(error), None) => {
                 let stop = machine.stop();
                 tracing::error!(stop, "the replay has ended: {error}");

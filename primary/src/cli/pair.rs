@@ -7,16 +7,36 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use lockstep_proto::session::{Record, Timing, Unprotected, Verdict};
+use lockstep_proto::session::{Commit, Record, Timing, Unprotected, Verdict};
 
 use crate::arbiter::{self, Arbiter, ArbiterThread, Outcome, Spec, TlsFiles};
-use crate::link::live::Ask;
-use crate::link::status::Status;
+use crate::link::watch::{ArbiterPort, Uplink};
+use crate::link::{Control, Status};
 use crate::pair::Pair;
 use crate::pki;
 
-/// Takes the arbiter's answer.
-type Then = Box<dyn FnOnce(Verdict) + Send>;
+/// Called once, by whichever of its holders comes to it first.
+struct Once<T>(Arc<Mutex<Option<Then<T>>>>);
+
+type Then<T> = Box<dyn FnOnce(T) + Send>;
+
+impl<T> Once<T> {
+    fn new(then: Then<T>) -> Self {
+        Self(Arc::new(Mutex::new(Some(then))))
+    }
+
+    fn call(&self, answer: T) {
+        if let Some(then) = self.0.lock().ok().and_then(|mut then| then.take()) {
+            then(answer);
+        }
+    }
+}
+
+impl<T> Clone for Once<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
 /// How often a record is looked at while waiting for a peer that may take over.
 const LOOK: Duration = Duration::from_millis(100);
@@ -63,6 +83,24 @@ pub struct PairArgs {
     /// Milliseconds of silence after which the other node is suspected; at least twice the heartbeat [default: 1000].
     #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(10..=600_000))]
     pub deadline_ms: Option<u64>,
+    /// When output may leave: `received`, when the backup has the log behind it, or `replayed`, when it has also executed
+    /// and compared it [default: received].
+    #[arg(long, value_name = "WHEN", requires = "peer", value_parser = parse_commit)]
+    pub ack: Option<Commit>,
+    /// The interface by which the service is reached: without a carrier for the grace, the machine is handed over.
+    #[arg(long, value_name = "INTERFACE", requires = "peer")]
+    pub uplink: Option<String>,
+    /// Milliseconds that the uplink may be without a carrier [default: 5000].
+    #[arg(long, value_name = "MS", requires = "uplink", value_parser = clap::value_parser!(u64).range(0..=600_000))]
+    pub uplink_grace_ms: Option<u64>,
+}
+
+fn parse_commit(text: &str) -> Result<Commit, String> {
+    match text {
+        "received" => Ok(Commit::Received),
+        "replayed" => Ok(Commit::Replayed),
+        _ => Err("it is `received` or `replayed`".into()),
+    }
 }
 
 impl PairArgs {
@@ -92,18 +130,28 @@ impl PairArgs {
         Ok(arbiter::open(&self.arbiter, tls.as_ref(), &self.name)?)
     }
 
+    /// The service uplink.
+    pub fn uplink(&self) -> Option<Uplink> {
+        let grace = Duration::from_millis(self.uplink_grace_ms.unwrap_or(5000));
+        let interface = self.uplink.clone()?;
+        Some(Uplink { interface, grace })
+    }
+
     /// Asks the arbiter from its own thread.
-    pub fn ask(&self) -> Result<Ask> {
+    pub fn arbiter_port(&self) -> Result<ArbiterPort> {
         let thread = ArbiterThread::start(self.open_arbiter()?).context("the arbiter's thread")?;
-        Ok(Box::new(move |expected, new, then| {
-            // Called once, by whichever of the two comes to it.
-            let then = Arc::new(Mutex::new(Some(then)));
+        let looker = thread.clone();
+        let look = Box::new(move |then: Box<dyn FnOnce(bool) + Send>| {
+            let then = Once::new(then);
             let answer = then.clone();
-            let tell = move |then: &Mutex<Option<Then>>, verdict| {
-                if let Some(then) = then.lock().ok().and_then(|mut then| then.take()) {
-                    then(verdict);
-                }
-            };
+            if looker.read(move |said| answer.call(said.is_ok())).is_err() {
+                // As many questions wait as may.
+                then.call(false);
+            }
+        });
+        let ask = Box::new(move |expected, new, then| {
+            let then = Once::new(then);
+            let answer = then.clone();
             let result = thread.compare_and_set(Some(expected), new, move |said| {
                 let verdict = match said {
                     Ok(Outcome::Done) => Verdict::Won,
@@ -116,13 +164,14 @@ impl PairArgs {
                         Verdict::Unknown
                     }
                 };
-                tell(&answer, verdict);
+                answer.call(verdict);
             });
             if let Err(error) = result {
                 tracing::error!("{error}");
-                tell(&then, Verdict::Unknown);
+                then.call(Verdict::Unknown);
             }
-        }))
+        });
+        Ok(ArbiterPort { ask, look })
     }
 
     /// Takes the term for a machine that is booted here. Fails where another node holds it.
@@ -174,18 +223,21 @@ impl PairArgs {
     }
 
     /// This end of the pair, which holds `record`.
-    pub fn pair(&self, record: Record, why: Unprotected, ask: Ask, status: Status) -> Result<Pair> {
+    pub fn pair(&self, record: Record, why: Unprotected, status: Status, control: Control) -> Result<Pair> {
         Ok(Pair {
             node: self.node.clone(),
             machine_name: self.name.clone(),
             peer: self.peer,
             peer_name: self.peer_name.clone(),
             tls: self.client_tls()?,
-            ask,
+            arbiter: self.arbiter_port()?,
             record,
             why,
             timing: self.timing()?,
+            commit: self.ack.unwrap_or_default(),
+            uplink: self.uplink(),
             status,
+            control,
         })
     }
 }

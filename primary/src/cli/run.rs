@@ -12,7 +12,7 @@ use super::args::{DeviceArgs, PolicyArgs, RecordArgs, SpanArgs};
 use super::pair::PairArgs;
 use super::report::print_report;
 use super::span::Span;
-use crate::link::Status;
+use crate::link::{Control, Status};
 use crate::pair::Pair;
 use crate::recorder::LogOptions;
 use crate::session::{self, Options};
@@ -97,7 +97,7 @@ pub fn run(options: &RunOptions) -> Result<()> {
 
 fn take_term(args: &PairArgs) -> Result<Pair> {
     let record = args.take_term()?;
-    args.pair(record, Unprotected::NeedBackup, args.ask()?, Status::default())
+    args.pair(record, Unprotected::NeedBackup, Status::default(), Control::default())
 }
 
 fn start(options: &RunOptions, class: &str) -> Result<Started> {

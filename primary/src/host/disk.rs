@@ -17,7 +17,8 @@ use super::inbox::Bell;
 
 /// Status bytes of virtio 1.2, section 5.2.6.
 const OK: u8 = 0;
-const IO_ERROR: u8 = 1;
+/// See above.
+pub const IO_ERROR: u8 = 1;
 /// Requests in flight on one disk: the queue's size is the device's, which is smaller.
 const QUEUE: usize = 1024;
 

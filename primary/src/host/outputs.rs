@@ -19,16 +19,20 @@ impl Outputs {
         matches!(effect, Effect::Console(_) | Effect::Frame { .. })
     }
 
-    /// Lets an effect go. One that stays inside is ignored.
-    pub fn emit(&mut self, effect: &Effect) {
+    /// Lets an effect go. One that stays inside is ignored. Returns how many bytes left.
+    pub fn emit(&mut self, effect: &Effect) -> usize {
         match effect {
-            Effect::Console(bytes) => self.console.write(bytes),
+            Effect::Console(bytes) => {
+                self.console.write(bytes);
+                bytes.len()
+            }
             Effect::Frame { nic, data } => {
                 if let Some(tap) = self.taps.get_mut(*nic as usize) {
                     tap.send(data);
                 }
+                data.len()
             }
-            Effect::Disk(_) | Effect::Entropy { .. } | Effect::Reset => {}
+            Effect::Disk(_) | Effect::Entropy { .. } | Effect::Reset => 0,
         }
     }
 

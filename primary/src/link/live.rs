@@ -2,36 +2,40 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lockstep_proto::session::{
-    Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record, Timing, Unprotected, Verdict,
+    Commit, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record, Timing, Unprotected, Verdict,
 };
 use lockstep_proto::{HeartbeatReply, Hello, JoinState, ToBackup, ToPrimary, to_backup};
 use lockstep_vmm::devices::Effect;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
+use super::announce::Announcements;
+use super::control::Control;
 use super::net;
 use super::peer::{Heard, Peer};
-use super::port::{Command, JoinChannels, PortEnds, log_channel};
-use super::status::{Role, STATE_MESSAGES, Status, StatusInner, describe};
+use super::port::{Command, JoinChannels, LinkState, PortEnds, log_channel};
+use super::status::{Role, STATE_MESSAGES, Status, StatusInner, count, describe};
 use super::streams::{write_bulk, write_log};
+use super::watch::{self, ArbiterPort, Uplink, Watch};
 use crate::host::clock::boottime;
 use crate::host::inbox::Bell;
 use crate::host::outputs::Outputs;
 
 /// From one attempt to reach the peer to the next.
 const REDIAL: Duration = Duration::from_millis(200);
+/// Joins that failed one after the other double the time between attempts, so often at most.
+const MOST_DOUBLINGS: u32 = 6;
 /// How long a guest that has ended is waited for: for its last output to be safe, and its backup to have heard of it.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 /// Chunks of a join that may wait for the network.
 const BULK_QUEUE: usize = 16;
-
-/// Asks the arbiter to replace a record, and calls back with what it said.
-pub type Ask = Box<dyn FnMut(Record, Record, Box<dyn FnOnce(Verdict) + Send>) + Send>;
 
 /// What the primary's end needs.
 pub struct LiveOptions {
@@ -50,7 +54,15 @@ pub struct LiveOptions {
     /// TLS of this side.
     pub tls: rustls::ClientConfig,
     /// The arbiter.
-    pub ask: Ask,
+    pub arbiter: ArbiterPort,
+    /// Which acknowledgement lets effects go.
+    pub commit: Commit,
+    /// The interface by which the service is reached.
+    pub uplink: Option<Uplink>,
+    /// What operators ask.
+    pub control: Control,
+    /// Addresses to announce on this host's network, repeatedly: the machine has come from another.
+    pub announce: Vec<[u8; 6]>,
     /// Where effects go.
     pub outputs: Outputs,
     /// Wakes the vCPU thread for a command.
@@ -112,7 +124,7 @@ impl Drop for Live {
 }
 
 /// What comes to the link's thread from its own tasks. The number tells the connection, for those of an old one.
-enum Event {
+pub(super) enum Event {
     Connected(u64, Connection, SendStream, RecvStream),
     DialFailed(String),
     Heard(u64, Heard<ToPrimary, HeartbeatReply>),
@@ -120,20 +132,29 @@ enum Event {
     /// The log goes up to this position, and is about to be written.
     Logged(u64),
     Verdict(Verdict),
+    /// Whether the arbiter answers.
+    Arbiter(bool),
+    /// The machine stands still, at this position of the log.
+    StandsStill(u64),
 }
 
-struct Loop {
-    session: Primary,
+pub(super) struct Loop {
+    pub(super) session: Primary,
     gate: Gate<Vec<Effect>>,
-    outputs: Outputs,
+    pub(super) outputs: Outputs,
     commands: crossbeam_channel::Sender<Command>,
+    link_state: Arc<LinkState>,
     bell: Bell,
-    ask: Ask,
+    arbiter: ArbiterPort,
+    watch: Watch,
     status: Status,
-    events: mpsc::UnboundedSender<Event>,
+    pub(super) events: mpsc::UnboundedSender<Event>,
     peer: Option<Peer>,
     dials: u64,
     dialing: bool,
+    /// Connections since the machine was protected last, and when the newest was made.
+    joins: u32,
+    joined_at: Instant,
     last_problem: String,
     peer_name: String,
     /// The guest has ended in this way, and the backup is to be told when the last output has left.
@@ -146,24 +167,34 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     // A silent connection is the session's business; QUIC's own limit only cleans up.
     let idle = Duration::from_nanos(options.timing.deadline) * 4;
     let client = net::client_config(options.tls, idle)?;
+    let mut session = Primary::new(options.hello, options.record, options.timing, options.why);
+    session.set_commit(options.commit);
+    let mut requests = options.control.connect();
+    let mut announcements = Announcements::new(options.announce);
     let mut state = Loop {
-        session: Primary::new(options.hello, options.record, options.timing, options.why),
+        session,
         gate: Gate::default(),
         outputs: options.outputs,
         commands: ends.commands,
+        link_state: ends.state,
         bell: options.bell,
-        ask: options.ask,
+        arbiter: options.arbiter,
+        watch: Watch::new(options.uplink)?,
         status: options.status,
         events,
         peer: None,
         dials: 0,
         dialing: false,
+        joins: 0,
+        joined_at: Instant::now(),
         last_problem: String::new(),
         peer_name: options.peer_name,
         goodbye: None,
     };
     let mut redial = tokio::time::interval(REDIAL);
     redial.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut look = tokio::time::interval(watch::LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // When a guest that has ended is given up, though its last output has not left or its backup has not heard of it.
     let mut patience = None;
     let mut machine_runs = true;
@@ -200,6 +231,10 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
                 // What becomes of the session comes by the other channel.
                 None => machine_runs = false,
             },
+            Some(asked) = requests.recv() => state.asked(asked),
+            Some(()) = ends.disk_errors.recv() => state.disk_failed(),
+            _ = look.tick() => state.look(),
+            () = announcements.due() => announcements.make(&mut state),
             _ = redial.tick() => state.dial(&endpoint, &client, options.peer),
             () = tokio::time::sleep(wake) => {}
         }
@@ -224,7 +259,10 @@ impl Loop {
     }
 
     fn dial(&mut self, endpoint: &Endpoint, client: &quinn::ClientConfig, to: SocketAddr) {
-        if self.dialing || self.peer.is_some() || !matches!(self.session.state(), PrimaryState::Alone(_)) {
+        let wants = matches!(self.session.state(), PrimaryState::Alone(why) if *why != Unprotected::Suspended);
+        let pause = REDIAL * (1 << self.joins.saturating_sub(1).min(MOST_DOUBLINGS));
+        let too_early = self.joins > 0 && self.joined_at.elapsed() < pause;
+        if self.dialing || self.peer.is_some() || !wants || too_early {
             return;
         }
         self.dialing = true;
@@ -254,6 +292,8 @@ impl Loop {
         let input = match event {
             Event::Connected(number, connection, control, replies) => {
                 self.dialing = false;
+                self.joins += 1;
+                self.joined_at = Instant::now();
                 let events = self.events.clone();
                 self.peer = Some(Peer::start(number, connection, control, replies, move |heard| {
                     let _ = events.send(Event::Heard(number, heard));
@@ -287,6 +327,8 @@ impl Loop {
             }
             Event::Verdict(verdict) => PrimaryInput::Arbiter(verdict),
             Event::Logged(position) => return self.session.note_logged(position),
+            Event::Arbiter(answers) => return self.watch.arbiter(answers),
+            Event::StandsStill(position) => PrimaryInput::HandOver(position),
             _ => return,
         };
         self.session.handle(now, input);
@@ -298,7 +340,7 @@ impl Loop {
         }
     }
 
-    fn command(&self, command: Command) {
+    pub(super) fn command(&self, command: Command) {
         // The vCPU thread ends before this one only when the process does.
         let _ = self.commands.send(command);
         self.bell.ring();
@@ -329,7 +371,8 @@ impl Loop {
         // The limit is asked for anew before each turn's effects: the lease may have run out meanwhile.
         while let Some(effects) = self.gate.pop(self.session.release_limit(boottime())) {
             for effect in &effects {
-                self.outputs.emit(effect);
+                let bytes = self.outputs.emit(effect);
+                count(&self.status.gauges().output_bytes, bytes as u64);
             }
         }
         self.session.note_released(self.gate.released());
@@ -353,7 +396,7 @@ impl Loop {
             }
             PrimaryAction::Arbitrate { expected, new } => {
                 let events = self.events.clone();
-                (self.ask)(
+                (self.arbiter.ask)(
                     expected,
                     new,
                     Box::new(move |verdict| {
@@ -363,7 +406,24 @@ impl Loop {
             }
             PrimaryAction::Freeze(why) => self.command(Command::Freeze(why)),
             PrimaryAction::Thaw => self.command(Command::Thaw),
-            PrimaryAction::Report(report) => tracing::error!("the backup diverged:\n{report}"),
+            PrimaryAction::Report(report) => {
+                count(&self.status.gauges().divergences, 1);
+                tracing::error!("the backup diverged:\n{report}");
+            }
+        }
+    }
+
+    /// Looks at the uplink, and now and then at the arbiter.
+    fn look(&mut self) {
+        if self.watch.look() {
+            let events = self.events.clone();
+            (self.arbiter.look)(Box::new(move |answers| {
+                let _ = events.send(Event::Arbiter(answers));
+            }));
+        }
+        if self.watch.is_cut_off() && self.session.peer_has_uplink() && self.link_state.is_protected() {
+            // Refused where it would not help; the next look asks again.
+            let _ = self.switch_over("the service uplink has no carrier");
         }
     }
 
@@ -373,25 +433,41 @@ impl Loop {
         let (log, items) = log_channel();
         let (number, events) = (peer.number, self.events.clone());
         peer.add(write_bulk(peer.connection.clone(), chunks));
-        let logged = self.events.clone();
-        peer.add(write_log(peer.connection.clone(), items, move |position| {
+        let (logged, status) = (self.events.clone(), self.status.clone());
+        let tell = move |position| {
             let _ = logged.send(Event::Logged(position));
-        }));
+        };
+        let wrote = move |bytes| count(&status.gauges().log_bytes, bytes);
+        peer.add(write_log(peer.connection.clone(), items, tell, wrote));
         let state = Box::new(move |state| {
             let _ = events.send(Event::State(number, Box::new(state)));
         });
         self.command(Command::BeginJoin(JoinChannels { bulk, log, state }));
     }
 
-    fn tell(&self) {
+    fn tell(&mut self) {
         let session = &self.session;
-        let state = describe(session.state());
+        let is_protected = *session.state() == PrimaryState::Protected;
+        let mut state = describe(session.state());
+        if is_protected && self.watch.is_blocked() {
+            state.push_str(", failover blocked (no-arbiter)");
+        }
+        let lag_ns = if session.peer().is_empty() {
+            0
+        } else {
+            session.ack().lag_ns
+        };
+        if is_protected {
+            self.joins = 0;
+        }
+        self.link_state.protected.store(is_protected, Ordering::Release);
+        self.link_state.lag_ns.store(lag_ns, Ordering::Relaxed);
         let changed = self.status.set(StatusInner {
             role: Role::Primary,
             state: state.clone(),
             term: session.record().term,
             held: self.gate.len() as u64,
-            lag_ns: 0,
+            lag_ns,
             received: session.ack().received,
             verified: session.ack().verified,
             released: self.gate.released(),

@@ -3,22 +3,27 @@
 //! - [`wire`], [`net`], [`peer`]: messages on streams, the endpoints, a connection.
 //! - [`port`]: what the vCPU thread sees of it.
 //! - [`join`]: how a new backup gets the machine while it runs.
+//! - [`control`], [`status`], [`watch`]: operators, what they are told, and what is looked at for them.
 //! - [`live`]: the primary's end. The backup's is in the backup crate.
 //!
 //! Invariants: nothing leaves the machine but through the gate, and the gate asks the session before each turn's effects;
 //! the vCPU thread never waits for the network but when a bounded queue is full.
 
+mod announce;
 pub mod control;
 pub mod join;
 pub mod live;
 pub mod net;
+mod operator;
 pub mod peer;
 pub mod port;
 pub mod status;
 mod streams;
+pub mod watch;
 pub mod wire;
 
 pub use control::{Asked, Control, Request};
 pub use live::{Live, LiveOptions};
+pub use port::LinkState;
 pub use port::{Command, LinkPort};
 pub use status::{Gauges, Role, Status, StatusInner};

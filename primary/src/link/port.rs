@@ -1,5 +1,8 @@
 //! The vCPU thread's end of the link: effects and log go in, commands come out.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_proto::session::Freeze;
 use lockstep_proto::{Batch, JoinState};
@@ -24,6 +27,10 @@ pub enum Command {
     Freeze(Freeze),
     /// Go on.
     Thaw,
+    /// Stand still, and tell the position of the log.
+    HandOver(Box<dyn FnOnce(u64) + Send>),
+    /// Nobody takes the machine over: the guest gets its disk's errors.
+    KeepErrors,
 }
 
 /// Where a join's parts go.
@@ -44,6 +51,22 @@ pub enum LogItem {
     Pages(Vec<u64>, Vec<u8>),
 }
 
+/// What the vCPU thread reads of the link's state at any time.
+#[derive(Default)]
+pub struct LinkState {
+    /// A backup could go on with the machine.
+    pub protected: AtomicBool,
+    /// How far the backup's execution lags, in nanoseconds.
+    pub lag_ns: AtomicU64,
+}
+
+impl LinkState {
+    /// Whether a backup could go on with the machine.
+    pub fn is_protected(&self) -> bool {
+        self.protected.load(Ordering::Acquire)
+    }
+}
+
 /// A channel for the log of one backup.
 pub fn log_channel() -> (mpsc::Sender<LogItem>, mpsc::Receiver<LogItem>) {
     mpsc::channel(LOG_QUEUE)
@@ -55,12 +78,18 @@ pub struct PortEnds {
     pub effects: mpsc::Receiver<(u64, Vec<Effect>)>,
     /// To the vCPU thread; ring the bell after sending.
     pub commands: Sender<Command>,
+    /// A disk of this host has failed, and its error waits.
+    pub disk_errors: mpsc::UnboundedReceiver<()>,
+    /// Told what the vCPU thread reads.
+    pub state: Arc<LinkState>,
 }
 
 /// The vCPU thread's end of the link.
 pub struct LinkPort {
     effects: mpsc::Sender<(u64, Vec<Effect>)>,
     commands: Receiver<Command>,
+    disk_errors: mpsc::UnboundedSender<()>,
+    state: Arc<LinkState>,
     /// The backup's log, from its join's state on.
     log: Option<mpsc::Sender<LogItem>>,
     joining: Option<Joining>,
@@ -72,9 +101,13 @@ impl LinkPort {
     pub fn new() -> (Self, PortEnds) {
         let (effects, effects_out) = mpsc::channel(EFFECT_QUEUE);
         let (commands_in, commands) = unbounded();
+        let (disk_errors, disk_errors_out) = mpsc::unbounded_channel();
+        let state = Arc::new(LinkState::default());
         let port = Self {
             effects,
             commands,
+            disk_errors,
+            state: state.clone(),
             log: None,
             joining: None,
             frozen: None,
@@ -82,6 +115,8 @@ impl LinkPort {
         let ends = PortEnds {
             effects: effects_out,
             commands: commands_in,
+            disk_errors: disk_errors_out,
+            state,
         };
         (port, ends)
     }
@@ -89,6 +124,22 @@ impl LinkPort {
     /// Whether a backup gets the log.
     pub fn is_logging(&self) -> bool {
         self.log.is_some()
+    }
+
+    /// Whether a backup could go on with the machine.
+    pub fn is_protected(&self) -> bool {
+        self.state.is_protected()
+    }
+
+    /// How far the backup's execution lags, in nanoseconds; 0 without one.
+    pub fn lag_ns(&self) -> u64 {
+        self.state.lag_ns.load(Ordering::Relaxed)
+    }
+
+    /// A disk of this host has failed; [`Command::HandOver`] or [`Command::KeepErrors`] is the answer.
+    pub fn disk_failed(&self) {
+        // A link that is gone lets nothing out any more: the guest's errors do not matter.
+        let _ = self.disk_errors.send(());
     }
 
     /// Hands effects over. False when the link is gone: nothing may leave any more.

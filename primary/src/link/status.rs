@@ -132,14 +132,17 @@ pub fn describe(state: &PrimaryState) -> String {
         Unprotected::LostConnection => "lost-connection".into(),
         Unprotected::Divergence => "divergence".into(),
         Unprotected::Refused(reason) => format!("refused: {reason}"),
+        Unprotected::Suspended => "suspended-by-user".into(),
     };
     match state {
         PrimaryState::Alone(why) => format!("not-protected ({})", reason(why)),
         PrimaryState::Greeting | PrimaryState::Syncing | PrimaryState::Naming => "syncing".into(),
         PrimaryState::Protected => "protected".into(),
+        PrimaryState::HandingOver => "switching-over".into(),
         PrimaryState::Fencing(why) => format!("fencing ({})", reason(why)),
         PrimaryState::Frozen(Freeze::LostTerm) => "frozen (lost-term)".into(),
         PrimaryState::Frozen(Freeze::NoArbiter) => "frozen (no-arbiter)".into(),
+        PrimaryState::Frozen(Freeze::Handover) => "frozen (handover)".into(),
     }
 }
 

@@ -30,8 +30,14 @@ pub async fn write_bulk(connection: Connection, mut chunks: mpsc::Receiver<Bytes
     let _ = stream.finish();
 }
 
-/// Writes the log; `logged` is told each position before it goes out, as the backup may answer at once.
-pub async fn write_log(connection: Connection, mut items: mpsc::Receiver<LogItem>, logged: impl Fn(u64)) {
+/// Writes the log; `logged` is told each position before it goes out, as the backup may answer at once, and `wrote` how
+/// many bytes go.
+pub async fn write_log(
+    connection: Connection,
+    mut items: mpsc::Receiver<LogItem>,
+    logged: impl Fn(u64),
+    wrote: impl Fn(u64),
+) {
     let Ok(mut stream) = connection.open_uni().await else {
         return;
     };
@@ -57,6 +63,7 @@ pub async fn write_log(connection: Connection, mut items: mpsc::Receiver<LogItem
                 },
             }
         }
+        wrote(chunks.iter().map(|chunk| chunk.len() as u64).sum());
         if stream.write_all_chunks(&mut chunks).await.is_err() {
             return;
         }

@@ -101,7 +101,10 @@ mod tests {
 
     #[test]
     fn frames_come_out_whole_however_they_come_in() {
-        let message = HeartbeatReply { number: 1 << 40 };
+        let message = HeartbeatReply {
+            number: 1 << 40,
+            uplink_down: true,
+        };
         let mut stream = frame(7, &message).to_vec();
         stream.extend(frame(8, &HeartbeatReply::default()));
         for piece in 1..stream.len() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
+use lockstep_proto::DiskCompletion;
 use lockstep_proto::session::Freeze;
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::memory::PAGE_SIZE;
@@ -89,10 +90,39 @@ impl Recorder {
                     }
                 }
                 Command::Freeze(why) => self.freeze(Some(why)),
-                Command::Thaw => self.freeze(None),
+                Command::Thaw => {
+                    self.freeze(None);
+                    self.keep_errors();
+                }
+                Command::HandOver(tell) => {
+                    self.close_batch(machine)?;
+                    self.freeze(Some(Freeze::Handover));
+                    tell(self.position);
+                }
+                Command::KeepErrors => self.keep_errors(),
             }
         }
         Ok(())
+    }
+
+    /// Keeps an error of this host's disk from the guest while a backup can go on without it. False where none can.
+    pub(super) fn withhold(&mut self, completion: &DiskCompletion) -> bool {
+        let Some(port) = self.world.outlet.port().filter(|port| port.is_protected()) else {
+            return false;
+        };
+        if self.withheld.is_empty() {
+            port.disk_failed();
+        }
+        self.withheld.push(*completion);
+        true
+    }
+
+    /// Nobody goes on without the errors: the guest gets them at the next stop.
+    fn keep_errors(&mut self) {
+        if !self.withheld.is_empty() {
+            self.errors.append(&mut self.withheld);
+            self.world.inbox.bell.ring();
+        }
     }
 
     fn freeze(&mut self, why: Option<Freeze>) {

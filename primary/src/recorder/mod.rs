@@ -11,10 +11,12 @@
 mod errands;
 mod log;
 mod outlet;
+mod pace;
 mod timers;
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
@@ -26,12 +28,15 @@ use thiserror::Error;
 
 pub use self::log::{LogOptions, LogSummary, LogThread, pack_delta};
 pub use self::outlet::Outlet;
+use self::pace::Pace;
 use self::timers::DueTimer;
 use crate::host::clock::{GuestClock, monotonic};
-use crate::host::disk::Disks;
+use crate::host::disk::{Disks, IO_ERROR};
 use crate::host::inbox::Inbox;
 use crate::host::tap::Tap;
+use crate::link::Status;
 use crate::link::port::LogItem;
+use crate::link::status::count;
 
 /// A batch is closed at this encoded size, in bytes.
 const BATCH_BYTES: usize = 64 << 10;
@@ -126,6 +131,12 @@ pub struct Recorder {
     typed: Vec<u8>,
     entropy_wanted: Vec<u32>,
     quitting: bool,
+    /// Completions with an error of this host's disk: the backup may go on without them.
+    withheld: Vec<DiskCompletion>,
+    /// Such completions that the guest gets after all.
+    errors: Vec<DiskCompletion>,
+    pace: Pace,
+    status: Status,
     /// The last natural stop whose turn was taken: what a batch may cover.
     taken_stop: u64,
     ended: Option<Reason>,
@@ -140,6 +151,7 @@ impl Recorder {
         timer: lockstep_vmm::sys::kick::KickTimer,
         log: Option<LogThread>,
         host_class: String,
+        status: Status,
     ) -> Self {
         let now = monotonic();
         Self {
@@ -160,6 +172,10 @@ impl Recorder {
             typed: Vec::new(),
             entropy_wanted: Vec::new(),
             quitting: false,
+            withheld: Vec::new(),
+            errors: Vec::new(),
+            pace: Pace::default(),
+            status,
             taken_stop: machine.stop(),
             ended: None,
         }
@@ -226,12 +242,17 @@ impl Recorder {
         }
         let taken = self.typed.len().min(room);
         turn.console = self.typed.drain(..taken).collect::<Vec<_>>().into();
+        turn.disks.append(&mut self.errors);
         while let Some((disk, request, status)) = self.world.disks.poll() {
-            turn.disks.push(DiskCompletion {
+            let completion = DiskCompletion {
                 disk,
                 request,
                 status: status.into(),
-            });
+            };
+            if status == IO_ERROR && self.withhold(&completion) {
+                continue;
+            }
+            turn.disks.push(completion);
         }
         while turn.frames.len() < FRAMES_PER_TURN {
             let Some((nic, frame)) = self.frames.take().or_else(|| self.world.inbox.frames.try_recv().ok()) else {
@@ -274,7 +295,10 @@ impl Recorder {
         self.position += 1;
         if let Some(port) = self.world.outlet.port().filter(|port| port.is_logging()) {
             port.log(LogItem::Batch(self.position, batch.clone()));
+            let lag = port.lag_ns();
+            self.hold_back(lag);
         }
+        self.tell(machine);
         match &self.log {
             Some(log) => log.batch(batch).map_err(RecordError::Log),
             None => Ok(()),
@@ -299,6 +323,27 @@ impl Recorder {
         } else {
             Err(RecordError::Link)
         }
+    }
+
+    /// Holds the guest back where its backup lags behind.
+    fn hold_back(&mut self, lag_ns: u64) {
+        let pause = self.pace.pause(lag_ns);
+        if !pause.is_zero() {
+            let begin = monotonic();
+            std::thread::sleep(pause);
+            let end = monotonic();
+            count(&self.status.gauges().throttled_ns, end - begin);
+            self.slice_since = end;
+        }
+    }
+
+    /// Tells the other threads where the machine is.
+    fn tell(&self, machine: &Machine) {
+        let (gauges, counters) = (self.status.gauges(), machine.counters());
+        gauges.stop.store(machine.stop(), Ordering::Relaxed);
+        gauges.guest_ns.store(machine.now(), Ordering::Relaxed);
+        gauges.forced.store(counters.forced, Ordering::Relaxed);
+        gauges.carried_pages.store(counters.carried_pages, Ordering::Relaxed);
     }
 
     fn fill_entropy(&mut self, turn: &mut Turn) -> Result<(), RecordError> {
@@ -357,6 +402,7 @@ impl Oracle for Recorder {
         let begin = monotonic();
         let mut pages = 0;
         let slice_ns = begin.saturating_sub(self.slice_since);
+        count(&self.status.gauges().carried_ns, slice_ns);
         if self.is_logging() {
             let delta = machine.take_delta()?;
             pages = delta.frames.len() as u64;
@@ -379,7 +425,10 @@ impl Oracle for Recorder {
 
     fn turn(&mut self, machine: &Machine, stop: &Stop) -> Result<Turn, RecordError> {
         let mut turn = Turn::default();
-        self.epoch_run += monotonic().saturating_sub(self.slice_since);
+        let ran = monotonic().saturating_sub(self.slice_since);
+        self.epoch_run += ran;
+        self.pace.ran(ran);
+        count(&self.status.gauges().run_ns, ran);
         loop {
             if self.world.inbox.bell.wants_quit() {
                 self.quitting = true;

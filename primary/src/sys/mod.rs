@@ -1,3 +1,4 @@
 //! System calls that no crate wraps; all `unsafe` code of this crate, each block with its reason.
 
 pub mod tap;
+pub mod uplink;

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 pub use io::{BackupAction, BackupInput, BackupState};
 
 use super::greeting::{check_hello, is_name};
+use super::lag::Lag;
 use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
 use super::{Nanos, Record, Timing, Verdict};
@@ -39,7 +40,9 @@ pub struct Backup {
     claim: Option<Question>,
     last_heard: Nanos,
     ack: Ack,
+    lag: Lag,
     released: u64,
+    uplink_down: bool,
     actions: VecDeque<BackupAction>,
 }
 
@@ -56,7 +59,9 @@ impl Backup {
             claim: None,
             last_heard: 0,
             ack: Ack::default(),
+            lag: Lag::default(),
             released: 0,
+            uplink_down: false,
             actions: VecDeque::new(),
         }
     }
@@ -84,6 +89,16 @@ impl Backup {
     /// What was acknowledged last.
     pub fn ack(&self) -> &Ack {
         &self.ack
+    }
+
+    /// How long the oldest of the log that is not verified has been here.
+    pub fn lag(&self, now: Nanos) -> Nanos {
+        self.lag.at(now)
+    }
+
+    /// Whether this node's service uplink has lost its carrier: the answers to heartbeats say so.
+    pub fn set_uplink_down(&mut self, down: bool) {
+        self.uplink_down = down;
     }
 
     /// What the primary's hello said.
@@ -127,26 +142,29 @@ impl Backup {
                 self.released = self.released.max(heartbeat.released);
                 self.actions.push_back(BackupAction::Reply(HeartbeatReply {
                     number: heartbeat.number,
+                    uplink_down: self.uplink_down,
                 }));
             }
             BackupInput::Built => {
                 if self.state == BackupState::Syncing && self.has_state {
                     self.state = BackupState::Joined;
                     self.send(to_primary::Kind::Joined(Joined {}));
-                    self.acknowledge();
+                    self.acknowledge(now);
                 }
             }
             BackupInput::Unfit(reason) => self.refuse(&reason),
             BackupInput::Received(position) => {
                 self.last_heard = now;
                 self.ack.received = self.ack.received.max(position);
-                self.acknowledge();
+                self.lag.received(position, now);
+                self.acknowledge(now);
             }
             BackupInput::Verified(position, stop) => {
                 if self.has_machine() {
                     self.ack.verified = position.clamp(self.ack.verified, self.ack.received);
                     self.ack.stop = stop;
-                    self.acknowledge();
+                    self.lag.verified(position);
+                    self.acknowledge(now);
                 }
             }
             BackupInput::Diverged(stop, report) => {
@@ -166,8 +184,9 @@ impl Backup {
         matches!(self.state, BackupState::Joined | BackupState::Protected)
     }
 
-    fn acknowledge(&mut self) {
+    fn acknowledge(&mut self, now: Nanos) {
         if self.has_machine() {
+            self.ack.lag_ns = self.lag.at(now);
             self.send(to_primary::Kind::Ack(self.ack));
         }
     }
@@ -185,6 +204,7 @@ impl Backup {
         self.last_heard = now;
         self.timing = Timing::CALM;
         self.ack = Ack::default();
+        self.lag = Lag::default();
         self.released = 0;
         self.has_state = false;
         self.state = BackupState::Connected;
@@ -199,12 +219,19 @@ impl Backup {
                 // The log has a stream of its own and may have been faster.
                 self.ack.received = self.ack.received.max(state.position);
                 self.ack.verified = state.position;
+                self.lag.verified(state.position);
                 self.released = self.released.max(state.position);
                 self.actions.push_back(BackupAction::Build(Box::new(state)));
             }
             (Some(to_backup::Kind::Named(named)), BackupState::Joined) if named.term == self.term => {
                 self.state = BackupState::Protected;
                 self.send(to_primary::Kind::Ready(Ready { term: named.term }));
+            }
+            (Some(to_backup::Kind::Handover(handover)), BackupState::Protected)
+                if handover.position <= self.ack.verified =>
+            {
+                self.claim("the primary hands over", now);
+                self.ask(now);
             }
             (Some(to_backup::Kind::Goodbye(goodbye)), _) => {
                 self.forget(&reason_of(&goodbye));
@@ -261,6 +288,12 @@ impl Backup {
         if self.state != BackupState::Protected {
             return self.forget(reason);
         }
+        self.claim(reason, self.deadline());
+        self.ask(now);
+    }
+
+    /// Claims the term at `at`, and acknowledges nothing from now on.
+    fn claim(&mut self, reason: &str, at: Nanos) {
         self.actions.push_back(BackupAction::Disconnect(reason.into()));
         self.state = BackupState::Claiming;
         let expected = Record {
@@ -269,8 +302,7 @@ impl Backup {
             peer: Some(self.identity.node.clone()),
         };
         let new = expected.alone(&self.identity.node);
-        self.claim = Some(Question::new(expected, new, self.deadline()));
-        self.ask(now);
+        self.claim = Some(Question::new(expected, new, at));
     }
 
     fn ask(&mut self, now: Nanos) {

@@ -13,6 +13,7 @@
 mod backup;
 mod gate;
 mod greeting;
+mod lag;
 mod lease;
 mod limits;
 mod primary;
@@ -60,10 +61,25 @@ impl Timing {
         self.lease() + (self.deadline - self.lease()) / 2
     }
 
+    /// How long a backup may answer heartbeats and acknowledge nothing of what waits for it: output is held meanwhile.
+    pub fn stall(&self) -> Nanos {
+        self.deadline.saturating_mul(10)
+    }
+
     /// Whether the two are of any use together.
     pub fn is_sound(&self) -> bool {
         self.heartbeat >= MIN_HEARTBEAT && self.deadline <= MAX_DEADLINE && self.heartbeat <= self.deadline / 2
     }
+}
+
+/// Which acknowledgement makes it safe to let an effect go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Commit {
+    /// The backup has the log behind it.
+    #[default]
+    Received,
+    /// The backup has executed the log behind it, and found nothing to differ.
+    Replayed,
 }
 
 /// What the arbiter said to a compare-and-set.
@@ -85,6 +101,8 @@ pub enum Freeze {
     LostTerm,
     /// No arbiter is reachable.
     NoArbiter,
+    /// The backup is to go on with it.
+    Handover,
 }
 
 /// Why a machine is not protected.
@@ -98,4 +116,6 @@ pub enum Unprotected {
     Divergence,
     /// The backup refused, or said goodbye; its reason.
     Refused(String),
+    /// An operator has asked for it.
+    Suspended,
 }

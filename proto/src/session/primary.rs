@@ -10,8 +10,8 @@ use super::greeting::{check_welcome, is_name};
 use super::lease::Lease;
 use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
-use super::{Freeze, Nanos, Record, Timing, Unprotected, Verdict};
-use crate::{Ack, Goodbye, Heartbeat, Hello, Named, ToBackup, ToPrimary, to_backup, to_primary};
+use super::{Commit, Freeze, Nanos, Record, Timing, Unprotected, Verdict};
+use crate::{Ack, Goodbye, Handover, Heartbeat, Hello, Named, ToBackup, ToPrimary, to_backup, to_primary};
 
 /// The primary's end.
 #[derive(Debug)]
@@ -33,6 +33,14 @@ pub struct Primary {
     catch_up: u64,
     ack: Ack,
     released: u64,
+    commit: Commit,
+    /// Since when the backup acknowledges nothing of what waits for it.
+    stalled: Option<Nanos>,
+    /// Where the machine stands still to be handed over.
+    handover: Option<u64>,
+    /// The backup was told to claim the term.
+    handed_over: bool,
+    peer_uplink_down: bool,
     actions: VecDeque<PrimaryAction>,
 }
 
@@ -61,8 +69,23 @@ impl Primary {
             catch_up: 0,
             ack: Ack::default(),
             released: 0,
+            commit: Commit::default(),
+            stalled: None,
+            handover: None,
+            handed_over: false,
+            peer_uplink_down: false,
             actions: VecDeque::new(),
         }
+    }
+
+    /// Which acknowledgement lets effects go; [`Commit::Received`] if this is not called.
+    pub fn set_commit(&mut self, commit: Commit) {
+        self.commit = commit;
+    }
+
+    /// Whether the backup's service uplink has a carrier, as far as it said.
+    pub fn peer_has_uplink(&self) -> bool {
+        !self.peer_uplink_down
     }
 
     /// Where it stands.
@@ -89,7 +112,13 @@ impl Primary {
     pub fn release_limit(&self, now: Nanos) -> u64 {
         match self.state {
             PrimaryState::Alone(_) | PrimaryState::Greeting | PrimaryState::Syncing => u64::MAX,
-            PrimaryState::Naming | PrimaryState::Protected if self.lease.holds(now) => self.ack.received,
+            PrimaryState::HandingOver if self.handed_over => 0,
+            PrimaryState::Naming | PrimaryState::Protected | PrimaryState::HandingOver if self.lease.holds(now) => {
+                match self.commit {
+                    Commit::Received => self.ack.received,
+                    Commit::Replayed => self.ack.verified,
+                }
+            }
             _ => 0,
         }
     }
@@ -123,13 +152,20 @@ impl Primary {
     /// When it wants [`PrimaryInput::Tick`] at the latest.
     pub fn wake(&self) -> Option<Nanos> {
         let connected = !self.peer.is_empty();
-        let beat = connected.then(|| self.lease.next().min(self.suspects_at()));
+        let beat = connected.then(|| {
+            let stall = self.stalled.map_or(Nanos::MAX, |since| self.stalls_at(since));
+            self.lease.next().min(self.suspects_at()).min(stall)
+        });
         let ask = self.question.as_ref().and_then(Question::at);
         [beat, ask].into_iter().flatten().min()
     }
 
     fn suspects_at(&self) -> Nanos {
         self.last_heard.saturating_add(self.timing.suspicion())
+    }
+
+    fn stalls_at(&self, since: Nanos) -> Nanos {
+        since.saturating_add(self.timing.stall())
     }
 
     /// Takes in what happened at `now`.
@@ -141,20 +177,27 @@ impl Primary {
             PrimaryInput::Reply(reply) => {
                 if !self.peer.is_empty() {
                     self.last_heard = now;
+                    self.peer_uplink_down = reply.uplink_down;
                     self.lease.answered(reply.number);
                 }
             }
             PrimaryInput::StateSent => self.state_sent |= self.state == PrimaryState::Syncing,
+            PrimaryInput::HandOver(position) => self.hand_over(position),
+            PrimaryInput::Suspend => self.suspend(now),
+            PrimaryInput::Resume => self.resume(),
             PrimaryInput::Arbiter(verdict) => self.verdict(now, &verdict),
             PrimaryInput::Tick => self.tick(now),
         }
+        self.ask(now);
     }
 
     fn connected(&mut self, now: Nanos, name: String) {
         if !self.peer.is_empty() {
             return self.end(now, "the backup connected once more", Unprotected::LostConnection);
         }
-        let problem = if !matches!(self.state, PrimaryState::Alone(_)) {
+        let problem = if self.state == PrimaryState::Alone(Unprotected::Suspended) {
+            "protection is suspended"
+        } else if !matches!(self.state, PrimaryState::Alone(_)) {
             "not waiting for a backup"
         } else if !is_name(&name) {
             "the backup's name is empty or too long"
@@ -171,6 +214,8 @@ impl Primary {
         self.last_heard = now;
         self.lease.restart(now);
         self.ack = Ack::default();
+        self.stalled = None;
+        self.peer_uplink_down = false;
         self.state_sent = false;
         self.state = PrimaryState::Greeting;
         let hello = Hello {
@@ -214,7 +259,10 @@ impl Primary {
             {
                 self.state = PrimaryState::Protected;
             }
-            (Some(to_primary::Kind::Ack(ack)), PrimaryState::Naming | PrimaryState::Protected) => self.acked(now, ack),
+            (
+                Some(to_primary::Kind::Ack(ack)),
+                PrimaryState::Naming | PrimaryState::Protected | PrimaryState::HandingOver,
+            ) => self.acked(now, ack),
             (Some(to_primary::Kind::Diverged(diverged)), _) => {
                 self.actions.push_back(PrimaryAction::Report(bounded(&diverged.report)));
                 self.end(now, "divergence", Unprotected::Divergence);
@@ -232,22 +280,70 @@ impl Primary {
         if ack.received > self.logged {
             return self.refuse(now, "the backup acknowledges what was never sent");
         }
+        if ack.received > self.ack.received {
+            self.stalled = None;
+        }
         self.ack = ack;
+        self.tell_to_claim();
         let waits = self.state == PrimaryState::Naming && self.question.is_none() && !self.is_named();
         if waits && ack.received >= self.catch_up {
             let new = self.record.with_peer(&self.peer);
-            self.arbitrate(now, new);
+            self.question = Some(Question::new(self.record.clone(), new, now));
+        }
+    }
+
+    /// The machine stands still: the backup goes on with it when it has executed all of the log.
+    fn hand_over(&mut self, position: u64) {
+        self.note_logged(position);
+        match self.state {
+            PrimaryState::Protected => {
+                self.handover = Some(position);
+                self.state = PrimaryState::HandingOver;
+                self.tell_to_claim();
+            }
+            // Thawed when the term is won.
+            PrimaryState::Fencing(_) | PrimaryState::Frozen(_) => self.handover = Some(position),
+            PrimaryState::HandingOver => {}
+            _ => self.actions.push_back(PrimaryAction::Thaw),
+        }
+    }
+
+    /// Tells the backup to claim the term, once it has executed everything. Nothing leaves from then on.
+    fn tell_to_claim(&mut self) {
+        if let Some(position) = self.handover
+            && self.state == PrimaryState::HandingOver
+            && !self.handed_over
+            && self.ack.verified >= position
+        {
+            self.handed_over = true;
+            self.send(to_backup::Kind::Handover(Handover { position }));
+        }
+    }
+
+    fn suspend(&mut self, now: Nanos) {
+        match self.state {
+            PrimaryState::Alone(_) => self.state = PrimaryState::Alone(Unprotected::Suspended),
+            PrimaryState::Greeting | PrimaryState::Syncing | PrimaryState::Naming | PrimaryState::Protected => {
+                self.end(now, "protection is suspended", Unprotected::Suspended);
+            }
+            PrimaryState::HandingOver | PrimaryState::Fencing(_) | PrimaryState::Frozen(_) => {}
+        }
+    }
+
+    fn resume(&mut self) {
+        if self.why == Unprotected::Suspended {
+            self.why = Unprotected::NeedBackup;
+        }
+        if let PrimaryState::Alone(why) | PrimaryState::Fencing(why) = &mut self.state
+            && *why == Unprotected::Suspended
+        {
+            *why = Unprotected::NeedBackup;
         }
     }
 
     /// Whether the record that it holds names a backup.
     fn is_named(&self) -> bool {
         self.record.peer.is_some()
-    }
-
-    fn arbitrate(&mut self, now: Nanos, new: Record) {
-        self.question = Some(Question::new(self.record.clone(), new, now));
-        self.ask(now);
     }
 
     fn ask(&mut self, now: Nanos) {
@@ -275,7 +371,8 @@ impl Primary {
                     self.fence(now);
                 } else {
                     let was = std::mem::replace(&mut self.state, PrimaryState::Alone(self.why.clone()));
-                    if matches!(was, PrimaryState::Frozen(_)) {
+                    self.handed_over = false;
+                    if self.handover.take().is_some() || matches!(was, PrimaryState::Frozen(_)) {
                         self.actions.push_back(PrimaryAction::Thaw);
                     }
                 }
@@ -296,13 +393,13 @@ impl Primary {
         }
     }
 
-    fn fence(&mut self, now: Nanos) {
+    /// Asks for the next term at `at`.
+    fn fence(&mut self, at: Nanos) {
         let new = self.record.alone(&self.record.owner);
-        self.arbitrate(now, new);
+        self.question = Some(Question::new(self.record.clone(), new, at));
     }
 
     fn tick(&mut self, now: Nanos) {
-        self.ask(now);
         if self.peer.is_empty() {
             return;
         }
@@ -310,11 +407,27 @@ impl Primary {
             self.part("silent past the deadline");
             return self.lost_peer(now, Unprotected::LostConnection);
         }
+        if !self.waits_for_acks() || self.ack.received >= self.logged {
+            self.stalled = None;
+        } else {
+            let since = *self.stalled.get_or_insert(now);
+            if now >= self.stalls_at(since) {
+                return self.end(now, "the backup acknowledges nothing", Unprotected::LostConnection);
+            }
+        }
         if let Some(number) = self.lease.beat(now) {
             let released = self.released;
             self.actions
                 .push_back(PrimaryAction::Heartbeat(Heartbeat { number, released }));
         }
+    }
+
+    /// Whether effects wait for what the backup acknowledges.
+    fn waits_for_acks(&self) -> bool {
+        matches!(
+            self.state,
+            PrimaryState::Naming | PrimaryState::Protected | PrimaryState::HandingOver
+        )
     }
 
     fn refuse(&mut self, now: Nanos, reason: &str) {
@@ -356,7 +469,12 @@ impl Primary {
         match self.state {
             // The naming is on its way: its answer decides what to ask next.
             PrimaryState::Naming if self.question.is_some() => self.state = PrimaryState::Fencing(why),
-            PrimaryState::Naming | PrimaryState::Protected if self.is_named() => {
+            // The backup was told to claim, and is given the time to.
+            PrimaryState::HandingOver if self.handed_over => {
+                self.state = PrimaryState::Fencing(why);
+                self.fence(now.saturating_add(self.timing.deadline));
+            }
+            PrimaryState::Naming | PrimaryState::Protected | PrimaryState::HandingOver if self.is_named() => {
                 self.state = PrimaryState::Fencing(why);
                 self.fence(now);
             }

@@ -1,7 +1,7 @@
 //! The backup's end, case by case.
 
 use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, MAX_REASON_BYTES, Verdict};
-use lockstep_proto::{Ack, Goodbye, Heartbeat, Hello, Named, Ready, ToBackup, to_backup, to_primary};
+use lockstep_proto::{Ack, Goodbye, Handover, Heartbeat, Hello, Named, Ready, ToBackup, to_backup, to_primary};
 
 use super::messages::{MS, TERM, TIMING, hello, identity, record, state, to_backup, unknown};
 
@@ -341,4 +341,44 @@ fn hellos_that_do_not_fit_are_refused() {
     let message = to_backup(to_backup::Kind::Hello(hello));
     does(&mut session, 0, BackupInput::Message(message));
     assert_eq!(session.state(), BackupState::Waiting, "it is called as this node is");
+}
+
+#[test]
+fn claims_at_once_when_it_is_handed_the_machine() {
+    let mut session = protected();
+    let handover = |position| BackupInput::Message(to_backup(to_backup::Kind::Handover(Handover { position })));
+    let actions = does(&mut session, MS, handover(10));
+    assert!(matches!(&actions[..], [BackupAction::Disconnect(_), asks] if *asks == claim()));
+
+    // What it has not executed cannot be handed over.
+    let mut session = protected();
+    let actions = does(&mut session, MS, handover(11));
+    assert!(matches!(
+        &actions[..],
+        [
+            BackupAction::Send(_),
+            BackupAction::Disconnect(_),
+            BackupAction::Discard
+        ]
+    ));
+}
+
+#[test]
+fn says_how_far_its_execution_lags() {
+    let mut session = protected();
+    does(&mut session, 0, BackupInput::Received(11));
+    does(&mut session, 2 * MS, BackupInput::Received(12));
+    does(&mut session, 5 * MS, BackupInput::Verified(11, 1));
+    assert_eq!(session.ack().lag_ns, 3 * MS);
+    does(&mut session, 6 * MS, BackupInput::Verified(12, 1));
+    assert_eq!(session.ack().lag_ns, 0);
+}
+
+#[test]
+fn says_that_its_uplink_is_down() {
+    let mut session = protected();
+    session.set_uplink_down(true);
+    let heartbeat = Heartbeat { number: 1, released: 0 };
+    let actions = does(&mut session, 0, BackupInput::Heartbeat(heartbeat));
+    assert!(matches!(&actions[..], [BackupAction::Reply(reply)] if reply.uplink_down));
 }

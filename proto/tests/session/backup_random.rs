@@ -1,7 +1,7 @@
 //! The backup's end, with anything at any time.
 
 use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, Verdict};
-use lockstep_proto::{Heartbeat, Named, ToBackup, to_backup, to_primary};
+use lockstep_proto::{Handover, Heartbeat, Named, ToBackup, to_backup, to_primary};
 use proptest::prelude::*;
 
 use super::messages::{MS, TERM, TIMING, any_to_backup, hello, identity, name, number, state, to_backup};
@@ -21,6 +21,7 @@ enum Step {
     Received(u64),
     Verified(u64),
     Diverged(String),
+    HandOver,
     Verdict(Verdict),
 }
 
@@ -38,6 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => number().prop_map(Step::Received),
         3 => number().prop_map(Step::Verified),
         1 => name().prop_map(Step::Diverged),
+        1 => Just(Step::HandOver),
         3 => verdict.prop_map(Step::Verdict),
     ]
 }
@@ -49,6 +51,8 @@ struct Watched {
     heard: u64,
     received: u64,
     asked: bool,
+    /// The primary told it to claim.
+    handed_over: bool,
 }
 
 impl Watched {
@@ -75,6 +79,11 @@ impl Watched {
             }
             Step::Verified(position) => self.handle(BackupInput::Verified(position, position)),
             Step::Diverged(report) => self.handle(BackupInput::Diverged(1, report)),
+            Step::HandOver => {
+                let position = self.session.ack().verified;
+                let message = to_backup(to_backup::Kind::Handover(Handover { position }));
+                self.heard(BackupInput::Message(message));
+            }
             Step::Verdict(verdict) => self.verdict(verdict),
         }
     }
@@ -110,7 +119,14 @@ impl Watched {
         {
             self.received = self.received.max(state.position);
         }
+        if let BackupInput::Message(ToBackup {
+            kind: Some(to_backup::Kind::Handover(handover)),
+        }) = &input
+        {
+            self.handed_over = handover.position <= self.session.ack().verified;
+        }
         self.handle(input);
+        self.handed_over = false;
     }
 
     fn handle(&mut self, input: BackupInput) {
@@ -140,7 +156,7 @@ impl Watched {
                 assert_eq!(new, expected.alone("b"));
                 if was == BackupState::Protected {
                     assert!(
-                        self.now >= self.heard + TIMING.deadline,
+                        self.handed_over || self.now >= self.heard + TIMING.deadline,
                         "it claims before the deadline"
                     );
                 }
@@ -157,7 +173,7 @@ proptest! {
     #[test]
     fn keeps_to_its_rules_and_is_never_stuck(steps in prop::collection::vec(step(), 0..120)) {
         let session = Backup::new(identity());
-        let mut watched = Watched { session, now: 0, heard: 0, received: 0, asked: false };
+        let mut watched = Watched { session, now: 0, heard: 0, received: 0, asked: false, handed_over: false };
         for step in steps {
             watched.step(step);
         }

@@ -2,8 +2,8 @@
 
 use lockstep_proto::session::{BackupIdentity, MAX_NAME_BYTES, MAX_REASON_BYTES, PROTOCOL_VERSION, Record, Timing};
 use lockstep_proto::{
-    Ack, Diverged, Goodbye, Hello, JoinState, Joined, MachineConfig, Named, Ready, ToBackup, ToPrimary, Welcome,
-    to_backup, to_primary,
+    Ack, Diverged, Goodbye, Handover, HeartbeatReply, Hello, JoinState, Joined, MachineConfig, Named, Ready, ToBackup,
+    ToPrimary, Welcome, to_backup, to_primary,
 };
 use proptest::prelude::*;
 use prost::Message;
@@ -65,6 +65,13 @@ pub fn state(position: u64) -> JoinState {
     }
 }
 
+pub fn reply(number: u64) -> HeartbeatReply {
+    HeartbeatReply {
+        number,
+        uplink_down: false,
+    }
+}
+
 pub fn to_primary(kind: to_primary::Kind) -> ToPrimary {
     ToPrimary { kind: Some(kind) }
 }
@@ -79,6 +86,7 @@ pub fn ack(received: u64, verified: u64) -> ToPrimary {
         received,
         verified,
         stop,
+        lag_ns: 0,
     }))
 }
 
@@ -114,10 +122,11 @@ pub fn any_to_primary() -> impl Strategy<Value = ToPrimary> {
             host_class
         })),
         Just(Kind::Joined(Joined {})),
-        (number(), number(), number()).prop_map(|(received, verified, stop)| Kind::Ack(Ack {
+        (number(), number(), number(), number()).prop_map(|(received, verified, stop, lag_ns)| Kind::Ack(Ack {
             received,
             verified,
-            stop
+            stop,
+            lag_ns
         })),
         (number(), name()).prop_map(|(stop, report)| Kind::Diverged(Diverged { stop, report })),
         name().prop_map(|reason| Kind::Goodbye(Goodbye { reason })),
@@ -132,6 +141,7 @@ pub fn any_to_backup() -> impl Strategy<Value = ToBackup> {
         any_hello().prop_map(Kind::Hello),
         number().prop_map(|position| Kind::State(state(position))),
         number().prop_map(|term| Kind::Named(Named { term })),
+        number().prop_map(|position| Kind::Handover(Handover { position })),
         name().prop_map(|reason| Kind::Goodbye(Goodbye { reason })),
     ];
     prop::option::of(kind).prop_map(|kind| ToBackup { kind })

@@ -1,10 +1,10 @@
 //! The primary's end, case by case.
 
+use lockstep_proto::session::{Commit, Unprotected, Verdict};
 use lockstep_proto::session::{Freeze, MAX_REASON_BYTES, Primary, PrimaryAction, PrimaryInput, PrimaryState};
-use lockstep_proto::session::{Unprotected, Verdict};
-use lockstep_proto::{Diverged, Goodbye, HeartbeatReply, Joined, Ready, ToPrimary, Welcome, to_backup, to_primary};
+use lockstep_proto::{Diverged, Goodbye, Joined, Ready, ToPrimary, Welcome, to_backup, to_primary};
 
-use super::messages::{MS, TERM, TIMING, ack, hello, record, to_primary, unknown, welcome};
+use super::messages::{MS, TERM, TIMING, ack, hello, record, reply, to_primary, unknown, welcome};
 
 /// What `session` does about `input`.
 fn does(session: &mut Primary, now: u64, input: PrimaryInput) -> Vec<PrimaryAction> {
@@ -183,7 +183,7 @@ fn releases_what_is_acknowledged_within_the_lease() {
     };
     assert_eq!(heartbeat.released, 12);
     let number = heartbeat.number;
-    does(&mut session, 60 * MS, PrimaryInput::Reply(HeartbeatReply { number }));
+    does(&mut session, 60 * MS, PrimaryInput::Reply(reply(number)));
     let until = 10 * MS + TIMING.lease();
     assert_eq!(session.release_limit(until - 1), 12);
     assert_eq!(session.release_limit(until), 0);
@@ -304,4 +304,99 @@ fn a_second_connection_ends_the_session() {
             PrimaryAction::Arbitrate { .. }
         ]
     ));
+}
+
+#[test]
+fn hands_over_when_the_backup_has_executed_everything() {
+    let mut session = protected();
+    session.note_logged(20);
+    assert_eq!(does(&mut session, 0, PrimaryInput::HandOver(20)), []);
+    assert_eq!(*session.state(), PrimaryState::HandingOver);
+    let [PrimaryAction::Heartbeat(heartbeat)] = &does(&mut session, 0, PrimaryInput::Tick)[..] else {
+        panic!("no heartbeat");
+    };
+    does(&mut session, 0, PrimaryInput::Reply(reply(heartbeat.number)));
+    assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(20, 19))), []);
+    assert_eq!(session.release_limit(0), 20);
+    let actions = does(&mut session, 0, PrimaryInput::Message(ack(20, 20)));
+    assert!(matches!(&actions[..], [PrimaryAction::Send(message)]
+        if matches!(&message.kind, Some(to_backup::Kind::Handover(handover)) if handover.position == 20)));
+    assert_eq!(session.release_limit(0), 0);
+    // The backup closes the connection and is given the time to claim.
+    assert_eq!(
+        does(&mut session, MS, PrimaryInput::Disconnected),
+        [PrimaryAction::EndLog]
+    );
+    let at = MS + TIMING.deadline;
+    assert_eq!(does(&mut session, at - 1, PrimaryInput::Tick), []);
+    assert_eq!(does(&mut session, at, PrimaryInput::Tick), [fencing_question()]);
+    let actions = does(&mut session, at, PrimaryInput::Arbiter(Verdict::Lost));
+    assert_eq!(actions, [PrimaryAction::Freeze(Freeze::LostTerm)]);
+}
+
+#[test]
+fn goes_on_when_the_backup_is_lost_in_a_handover() {
+    let mut session = protected();
+    session.note_logged(20);
+    does(&mut session, 0, PrimaryInput::HandOver(20));
+    let actions = does(&mut session, MS, PrimaryInput::Disconnected);
+    assert_eq!(actions, [PrimaryAction::EndLog, fencing_question()]);
+    let actions = does(&mut session, MS, PrimaryInput::Arbiter(Verdict::Won));
+    assert_eq!(actions, [PrimaryAction::Thaw]);
+    assert_eq!(session.release_limit(MS), u64::MAX);
+}
+
+#[test]
+fn nobody_to_hand_over_to_thaws_at_once() {
+    for mut session in [alone(), greeting(), syncing(), joined(), named()] {
+        let actions = does(&mut session, 0, PrimaryInput::HandOver(12));
+        assert_eq!(actions, [PrimaryAction::Thaw]);
+    }
+}
+
+#[test]
+fn in_mode_replayed_what_was_executed_may_leave() {
+    let mut session = protected();
+    session.set_commit(Commit::Replayed);
+    session.note_logged(20);
+    let [PrimaryAction::Heartbeat(heartbeat)] = &does(&mut session, 0, PrimaryInput::Tick)[..] else {
+        panic!("no heartbeat");
+    };
+    does(&mut session, 0, PrimaryInput::Reply(reply(heartbeat.number)));
+    does(&mut session, 0, PrimaryInput::Message(ack(20, 15)));
+    assert_eq!(session.release_limit(0), 15);
+}
+
+#[test]
+fn a_backup_that_acknowledges_nothing_is_given_up() {
+    let mut session = protected();
+    session.note_logged(20);
+    let mut now = 0;
+    let actions = loop {
+        let actions = does(&mut session, now, PrimaryInput::Tick);
+        let [PrimaryAction::Heartbeat(heartbeat)] = &actions[..] else {
+            break actions;
+        };
+        does(&mut session, now, PrimaryInput::Reply(reply(heartbeat.number)));
+        now = session.wake().unwrap();
+    };
+    assert_eq!(now, TIMING.stall());
+    assert!(
+        matches!(&actions[..], [PrimaryAction::Send(_), PrimaryAction::Disconnect(why), ..]
+        if why.contains("acknowledges nothing"))
+    );
+}
+
+#[test]
+fn suspended_it_takes_no_backup() {
+    let mut session = protected();
+    let actions = does(&mut session, 0, PrimaryInput::Suspend);
+    assert_eq!(actions.last(), Some(&fencing_question()));
+    does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
+    assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::Suspended));
+    let actions = does(&mut session, 0, PrimaryInput::Connected("b".into()));
+    assert!(matches!(&actions[..], [PrimaryAction::Disconnect(_)]));
+    does(&mut session, 0, PrimaryInput::Resume);
+    does(&mut session, 0, PrimaryInput::Connected("b".into()));
+    assert_eq!(*session.state(), PrimaryState::Greeting);
 }

@@ -2,10 +2,10 @@
 
 use lockstep_proto::session::{Freeze, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record};
 use lockstep_proto::session::{Unprotected, Verdict};
-use lockstep_proto::{HeartbeatReply, Joined, Ready, ToPrimary, to_primary};
+use lockstep_proto::{Joined, Ready, ToPrimary, to_backup, to_primary};
 use proptest::prelude::*;
 
-use super::messages::{MS, TIMING, ack, any_to_primary, hello, name, number, record, to_primary, welcome};
+use super::messages::{MS, TIMING, ack, any_to_primary, hello, name, number, record, reply, to_primary, welcome};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -19,6 +19,9 @@ enum Step {
     Disconnected,
     StateSent,
     Logged(u64),
+    HandOver,
+    Suspend,
+    Resume,
     Verdict(Verdict),
 }
 
@@ -33,6 +36,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Disconnected),
         1 => Just(Step::StateSent),
         3 => (0..20_u64).prop_map(Step::Logged),
+        2 => Just(Step::HandOver),
+        1 => Just(Step::Suspend),
+        2 => Just(Step::Resume),
         6 => verdict.prop_map(Step::Verdict),
     ]
 }
@@ -68,7 +74,7 @@ impl Watched {
         match step {
             Step::Good => self.good(),
             Step::Message(message) => self.handle(PrimaryInput::Message(message)),
-            Step::Reply(number) => self.handle(PrimaryInput::Reply(HeartbeatReply { number })),
+            Step::Reply(number) => self.handle(PrimaryInput::Reply(reply(number))),
             Step::Time(time) => {
                 self.now += time;
                 self.handle(PrimaryInput::Tick);
@@ -80,10 +86,19 @@ impl Watched {
             Step::Connected(name) => self.handle(PrimaryInput::Connected(name)),
             Step::Disconnected => self.handle(PrimaryInput::Disconnected),
             Step::StateSent => self.handle(PrimaryInput::StateSent),
+            Step::Logged(_) if !self.running => {}
             Step::Logged(more) => {
                 self.logged += more;
                 self.session.note_logged(self.logged);
             }
+            // The machine stands still first.
+            Step::HandOver if self.running => {
+                self.running = false;
+                self.handle(PrimaryInput::HandOver(self.logged));
+            }
+            Step::HandOver => {}
+            Step::Suspend => self.handle(PrimaryInput::Suspend),
+            Step::Resume => self.handle(PrimaryInput::Resume),
             Step::Verdict(verdict) => self.verdict(verdict),
         }
     }
@@ -102,6 +117,7 @@ impl Watched {
 
     fn good(&mut self) {
         let kind = match self.session.state() {
+            PrimaryState::Alone(Unprotected::Suspended) => return self.handle(PrimaryInput::Resume),
             PrimaryState::Alone(_) => return self.handle(PrimaryInput::Connected("b".into())),
             PrimaryState::Greeting => to_primary::Kind::Welcome(welcome()),
             PrimaryState::Syncing => {
@@ -113,8 +129,11 @@ impl Watched {
                 term: self.session.record().term,
             }),
             PrimaryState::Naming | PrimaryState::Protected => {
-                self.handle(PrimaryInput::Reply(HeartbeatReply { number: self.beat }));
+                self.handle(PrimaryInput::Reply(reply(self.beat)));
                 return self.handle(PrimaryInput::Message(ack(self.logged, self.session.ack().verified)));
+            }
+            PrimaryState::HandingOver => {
+                return self.handle(PrimaryInput::Message(ack(self.logged, self.logged)));
             }
             PrimaryState::Fencing(_) | PrimaryState::Frozen(_) => return self.verdict(Verdict::Won),
         };
@@ -132,7 +151,11 @@ impl Watched {
 
     fn action(&mut self, action: PrimaryAction, greets: bool) {
         match action {
-            PrimaryAction::Send(_) => {
+            PrimaryAction::Send(message) => {
+                if let Some(to_backup::Kind::Handover(handover)) = message.kind {
+                    assert!(handover.position == self.logged && self.session.ack().verified == self.logged);
+                    assert_eq!(self.session.release_limit(self.now), 0);
+                }
                 assert!(self.connected || greets);
                 self.connected = true;
             }
@@ -165,7 +188,8 @@ impl Watched {
         }
         match session.state() {
             PrimaryState::Alone(_) => assert!(!self.may_be_named && session.peer().is_empty() && self.running),
-            PrimaryState::Fencing(_) => assert!(limit == 0 && session.peer().is_empty() && self.running),
+            PrimaryState::Fencing(_) => assert!(limit == 0 && session.peer().is_empty()),
+            PrimaryState::HandingOver => assert!(!session.peer().is_empty() && !self.running),
             PrimaryState::Frozen(_) => assert!(limit == 0 && session.peer().is_empty() && !self.running),
             _ => assert!(!session.peer().is_empty() && self.running),
         }

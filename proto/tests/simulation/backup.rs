@@ -207,14 +207,7 @@ impl Node {
             _ => backup.session.released(),
         };
         env.checker.goes_live(name, record.term, &history, &env.arbiter.record);
-        let driver = PrimaryDriver::new(
-            id,
-            env.plan.timing,
-            record,
-            history,
-            released,
-            Unprotected::LostConnection,
-        );
+        let driver = PrimaryDriver::new(id, &env.plan, record, history, released, Unprotected::LostConnection);
         self.go_live(env, driver);
     }
 

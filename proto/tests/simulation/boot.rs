@@ -125,14 +125,7 @@ impl Node {
         let released = history.len() as u64;
         // The machine starts anew on the disk that it has.
         history.push(effect(history.last(), env.rng.next()));
-        let driver = PrimaryDriver::new(
-            self.id,
-            env.plan.timing,
-            record,
-            history,
-            released,
-            Unprotected::NeedBackup,
-        );
+        let driver = PrimaryDriver::new(self.id, &env.plan, record, history, released, Unprotected::NeedBackup);
         self.go_live(env, driver);
     }
 

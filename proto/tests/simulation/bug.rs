@@ -20,6 +20,8 @@ pub enum Bug {
     BootBesidePeer,
     /// The effects that may not have left are not emitted again.
     NothingEmittedAgain,
+    /// What was acknowledged leaves also when the backup was told to go on.
+    OpenAfterHandover,
     /// A verdict that was given up is taken for the answer to a later question.
     LateVerdicts,
 }

@@ -9,6 +9,7 @@ pub struct Counts {
     pub boots: u64,
     pub protected: u64,
     pub fenced: u64,
+    pub handed_over: u64,
     pub lost_terms: u64,
     pub no_arbiter: u64,
     pub emitted_again: u64,
@@ -23,6 +24,7 @@ impl Counts {
         self.boots += other.boots;
         self.protected += other.protected;
         self.fenced += other.fenced;
+        self.handed_over += other.handed_over;
         self.lost_terms += other.lost_terms;
         self.no_arbiter += other.no_arbiter;
         self.emitted_again += other.emitted_again;

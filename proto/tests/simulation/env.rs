@@ -59,6 +59,12 @@ pub enum NodeEvent {
     /// The connection is seen to be gone.
     Gone(usize),
     Dial,
+    /// The machine is to be handed over: it stands still.
+    StandStill,
+    /// It does, with the log up to here.
+    HandOver(u64),
+    Suspend,
+    Resume,
     Produce,
     Release,
     /// The pages of this join are sent.

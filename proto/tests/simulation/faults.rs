@@ -51,6 +51,17 @@ pub fn inject(env: &mut Env, nodes: &mut [Node; 2], again: bool) {
             env.net.block(1, 0, until);
             env.arbiter.cut_until[node] = until;
         }
+        Fault::Switchover => {
+            for node in nodes.iter() {
+                node.later(env, 0, NodeEvent::StandStill);
+            }
+        }
+        Fault::Suspension => {
+            for node in nodes.iter() {
+                node.later(env, 0, NodeEvent::Suspend);
+                node.later(env, length, NodeEvent::Resume);
+            }
+        }
         Fault::Cut => {
             for node in nodes.iter() {
                 if let Some(conn) = node.conn
@@ -74,5 +85,6 @@ pub fn end(env: &mut Env, nodes: &mut [Node; 2]) {
     for node in nodes {
         node.start(env);
         node.resume(env);
+        node.later(env, 0, NodeEvent::Resume);
     }
 }

@@ -64,6 +64,7 @@ fn holds_under_faults() {
     println!("{total:?}");
     // A simulator to which nothing happens shows nothing.
     assert!(total.promotions >= SEEDS / 4 && total.boots >= SEEDS && total.fenced >= SEEDS);
+    assert!(total.handed_over >= SEEDS / 4);
     assert!(total.lost_terms >= SEEDS / 8 && total.no_arbiter >= SEEDS / 4 && total.emitted_again >= SEEDS);
 }
 
@@ -123,6 +124,11 @@ fn finds_boot_beside_peer() {
 #[test]
 fn finds_nothing_emitted_again() {
     find(Bug::NothingEmittedAgain, "lost output");
+}
+
+#[test]
+fn finds_open_after_handover() {
+    find(Bug::OpenAfterHandover, "two live");
 }
 
 #[test]

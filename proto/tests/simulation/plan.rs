@@ -1,6 +1,6 @@
 //! What one run is like: every seed has its own mixture of faults, some of them missing.
 
-use lockstep_proto::session::Timing;
+use lockstep_proto::session::{Commit, Timing};
 
 use super::rng::Rng;
 
@@ -22,9 +22,13 @@ pub enum Fault {
     ArbiterDown,
     Isolation,
     Cut,
+    /// No fault: an operator has the backup go on.
+    Switchover,
+    /// No fault: an operator takes the backup away for a while.
+    Suspension,
 }
 
-const FAULTS: [Fault; 9] = [
+const FAULTS: [Fault; 11] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::Pause,
@@ -34,10 +38,13 @@ const FAULTS: [Fault; 9] = [
     Fault::ArbiterDown,
     Fault::Isolation,
     Fault::Cut,
+    Fault::Switchover,
+    Fault::Suspension,
 ];
 
 pub struct Plan {
     pub timing: Timing,
+    pub commit: Commit,
     /// Nanoseconds that a clock gains in a second.
     pub drift: [i64; 2],
     pub clock_start: [u64; 2],
@@ -72,6 +79,7 @@ impl Plan {
                 heartbeat: heartbeat * MILLI,
                 deadline: deadline * MILLI,
             },
+            commit: rng.pick(&[Commit::Received, Commit::Received, Commit::Replayed]),
             drift: [0, 1].map(|_| rng.between((0, 80 * MILLI)) as i64 - 40 * MILLI as i64),
             clock_start: [0, 1].map(|_| rng.below(1_000_000 * SECOND)),
             delay: (MILLI / 10, MILLI / 10 + slow),

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use lockstep_proto::session::{Freeze, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record};
-use lockstep_proto::session::{Timing, Unprotected, Verdict};
+use lockstep_proto::session::{Unprotected, Verdict};
 use lockstep_proto::{Hello, JoinState, MachineConfig, ToBackup, to_backup};
 
 use super::backup::BackupDriver;
@@ -11,8 +11,11 @@ use super::bug::Bug;
 use super::env::{Env, NodeEvent};
 use super::net::{self, Packet};
 use super::node::{NAMES, Node, Role};
-use super::plan::{MICRO, MILLI};
+use super::plan::{MICRO, MILLI, Plan};
 use super::rng::mix;
+
+/// Entries that a backup may have to execute before it is handed the machine.
+const MOST_BACKLOG: u64 = 100;
 
 pub struct PrimaryDriver {
     pub session: Primary,
@@ -25,6 +28,8 @@ pub struct PrimaryDriver {
     join: u32,
     frozen: bool,
     releasing: bool,
+    /// The backup was told to go on.
+    handed_over: bool,
     /// The connection that is being made.
     dialing: Option<usize>,
     /// The limit of old: a planted bug.
@@ -38,7 +43,7 @@ pub fn effect(last: Option<&u64>, input: u64) -> u64 {
 
 impl PrimaryDriver {
     /// A machine with this history, live in the record's term. What was made after `released` may not have left.
-    pub fn new(id: usize, timing: Timing, record: Record, history: Vec<u64>, released: u64, why: Unprotected) -> Self {
+    pub fn new(id: usize, plan: &Plan, record: Record, history: Vec<u64>, released: u64, why: Unprotected) -> Self {
         let hello = Hello {
             node: NAMES[id].into(),
             machine_name: "machine".into(),
@@ -46,7 +51,8 @@ impl PrimaryDriver {
             host_class: "class".into(),
             ..Hello::default()
         };
-        let mut session = Primary::new(hello, record, timing, why);
+        let mut session = Primary::new(hello, record, plan.timing, why);
+        session.set_commit(plan.commit);
         session.note_released(released);
         let mut gate = Gate::default();
         for position in released + 1..=history.len() as u64 {
@@ -60,6 +66,7 @@ impl PrimaryDriver {
             join: 0,
             frozen: false,
             releasing: false,
+            handed_over: false,
             dialing: None,
             limit: None,
         }
@@ -72,6 +79,7 @@ impl PrimaryDriver {
             (Some(Bug::LeaseIgnored), PrimaryState::Naming | PrimaryState::Protected) => {
                 limit.max(self.session.ack().received)
             }
+            (Some(Bug::OpenAfterHandover), _) if self.handed_over => limit.max(self.session.ack().received),
             (Some(Bug::LimitAskedOnce), _) => *self.limit.get_or_insert(limit),
             _ => limit,
         }
@@ -118,6 +126,10 @@ impl Node {
             NodeEvent::Produce => self.produce(env),
             NodeEvent::Release => self.release(env),
             NodeEvent::PagesSent(join) => self.pages_sent(env, join),
+            NodeEvent::StandStill => self.stand_still(env),
+            NodeEvent::HandOver(position) => self.input(env, PrimaryInput::HandOver(position)),
+            NodeEvent::Suspend => self.input(env, PrimaryInput::Suspend),
+            NodeEvent::Resume => self.input(env, PrimaryInput::Resume),
             NodeEvent::StepDown => {
                 self.keep_disk();
                 self.role = Role::Backup(Box::new(BackupDriver::new(self.id)));
@@ -127,11 +139,26 @@ impl Node {
         }
     }
 
+    /// The vCPU stops, and says a little later where.
+    fn stand_still(&mut self, env: &mut Env) {
+        let soon = env.rng.below(5 * MILLI);
+        let (id, life) = (self.id, self.life);
+        let Some(primary) = self.primary() else { return };
+        let position = primary.history.len() as u64;
+        // A backup that lags far behind is not handed anything.
+        let backlog = position - primary.session.ack().verified;
+        if *primary.session.state() == PrimaryState::Protected && !primary.frozen && backlog < MOST_BACKLOG {
+            primary.frozen = true;
+            env.node_in(soon, id, life, NodeEvent::HandOver(position));
+        }
+    }
+
     fn dial(&mut self, env: &mut Env) {
         let (id, life) = (self.id, self.life);
         let has_conn = self.conn.is_some();
         let Some(primary) = self.primary() else { return };
-        let alone = matches!(primary.session.state(), PrimaryState::Alone(_));
+        let suspended = *primary.session.state() == PrimaryState::Alone(Unprotected::Suspended);
+        let alone = matches!(primary.session.state(), PrimaryState::Alone(_)) && !suspended;
         let to = 1 - id;
         if alone && !has_conn && env.net.passes(id, to, env.now) && env.net.passes(to, id, env.now) {
             let conn = env.net.connect();
@@ -275,6 +302,11 @@ impl Node {
         }
         match action {
             PrimaryAction::Send(message) => {
+                if let Some(to_backup::Kind::Handover(_)) = message.kind {
+                    primary.handed_over = true;
+                    env.checker.counts.handed_over += 1;
+                    env.moment();
+                }
                 if let Some(to_backup::Kind::Named(_)) = message.kind {
                     env.checker.counts.protected += 1;
                     env.moment();

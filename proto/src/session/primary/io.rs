@@ -17,6 +17,9 @@ pub enum PrimaryState {
     Naming,
     /// The backup can take over.
     Protected,
+    /// The machine stands still for the backup to go on with it. While that has not executed all of the log, what it
+    /// acknowledges leaves; once it was told to claim the term, nothing does.
+    HandingOver,
     /// The backup is lost; the arbiter is asked for the next term. Nothing leaves.
     Fencing(Unprotected),
     /// The machine stands still.
@@ -36,6 +39,12 @@ pub enum PrimaryInput {
     Reply(HeartbeatReply),
     /// The join's state was handed to the transport: the log goes on from here. Every effect made before it has left.
     StateSent,
+    /// The machine stands still at this position of the log, until [`PrimaryAction::Thaw`]: the backup is to go on with it.
+    HandOver(u64),
+    /// No backup is wanted until [`PrimaryInput::Resume`].
+    Suspend,
+    /// A backup is wanted again.
+    Resume,
     /// The arbiter's answer to [`PrimaryAction::Arbitrate`]: exactly one to each. An answer that comes after
     /// [`Verdict::Unknown`] was given is dropped.
     Arbiter(Verdict),
@@ -67,7 +76,7 @@ pub enum PrimaryAction {
     },
     /// The vCPU must not run any more.
     Freeze(Freeze),
-    /// The vCPU may run again: the term was won after all.
+    /// The vCPU may run again: the term was won after all, or there is nobody to hand over to.
     Thaw,
     /// The backup's report of a divergence, for people.
     Report(String),

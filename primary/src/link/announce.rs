@@ -1,0 +1,49 @@
+//! Telling a network, more than once, that a machine is here now.
+
+use std::time::{Duration, Instant};
+
+use super::live::Loop;
+use crate::host::clock::boottime;
+
+/// When the announcements after the first are made, counted from then: a switch may have missed it, or still be learning.
+const TIMES: [Duration; 5] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
+
+/// Announcements to be made.
+pub(super) struct Announcements {
+    macs: Vec<[u8; 6]>,
+    since: Instant,
+    made: usize,
+}
+
+impl Announcements {
+    /// Of these addresses, the first having been made just now.
+    pub(super) fn new(macs: Vec<[u8; 6]>) -> Self {
+        Self {
+            macs,
+            since: Instant::now(),
+            made: 0,
+        }
+    }
+
+    /// Comes back when one is due; never, when all were made.
+    pub(super) async fn due(&self) {
+        match TIMES.get(self.made) {
+            Some(at) if !self.macs.is_empty() => tokio::time::sleep_until((self.since + *at).into()).await,
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Makes one, if the machine may be heard.
+    pub(super) fn make(&mut self, state: &mut Loop) {
+        self.made += 1;
+        if state.session.release_limit(boottime()) > 0 {
+            state.outputs.announce(&self.macs);
+        }
+    }
+}
