@@ -192,6 +192,11 @@ impl HostDevices {
         Ok(())
     }
 
+    /// The disk images, to read.
+    pub fn images(&mut self) -> &mut [Image] {
+        &mut self.images
+    }
+
     /// The disk images, for a replica; the tap devices stay.
     pub fn take_images(&mut self) -> Vec<Image> {
         std::mem::take(&mut self.images)

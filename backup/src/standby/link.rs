@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
 use lockstep_primary::host::clock::boottime;
+use lockstep_primary::link::have::write_have;
 use lockstep_primary::link::net;
 use lockstep_primary::link::peer::{Heard, Peer};
 use lockstep_primary::link::status::{Role, STATE_MESSAGES, Status, StatusInner, count};
@@ -25,6 +26,8 @@ use super::{Inlet, LOG_QUEUE_KIB, LinkEnds, Order, Released, Replica, Report, en
 
 /// QUIC's own limit on silence; the session's is what counts.
 const IDLE: Duration = Duration::from_secs(10);
+/// Frames of digests that may wait for the network.
+const HAVE_QUEUE: usize = 4;
 
 /// What the backup's end needs.
 pub struct StandbyOptions {
@@ -301,9 +304,11 @@ impl Loop {
     fn connected(&mut self, number: u64, connection: Connection, control: SendStream, messages: RecvStream) -> Peer {
         let (log, queue) = crossbeam_channel::unbounded();
         let room = Arc::new(Semaphore::new(LOG_QUEUE_KIB));
+        let (have, had) = mpsc::channel(HAVE_QUEUE);
         self.inlet = Some(Inlet {
             log: queue,
             room: room.clone(),
+            have: Some(have),
         });
         self.base = None;
         self.batches = 0;
@@ -311,6 +316,7 @@ impl Loop {
         let mut peer = Peer::start(number, connection.clone(), control, messages, move |heard| {
             let _ = events.send(Event::Heard(number, heard));
         });
+        peer.add(write_have(connection.clone(), had));
         peer.add(read_streams(number, connection, log, room, self.events.clone()));
         peer
     }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_logcodec::Record as LogRecord;
 use lockstep_proto::session::Record;
@@ -69,6 +70,8 @@ struct Inlet {
     log: Receiver<Queued>,
     /// Room for pages and log, in KiB; the replica gives it back.
     room: Arc<Semaphore>,
+    /// Takes what this side has already; dropped when all is told.
+    have: Option<mpsc::Sender<Bytes>>,
 }
 
 /// Position up to which effects left the primary.

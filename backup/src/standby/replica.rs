@@ -6,10 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
 use lockstep_logcodec::{StreamChecker, record::unpack_pages};
 use lockstep_primary::host::chunks::CHUNK;
 use lockstep_primary::host::disk::Disks;
 use lockstep_primary::host::image::{Image, SECTOR};
+use lockstep_primary::link::have::Packer;
 use lockstep_primary::session::HostDevices;
 use lockstep_primary::start::DiskOption;
 use lockstep_proto::session::Record;
@@ -18,6 +20,8 @@ use lockstep_vmm::devices::{DiskOp, Effect};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::memory::Memory;
 use lockstep_vmm::snapshot;
+
+use tokio::sync::mpsc;
 
 use super::kept::Kept;
 use super::source::{Ended, LiveSource};
@@ -56,6 +60,8 @@ pub struct Promoted {
 pub struct Replica {
     ends: ReplicaEnds,
     options: ReplicaOptions,
+    /// Memory of the last machine that was thrown away: the next join sends only what differs.
+    retained: Option<Memory>,
 }
 
 /// A machine on its way here.
@@ -72,7 +78,11 @@ struct Arriving {
 
 impl Replica {
     pub(super) fn new(ends: ReplicaEnds, options: ReplicaOptions) -> Self {
-        Self { ends, options }
+        Self {
+            ends,
+            options,
+            retained: None,
+        }
     }
 
     /// Stands by until a machine goes live or the process is to end. `devices` has the disks' images between two machines.
@@ -83,7 +93,10 @@ impl Replica {
                 return Ok(Outcome::Quit);
             };
             let result = match order {
-                Order::Prepare(hello, inlet) => prepare(&hello, inlet, devices).map(|new| arriving = Some(new)),
+                Order::Prepare(hello, inlet) => {
+                    let retained = self.retained.take();
+                    prepare(&hello, inlet, devices, retained).map(|new| arriving = Some(new))
+                }
                 Order::Pages(chunk, weight) => with(&mut arriving, |arriving| take_pages(arriving, &chunk, weight)),
                 Order::Chunk(chunk, weight) => with(&mut arriving, |arriving| take_chunk(arriving, &chunk, weight)),
                 Order::Build(state) => with(&mut arriving, |arriving| {
@@ -108,8 +121,9 @@ impl Replica {
     }
 
     /// Throws away what has come of a machine; its disks stay marked as no machine's.
-    fn discard(&self, arriving: &mut Option<Arriving>, devices: &mut HostDevices) -> Result<()> {
-        if arriving.take().is_some() {
+    fn discard(&mut self, arriving: &mut Option<Arriving>, devices: &mut HostDevices) -> Result<()> {
+        if let Some(arriving) = arriving.take() {
+            self.retained = Some(arriving.memory);
             devices.put_images(&self.options.disks)?;
         }
         Ok(())
@@ -138,6 +152,7 @@ impl Replica {
         let guest_ended = replayer.guest_ended();
         drop(replayer);
         devices.put_images(&self.options.disks)?;
+        self.retained = Some(machine.memory().share());
         match (result, ended) {
             (Ok(()), Some(Ended::Promoted(_))) if guest_ended => {
                 tracing::info!("the guest had ended before its primary was lost: there is nothing to go on with");
@@ -231,13 +246,21 @@ fn with(arriving: &mut Option<Arriving>, then: impl FnOnce(&mut Arriving) -> Res
     arriving.as_mut().map_or(Ok(()), then)
 }
 
-fn prepare(hello: &Hello, inlet: Inlet, devices: &mut HostDevices) -> Result<Arriving> {
+fn prepare(hello: &Hello, mut inlet: Inlet, devices: &mut HostDevices, retained: Option<Memory>) -> Result<Arriving> {
     let config = hello.machine.clone().context("the hello has no machine")?;
     devices.check(&config)?;
     // From here on the images are neither what they were nor what they will be.
     devices.mark_replica(&hello.node)?;
+    let retained = retained.filter(|memory| memory.bytes() == config.memory_bytes);
+    if let Some(have) = inlet.have.take() {
+        tell_have(&have, retained.as_ref(), devices.images())?;
+    }
+    let memory = match retained {
+        Some(memory) => memory,
+        None => Memory::new(config.memory_bytes)?,
+    };
     Ok(Arriving {
-        memory: Memory::new(config.memory_bytes)?,
+        memory,
         config,
         inlet,
         images: devices.take_images(),
@@ -245,6 +268,29 @@ fn prepare(hello: &Hello, inlet: Inlet, devices: &mut HostDevices) -> Result<Arr
         chunks: 0,
         state: None,
     })
+}
+
+/// Tells the primary what is here already.
+fn tell_have(have: &mpsc::Sender<Bytes>, memory: Option<&Memory>, images: &mut [Image]) -> Result<()> {
+    // A connection that is gone is told of by an order.
+    let mut send = |frame| drop(have.blocking_send(frame));
+    if let Some(memory) = memory {
+        Packer::memory(memory, &mut send);
+    }
+    for (disk, image) in images.iter_mut().enumerate() {
+        let mut packer = Packer::default();
+        let bytes = image.bytes()?;
+        for chunk in 0..bytes.div_ceil(CHUNK) {
+            let op = DiskOp::Read {
+                sector: chunk * CHUNK / SECTOR,
+                bytes: (bytes - chunk * CHUNK).min(CHUNK) as u32,
+            };
+            let data = image.execute(&op).context("the disk's image cannot be read")?;
+            packer.push(&data.unwrap_or_default(), Some(disk as u32), &mut send);
+        }
+        packer.flush(Some(disk as u32), &mut send);
+    }
+    Ok(())
 }
 
 fn take_pages(arriving: &mut Arriving, chunk: &PageChunk, weight: u32) -> Result<()> {

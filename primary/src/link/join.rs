@@ -18,6 +18,7 @@ use lockstep_vmm::machine::Transfer;
 use lockstep_vmm::memory::{DirtyWatch, Memory, PAGE_SIZE};
 use tokio::sync::mpsc;
 
+use super::have::Had;
 use super::port::{JoinChannels, LogItem};
 use super::wire::{self, BULK_CHUNK, BULK_PAGES};
 use crate::host::chunks::{CHUNK, ChunkWatch, read_chunk};
@@ -75,14 +76,18 @@ impl Joining {
         let (state, last) = bounded(1);
         let copier = Copier {
             sources: sources.clone(),
+            had: Had::default(),
             bulk: channels.bulk,
             pages: 0,
             chunks: 0,
+            same_pages: 0,
+            same_chunks: 0,
         };
+        let had = channels.had;
         let (flag, tell) = (ready.clone(), channels.state);
         std::thread::Builder::new().name("join".into()).spawn(move || {
             // An error means that the backup is gone, which the link has seen by itself.
-            if let Err(Stopped(why)) = copier.run(&flag, &bell, &last, tell) {
+            if let Err(Stopped(why)) = copier.run(&had, &flag, &bell, &last, tell) {
                 tracing::debug!(why, "join ended early");
             }
         })?;
@@ -117,24 +122,32 @@ impl From<Violation> for Stopped {
 struct Copier {
     sources: Arc<JoinSources>,
     bulk: mpsc::Sender<Bytes>,
+    /// What the backup has.
+    had: Had,
     /// Sent so far.
     pages: u64,
     chunks: u64,
+    /// Not sent, as the backup had them.
+    same_pages: u64,
+    same_chunks: u64,
 }
 
 impl Copier {
     fn run(
         mut self,
+        had: &Receiver<Had>,
         ready: &AtomicBool,
         bell: &Bell,
         last: &Receiver<Final>,
         tell: Box<dyn FnOnce(JoinState) + Send>,
     ) -> Result<(), Stopped> {
+        self.had = had.recv().map_err(|_| Stopped("the backup is gone"))?;
         // Disks first: they change less meanwhile.
         let all = self.sources.chunks.all();
         self.copy_chunks(&all)?;
         let all: Vec<u64> = (0..self.sources.memory.page_count()).collect();
-        self.copy_pages(&all, true)?;
+        let skip_zero = self.had.has_blank_memory();
+        self.copy_pages(&all, skip_zero)?;
         for _ in 0..MAX_ROUNDS {
             let (dirty, written) = (self.sources.watch.take(), self.sources.chunks.take());
             self.copy_chunks(&written)?;
@@ -163,6 +176,13 @@ impl Copier {
         for (disk, chunk, data) in chunks {
             self.send_chunk(disk, chunk, &data)?;
         }
+        tracing::info!(
+            pages = self.pages,
+            same_pages = self.same_pages,
+            chunks = self.chunks,
+            same_chunks = self.same_chunks,
+            "sent what the backup did not have"
+        );
         tell(JoinState {
             machine: Some(transfer.header),
             memory_digest: transfer.memory_digest.to_vec().into(),
@@ -182,7 +202,11 @@ impl Copier {
         for (number, index) in indices.iter().enumerate() {
             let frame = self.sources.memory.frame(*index);
             self.sources.memory.read_page(frame, &mut page);
-            if !skip_zero || page.iter().any(|&byte| byte != 0) {
+            let is_there = self.had.has_page(*index, &page) || (skip_zero && page.iter().all(|&byte| byte == 0));
+            if is_there {
+                self.same_pages += 1;
+            } else {
+                self.had.send_page(*index);
                 frames.push(frame);
                 pages.extend_from_slice(&page);
             }
@@ -201,7 +225,12 @@ impl Copier {
         for &(disk, chunk) in chunks {
             let image = &self.sources.images[disk as usize];
             let data = read_chunk(image, chunk).map_err(|_| Stopped("a disk image cannot be read"))?;
-            self.send_chunk(disk, chunk, &data)?;
+            if self.had.has_chunk(disk, chunk, &data) {
+                self.same_chunks += 1;
+            } else {
+                self.had.send_chunk(disk, chunk);
+                self.send_chunk(disk, chunk, &data)?;
+            }
         }
         Ok(())
     }

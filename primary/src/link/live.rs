@@ -13,17 +13,20 @@ use lockstep_proto::session::{
 };
 use lockstep_proto::{HeartbeatReply, Hello, JoinState, ToBackup, ToPrimary, to_backup};
 use lockstep_vmm::devices::Effect;
+use lockstep_vmm::memory::PAGE_SIZE;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
 use super::announce::Announcements;
 use super::control::Control;
+use super::have::{Had, read_have};
 use super::net;
 use super::peer::{Heard, Peer};
 use super::port::{Command, JoinChannels, LinkState, PortEnds, log_channel};
 use super::status::{Role, STATE_MESSAGES, Status, StatusInner, count, describe};
 use super::streams::{write_bulk, write_log};
 use super::watch::{self, ArbiterPort, Uplink, Watch};
+use crate::host::chunks::CHUNK;
 use crate::host::clock::boottime;
 use crate::host::inbox::Bell;
 use crate::host::outputs::Outputs;
@@ -140,6 +143,9 @@ pub(super) enum Event {
 
 pub(super) struct Loop {
     pub(super) session: Primary,
+    /// How many pages the machine's memory has, and chunks each disk.
+    pages: u64,
+    chunks: Vec<u64>,
     gate: Gate<Vec<Effect>>,
     pub(super) outputs: Outputs,
     commands: crossbeam_channel::Sender<Command>,
@@ -167,12 +173,15 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     // A silent connection is the session's business; QUIC's own limit only cleans up.
     let idle = Duration::from_nanos(options.timing.deadline) * 4;
     let client = net::client_config(options.tls, idle)?;
+    let machine = options.hello.machine.clone().unwrap_or_default();
     let mut session = Primary::new(options.hello, options.record, options.timing, options.why);
     session.set_commit(options.commit);
     let mut requests = options.control.connect();
     let mut announcements = Announcements::new(options.announce);
     let mut state = Loop {
         session,
+        pages: machine.memory_bytes / PAGE_SIZE as u64,
+        chunks: machine.disks.iter().map(|disk| disk.bytes.div_ceil(CHUNK)).collect(),
         gate: Gate::default(),
         outputs: options.outputs,
         commands: ends.commands,
@@ -245,6 +254,15 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     }
     state.finish(&endpoint).await;
     Ok(())
+}
+
+/// Tells a join what the backup has. A stream that is not as it should be ends the connection, and so the join.
+async fn hear_of_had(connection: Connection, pages: u64, chunks: Vec<u64>, tell: crossbeam_channel::Sender<Had>) {
+    match read_have(&connection, pages, &chunks).await {
+        // A join that is over wants nothing.
+        Ok(had) => drop(tell.send(had)),
+        Err(error) => net::close(&connection, &format!("what the backup has: {error:#}")),
+    }
 }
 
 impl Loop {
@@ -431,8 +449,15 @@ impl Loop {
         let Some(peer) = &mut self.peer else { return };
         let (bulk, chunks) = mpsc::channel(BULK_QUEUE);
         let (log, items) = log_channel();
+        let (tell_had, had) = crossbeam_channel::bounded(1);
         let (number, events) = (peer.number, self.events.clone());
         peer.add(write_bulk(peer.connection.clone(), chunks));
+        peer.add(hear_of_had(
+            peer.connection.clone(),
+            self.pages,
+            self.chunks.clone(),
+            tell_had,
+        ));
         let (logged, status) = (self.events.clone(), self.status.clone());
         let tell = move |position| {
             let _ = logged.send(Event::Logged(position));
@@ -442,7 +467,7 @@ impl Loop {
         let state = Box::new(move |state| {
             let _ = events.send(Event::State(number, Box::new(state)));
         });
-        self.command(Command::BeginJoin(JoinChannels { bulk, log, state }));
+        self.command(Command::BeginJoin(JoinChannels { had, bulk, log, state }));
     }
 
     fn tell(&mut self) {

@@ -2,7 +2,7 @@
 //!
 //! - [`wire`], [`net`], [`peer`]: messages on streams, the endpoints, a connection.
 //! - [`port`]: what the vCPU thread sees of it.
-//! - [`join`]: how a new backup gets the machine while it runs.
+//! - [`join`], [`have`]: how a new backup gets the machine while it runs, and what of it it has already.
 //! - [`control`], [`status`], [`watch`]: operators, what they are told, and what is looked at for them.
 //! - [`live`]: the primary's end. The backup's is in the backup crate.
 //!
@@ -11,6 +11,7 @@
 
 mod announce;
 pub mod control;
+pub mod have;
 pub mod join;
 pub mod live;
 pub mod net;

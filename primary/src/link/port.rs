@@ -9,6 +9,7 @@ use lockstep_proto::{Batch, JoinState};
 use lockstep_vmm::devices::Effect;
 use tokio::sync::mpsc;
 
+use super::have::Had;
 use super::join::{Final, JoinSources, Joining};
 use crate::host::inbox::Bell;
 
@@ -35,6 +36,8 @@ pub enum Command {
 
 /// Where a join's parts go.
 pub struct JoinChannels {
+    /// What the backup has already.
+    pub had: Receiver<Had>,
     /// Frames of the bulk stream.
     pub bulk: mpsc::Sender<bytes::Bytes>,
     /// The log.

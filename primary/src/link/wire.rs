@@ -14,10 +14,15 @@ pub const BULK_STREAM: u8 = 1;
 /// The same: the log from the join's state on.
 pub const LOG_STREAM: u8 = 2;
 
+/// First byte of the backup's stream: what it has already.
+pub const HAVE_STREAM: u8 = 3;
+
 /// Frames of the bulk stream: a PageChunk.
 pub const BULK_PAGES: u8 = 1;
 /// The same: a DiskChunk.
 pub const BULK_CHUNK: u8 = 2;
+/// Frames of the backup's stream: a Have.
+pub const HAVE: u8 = 3;
 
 /// A frame that cannot be taken.
 #[derive(Debug, Error, PartialEq, Eq)]
