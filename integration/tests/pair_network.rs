@@ -58,7 +58,7 @@ fn one_packet_in_twenty_is_lost() -> Result<()> {
 
 /// Runs a pair over a proxy. Returns how many packets were overtaken and how many came twice.
 fn with_weather(name: &str, weather: Weather) -> Result<(u64, u64)> {
-    let mut scene = Setup::new(name).disk().build()?;
+    let mut scene = Setup::new(name).build()?;
     let namespace = &scene.pair.network.hosts[0].namespace;
     let proxy = Proxy::start(namespace, scene.pair.address(1), weather, Random::seeded())?;
     scene.pair.route(0, proxy.address());

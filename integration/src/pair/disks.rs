@@ -4,12 +4,11 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{Advice, fadvise};
 
-use super::Node;
+use super::{LIMIT, Node};
 use crate::disk::{check_ext4, read_file};
 
 /// A program in the guest that appends numbered records to a file and syncs each before it says so on the console.
@@ -17,28 +16,40 @@ pub struct Journal;
 
 impl Journal {
     /// Starts it.
-    pub fn start(node: &mut Node, limit: Duration) -> Result<()> {
+    pub fn start(node: &mut Node) -> Result<()> {
         node.run.type_text("appendlog /data/journal 0 20 &\n")?;
-        node.run.wait_for("ACK 2", limit)
+        node.run.wait_for("ACK 2", LIMIT)
     }
 
-    /// Numbers that a console says were synced; each is one more than the one before it.
-    pub fn acknowledged(console: &str) -> Result<Vec<u64>> {
-        // A line that is not whole may have half a number.
+    /// Ends it, and has the guest write everything that it has not written yet.
+    pub fn stop(node: &mut Node) -> Result<()> {
+        node.run.type_text("kill %1; wait; sync && echo SYNC''ED\n")?;
+        node.run.wait_for("SYNCED", LIMIT)
+    }
+
+    /// The last number that a console says was synced, if any; each is one more than the one before it.
+    pub fn last_acknowledged(console: &str) -> Result<Option<u64>> {
+        // What is typed comes between; and a line that is not whole may have half a number.
         let whole = console.rsplit_once('\n').map_or("", |(whole, _)| whole);
-        let numbers: Vec<u64> = whole
-            .lines()
-            .filter_map(|line| line.strip_prefix("ACK ")?.trim().parse().ok())
-            .collect();
-        for (one, next) in numbers.iter().zip(numbers.iter().skip(1)) {
-            ensure!(one + 1 == *next, "record {next} is acknowledged after record {one}");
+        let mut last = None;
+        for line in whole.lines() {
+            let number = line
+                .rsplit_once("ACK ")
+                .and_then(|(_, number)| number.trim().parse().ok());
+            if let (Some(last), Some(number)) = (last, number) {
+                ensure!(
+                    last + 1 == number,
+                    "record {number} is acknowledged after record {last}"
+                );
+            }
+            last = number.or(last);
         }
-        Ok(numbers)
+        Ok(last)
     }
 
     /// Checks that an image has all records up to the last of those acknowledged, in order, and a sound file system.
     /// The image stays as it is. Returns how many it has.
-    pub fn check(image: &Path, consoles: &[String]) -> Result<u64> {
+    pub fn check<'a>(image: &Path, consoles: impl IntoIterator<Item = &'a String>) -> Result<u64> {
         let copy = image.with_extension("checked");
         fs::copy(image, &copy)?;
         check_ext4(&copy)?;
@@ -50,8 +61,11 @@ impl Journal {
             count += 1;
         }
         for console in consoles {
-            let last = Self::acknowledged(console)?.last().copied().unwrap_or(0);
-            ensure!(last < count, "record {last} was acknowledged, and the disk has {count}");
+            let last = Self::last_acknowledged(console)?;
+            ensure!(
+                last < Some(count),
+                "record {last:?} was acknowledged, and the disk has {count}"
+            );
         }
         Ok(count)
     }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
-use super::{Counter, Node, Scene, check_equal};
+use super::{Counter, Journal, Node, Scene, check_equal};
 use crate::load::redis_cli;
 
 /// What happens in seconds on an idle machine has happened after this on a busy one.
@@ -68,15 +68,15 @@ impl Protected {
     }
 
     /// The same without a look before.
-    pub fn kill_primary_now(self) -> Result<Alone> {
-        self.primary.run.kill()?;
+    pub fn kill_primary_now(mut self) -> Result<Alone> {
+        self.scene.kill(self.primary)?;
         Alone::new(self.scene, self.backup, self.counter)
     }
 
     /// Kills the backup; the primary goes on alone.
-    pub fn kill_backup(self) -> Result<Alone> {
+    pub fn kill_backup(mut self) -> Result<Alone> {
         self.check_one_live()?;
-        self.backup.run.kill()?;
+        self.scene.kill(self.backup)?;
         Alone::new(self.scene, self.primary, self.counter)
     }
 
@@ -86,21 +86,23 @@ impl Protected {
         settle(&self.scene, self.counter)
     }
 
-    /// The same, and then both hosts' disks are equal, byte for byte.
+    /// The same, and then both hosts' disks are equal, byte for byte, with all that the guest's journal acknowledged.
     pub fn settle_with_disks(mut self) -> Result<()> {
         self.check_one_live()?;
         settle(&self.scene, self.counter)?;
         // From here on nothing is written.
-        self.primary.run.type_text("sync && echo SYNC''ED\n")?;
-        self.primary.run.wait_for("SYNCED", LIMIT)?;
-        self.primary.run.kill()?;
+        Journal::stop(&mut self.primary)?;
+        self.scene.kill(self.primary)?;
         // Going live ends with the last of the log, and what it wrote is on the disk.
         self.backup.wait_for_state("not-protected", LIMIT)?;
-        self.backup.run.kill()?;
-        match &self.scene.disks {
-            Some([first, second]) => check_equal(first, second),
-            None => Ok(()),
-        }
+        self.scene.kill(self.backup)?;
+        let Some([first, second]) = &self.scene.disks else {
+            bail!("the machine has no disk");
+        };
+        check_equal(first, second)?;
+        let records = Journal::check(first, &self.scene.consoles)?;
+        println!("{records} records, and both disks have them");
+        Ok(())
     }
 }
 

@@ -81,6 +81,7 @@ impl Setup {
             kind: self.kind,
             machine,
             disks,
+            consoles: Vec::new(),
             arguments: self.arguments,
         })
     }
@@ -97,6 +98,8 @@ pub struct Scene {
     pub pair: Pair,
     /// Each host's disk, if the machine has one.
     pub disks: Option<[PathBuf; 2]>,
+    /// What the guest printed on those that were killed.
+    pub consoles: Vec<String>,
     kind: Kind,
     machine: Booted,
     arguments: [Vec<String>; 2],
@@ -105,9 +108,14 @@ pub struct Scene {
 impl Scene {
     /// Starts the machine on `host`, from the snapshot.
     pub fn start_primary(&self, host: usize) -> Result<Node> {
-        let snapshot = self.machine.snapshot();
+        let snapshot = self.snapshot();
         self.pair
             .start_primary(host, |run| self.with_arguments(host, run).restore(&snapshot))
+    }
+
+    /// The machine as it was when it was booted.
+    pub fn snapshot(&self) -> PathBuf {
+        self.machine.snapshot()
     }
 
     /// Boots the machine on `host` from the kernel and its disk as it is.
@@ -120,6 +128,12 @@ impl Scene {
     /// Starts a standby on `host`.
     pub fn start_backup(&self, host: usize) -> Result<Node> {
         self.pair.start_backup(host, |run| self.with_arguments(host, run))
+    }
+
+    /// Kills a program as a power failure would; what the guest printed there is kept.
+    pub fn kill(&mut self, node: Node) -> Result<()> {
+        self.consoles.push(node.run.kill()?.console);
+        Ok(())
     }
 
     fn with_arguments(&self, host: usize, run: Run) -> Run {
