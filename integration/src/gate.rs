@@ -43,6 +43,19 @@ pub fn require_program(program: &str, package: &str) -> bool {
     met(program_in_path(program, package))
 }
 
+/// Whether files can be mounted by a loop device.
+///
+/// # Panics
+/// As [`require_kvm`].
+pub fn require_loop_device() -> bool {
+    let found = Path::new("/dev/loop-control").exists();
+    met(if found {
+        Ok(())
+    } else {
+        Err("there are no loop devices (/dev/loop-control)".into())
+    })
+}
+
 fn met(need: Result<(), String>) -> bool {
     let Err(reason) = need else { return true };
     let required = std::env::var_os("LOCKSTEP_REQUIRE_KVM").is_some_and(|value| value == "1");

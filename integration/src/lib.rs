@@ -9,6 +9,7 @@ pub mod net;
 pub mod pair;
 pub mod paths;
 pub mod process;
+pub mod random;
 pub mod run;
 pub mod signals;
 pub mod snapshot;

@@ -15,7 +15,7 @@ use crate::paths::{Guest, program, target_dir};
 use crate::run::Run;
 
 /// Interpreted kernels boot slowly, and tests share two cores.
-const BOOT_LIMIT: Duration = Duration::from_secs(240);
+pub const BOOT_LIMIT: Duration = Duration::from_secs(240);
 const DISK_MIB: u64 = 32;
 
 /// Which machine.
@@ -84,26 +84,37 @@ impl Booted {
     }
 }
 
+impl Kind {
+    /// Boots this machine; the run has what it wants of network and disk.
+    pub fn boot(self, guest: &Guest, run: Run) -> Run {
+        let words = format!("lockstep.run=redis lockstep.ip={GUEST}");
+        match self {
+            Self::Shell => run.boot(guest, &guest.general, 64, "lockstep.run=shell"),
+            Self::Redis => run.boot(guest, &guest.redis, 128, &words),
+            Self::Memory => run.boot(guest, &guest.redis, 64, &words),
+        }
+    }
+}
+
 fn boot(kind: Kind, guest: &Guest, directory: &Path) -> Result<()> {
     let snapshot = directory.join("machine.snapshot");
-    let words = format!("lockstep.run=redis lockstep.ip={GUEST}");
-    let (namespace, run);
-    match kind {
-        Kind::Shell => run = Run::bare()?.boot(guest, &guest.general, 64, "lockstep.run=shell"),
+    // Ends after the machine.
+    let namespace;
+    let run = match kind {
+        Kind::Shell => Run::bare()?,
         Kind::Redis => {
             let disk = directory.join("disk.img");
             make_ext4(&disk, DISK_MIB)?;
             namespace = Namespace::create()?;
-            run = Run::inside(&namespace)?
-                .disk(&disk)
-                .boot(guest, &guest.redis, 128, &words);
+            Run::inside(&namespace)?.disk(&disk)
         }
         Kind::Memory => {
             namespace = Namespace::create()?;
-            run = Run::inside(&namespace)?.boot(guest, &guest.redis, 64, &words);
+            Run::inside(&namespace)?
         }
-    }
-    let outcome = run
+    };
+    let outcome = kind
+        .boot(guest, run)
         .args(["--until", "LOCKSTEP-READY", "--save"])
         .args([&snapshot])
         .complete(BOOT_LIMIT)?;

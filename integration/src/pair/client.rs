@@ -34,6 +34,8 @@ pub struct Tally {
 /// A client in a thread.
 pub struct Counter {
     stop: Arc<AtomicBool>,
+    /// It is to say nothing for now.
+    silent: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
     /// Longest silence since [`Counter::take_silence`], in microseconds.
     silence: Arc<AtomicU64>,
@@ -45,14 +47,16 @@ impl Counter {
     pub fn start(namespace: &Namespace, key: &str) -> Result<Self> {
         let place = namespace.name().to_owned();
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let silence = Arc::new(AtomicU64::new(0));
+        let (silence, silent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (told, count, quiet, key) = (stop.clone(), answers.clone(), silence.clone(), key.to_owned());
+        let hush = silent.clone();
         let thread = std::thread::Builder::new().name("counter".into()).spawn(move || {
             enter(&place)?;
-            count_up(&key, &told, &count, &quiet)
+            count_up(&key, &told, &hush, &count, &quiet)
         })?;
         Ok(Self {
             stop,
+            silent,
             answers,
             silence,
             thread,
@@ -92,6 +96,11 @@ impl Counter {
         Ok(())
     }
 
+    /// Says nothing until it is told to go on; its connection stays.
+    pub fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
+    }
+
     /// Ends the count.
     pub fn finish(self) -> Result<Tally> {
         self.stop.store(true, Ordering::Relaxed);
@@ -102,7 +111,13 @@ impl Counter {
     }
 }
 
-fn count_up(key: &str, stop: &AtomicBool, answers: &AtomicU64, quiet: &AtomicU64) -> Result<Tally> {
+fn count_up(
+    key: &str,
+    stop: &AtomicBool,
+    silent: &AtomicBool,
+    answers: &AtomicU64,
+    quiet: &AtomicU64,
+) -> Result<Tally> {
     let address: SocketAddr = format!("{GUEST_IP}:{PORT}").parse()?;
     let stream = TcpStream::connect_timeout(&address, LONGEST).context("cannot connect to the guest's Redis")?;
     stream.set_nodelay(true)?;
@@ -113,6 +128,10 @@ fn count_up(key: &str, stop: &AtomicBool, answers: &AtomicU64, quiet: &AtomicU64
     let mut line = String::new();
     let request = format!("INCR {key}\r\n");
     while !stop.load(Ordering::Relaxed) {
+        if silent.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+            continue;
+        }
         let begin = Instant::now();
         line.clear();
         let result = requests

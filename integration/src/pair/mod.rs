@@ -1,9 +1,17 @@
 //! A pair on one machine: two hosts, a witness and a client in network namespaces of their own, joined by a bridge.
 
 mod client;
+mod disks;
 mod network;
 mod node;
+mod protected;
+mod proxy;
+mod scene;
 
 pub use client::{Counter, Tally};
-pub use network::{Host, Network};
+pub use disks::{FailingDisk, Journal, check_equal};
+pub use network::{Host, Network, Place};
 pub use node::{Arbiter, Node, Pair};
+pub use protected::{Alone, LIMIT, Protected, SOME};
+pub use proxy::{Proxy, Weather};
+pub use scene::{Scene, Setup};

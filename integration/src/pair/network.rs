@@ -2,9 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::net::{Namespace, TAP};
+use crate::process::{check, feed};
 
 /// Bits of the network that all of them are in.
 const PREFIX: u8 = 24;
@@ -21,6 +22,15 @@ pub struct Network {
     /// Where a witness runs, at [`WITNESS`].
     pub witness: Namespace,
     _switch: Namespace,
+}
+
+/// A machine in the network that others may stop hearing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// One of the two hosts.
+    Host(usize),
+    /// Where the witness runs.
+    Witness,
 }
 
 /// A host of the pair.
@@ -67,6 +77,82 @@ impl Network {
     pub fn set_cable(&self, host: usize, plugged: bool) -> Result<()> {
         let state = if plugged { "up" } else { "down" };
         self.hosts[host].namespace.ip(&["link", "set", "uplink", state])
+    }
+
+    /// From now on these, and only these, do not hear each other. The guest and its clients are not cut off.
+    pub fn part(&self, cuts: &[(Place, Place)]) -> Result<()> {
+        for place in [Place::Host(0), Place::Host(1), Place::Witness] {
+            let others = cuts.iter().filter_map(|&(one, other)| match place {
+                _ if place == one => Some(other),
+                _ if place == other => Some(one),
+                _ => None,
+            });
+            let rules: Vec<String> = others
+                .map(|other| format!("ip saddr {} drop", self.address(other)))
+                .collect();
+            self.rule(place, "cuts", &rules)?;
+        }
+        Ok(())
+    }
+
+    /// From now on so many of a hundred packets between the hosts are lost, in each direction.
+    pub fn lose(&self, percent: u8) -> Result<()> {
+        for host in 0..self.hosts.len() {
+            // What leaves in one piece for several packets would be lost as one.
+            let uplink = &self.hosts[host].namespace;
+            uplink.ip(&["link", "set", "uplink", "gso_max_segs", "1"])?;
+            let rule = format!("meta l4proto udp numgen random mod 100 < {percent} counter drop");
+            self.rule(Place::Host(host), "loss", &[rule])?;
+        }
+        Ok(())
+    }
+
+    /// Packets between the hosts that were lost since [`Network::lose`].
+    pub fn lost(&self) -> Result<u64> {
+        let mut sum = 0;
+        for host in &self.hosts {
+            let table = check(host.namespace.command("nft").args(["list", "table", "inet", "loss"]))?;
+            let counter = table.split("counter packets ").nth(1).unwrap_or_default();
+            let packets = counter.split(' ').next().unwrap_or_default();
+            sum += packets
+                .parse::<u64>()
+                .with_context(|| format!("no counter in {table}"))?;
+        }
+        Ok(sum)
+    }
+
+    /// Frames that a host's program has sent for the guest so far.
+    pub fn frames(&self, host: usize) -> Result<u64> {
+        let namespace = &self.hosts[host].namespace;
+        let text = check(
+            namespace
+                .command("cat")
+                .arg(format!("/sys/class/net/{TAP}/statistics/rx_packets")),
+        )?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("{text:?} is no number of frames"))
+    }
+
+    /// Replaces the rules for what comes in at a place.
+    fn rule(&self, place: Place, table: &str, rules: &[String]) -> Result<()> {
+        let namespace = match place {
+            Place::Host(host) => &self.hosts[host].namespace,
+            Place::Witness => &self.witness,
+        };
+        let rules = rules.join("\n");
+        let script = format!(
+            "table inet {table}\ndelete table inet {table}\n\
+             table inet {table} {{\nchain input {{\ntype filter hook input priority 0\n{rules}\n}}\n}}\n"
+        );
+        feed(namespace.command("nft").args(["-f", "-"]), &script)
+    }
+
+    fn address(&self, place: Place) -> String {
+        match place {
+            Place::Host(host) => self.hosts[host].ip.into(),
+            Place::Witness => WITNESS.to_string(),
+        }
     }
 }
 

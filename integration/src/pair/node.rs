@@ -1,5 +1,6 @@
 //! The two programs of a pair, on the hosts of a [`Network`].
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -28,6 +29,12 @@ pub struct Pair {
     dir: PathBuf,
     arbiter: String,
     timing: [String; 4],
+    /// Where each host's standby listens.
+    addresses: [SocketAddr; 2],
+    /// Where each host believes the other one to listen.
+    peers: [SocketAddr; 2],
+    /// A script for each host's shell, run in a mount namespace of its own before each program there.
+    prepare: [Option<String>; 2],
 }
 
 /// Who decides which host is live.
@@ -66,6 +73,11 @@ impl Pair {
                 (format!("etcd:{}", etcd.url()), Some(etcd))
             }
         };
+        let mut addresses = Vec::new();
+        for host in &network.hosts {
+            addresses.push(SocketAddr::new(host.ip.parse()?, PORT));
+        }
+        let addresses = [addresses[0], addresses[1]];
         Ok(Self {
             network,
             dir: dir.to_owned(),
@@ -77,7 +89,25 @@ impl Pair {
                 "--deadline-ms".into(),
                 deadline.as_millis().to_string(),
             ],
+            addresses,
+            peers: [addresses[1], addresses[0]],
+            prepare: [None, None],
         })
+    }
+
+    /// Where the standby on `host` listens.
+    pub fn address(&self, host: usize) -> SocketAddr {
+        self.addresses[host]
+    }
+
+    /// From now on, programs on `host` believe that the other one listens there.
+    pub fn route(&mut self, host: usize, peer: SocketAddr) {
+        self.peers[host] = peer;
+    }
+
+    /// From now on, this shell script runs before each program on `host`, in a mount namespace that ends with it.
+    pub fn prepare(&mut self, host: usize, script: String) {
+        self.prepare[host] = Some(script);
     }
 
     /// Where its files are.
@@ -89,7 +119,7 @@ impl Pair {
     fn arguments(&self, run: Run, host: usize) -> Run {
         let (me, other) = (&self.network.hosts[host], &self.network.hosts[1 - host]);
         run.args(["--name", "pair", "--node", me.name, "--peer-name", other.name])
-            .args(["--peer", &format!("{}:{PORT}", other.ip)])
+            .args(["--peer", &self.peers[host].to_string()])
             .args(["--pki".into(), self.dir.join("pki").into_os_string()])
             .args(["--arbiter", &self.arbiter])
             .args(["--net", &format!("tap={TAP}")])
@@ -98,21 +128,32 @@ impl Pair {
 
     /// Starts a machine on `host`; `with` says which.
     pub fn start_primary(&self, host: usize, with: impl FnOnce(Run) -> Run) -> Result<Node> {
-        let namespace = &self.network.hosts[host].namespace;
-        let run = Run::with(namespace.command(program("lockstep-primary")?));
-        let run = with(self.arguments(run, host)).start()?;
+        let run = self.arguments(self.run(host, "lockstep-primary")?, host);
+        let run = with(run).start()?;
         Ok(Node { run, host })
     }
 
     /// Starts a standby on `host`.
     pub fn start_backup(&self, host: usize, with: impl FnOnce(Run) -> Run) -> Result<Node> {
-        let me = &self.network.hosts[host];
-        let run = Run::with(me.namespace.command(program("lockstep-backup")?));
         let run = self
-            .arguments(run, host)
-            .args(["--listen", &format!("{}:{PORT}", me.ip)]);
+            .arguments(self.run(host, "lockstep-backup")?, host)
+            .args(["--listen", &self.addresses[host].to_string()]);
         let run = with(run).start()?;
         Ok(Node { run, host })
+    }
+
+    /// One of the two programs, on `host`.
+    fn run(&self, host: usize, name: &str) -> Result<Run> {
+        let (namespace, program) = (&self.network.hosts[host].namespace, program(name)?);
+        let Some(script) = &self.prepare[host] else {
+            return Ok(Run::with(namespace.command(program)));
+        };
+        // `ip netns exec` has made a mount namespace.
+        let mut command = namespace.command("sh");
+        command
+            .args(["-c", &format!("set -e; {script}; exec \"$@\""), "sh"])
+            .arg(program);
+        Ok(Run::with(command))
     }
 }
 

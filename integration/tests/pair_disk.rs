@@ -1,0 +1,131 @@
+//! Disks of a pair: copied whole while they are written, and what becomes of the pair where one of them fails.
+
+use anyhow::{Result, ensure};
+use lockstep_integration::gate::{require_loop_device, require_root_net};
+use lockstep_integration::pair::{FailingDisk, Journal, LIMIT, Protected, Proxy, SOME, Setup, Weather};
+use lockstep_integration::random::Random;
+
+/// Reads what the guest has not read before.
+const READ: &str = "dd if=/dev/vda of=/dev/null bs=65536 count=16 skip=400 && echo HAS''READ || echo CANNOT''READ\n";
+
+/// The guest writes while its disk is copied to a blank one, over a network where what is sent later often comes first.
+#[test]
+fn a_disk_is_copied_whole_while_it_is_written() -> Result<()> {
+    if !require_root_net() {
+        return Ok(());
+    }
+    let weather = Weather {
+        late: 300,
+        ..Weather::default()
+    };
+    let mut scene = Setup::new("pair-copy").disk().build()?;
+    let namespace = &scene.pair.network.hosts[0].namespace;
+    let proxy = Proxy::start(namespace, scene.pair.address(1), weather, Random::seeded())?;
+    scene.pair.route(0, proxy.address());
+    let mut primary = scene.start_primary(0)?;
+    Journal::start(&mut primary)?;
+    let backup = scene.start_backup(1)?;
+    primary.wait_for_state("protected", LIMIT)?;
+    let counter = scene.count()?;
+    Protected::new(scene, primary, backup, counter)?.settle_with_disks()
+}
+
+/// A pair with a disk that can fail on `host`, and what makes it fail.
+fn with_failing_disk(name: &str, host: usize) -> Result<(Protected, FailingDisk)> {
+    let mut scene = Setup::new(name).disk().build()?;
+    let failing = FailingDisk::new(scene.pair.dir())?;
+    if let Some(disks) = &mut scene.disks {
+        scene.pair.prepare(host, failing.script(&disks[host]));
+        disks[host] = failing.image();
+    }
+    Ok((scene.open()?, failing))
+}
+
+/// The backup's disk fails as soon as the guest does `what`: the session ends and says why, and the primary goes on with
+/// all that it has.
+fn backup_fails(name: &str, what: &str) -> Result<()> {
+    if !require_root_net() || !require_loop_device() {
+        return Ok(());
+    }
+    let (protected, failing) = with_failing_disk(name, 1)?;
+    protected.check_one_live()?;
+    failing.fail(&protected.backup)?;
+    let Protected {
+        mut primary,
+        backup,
+        counter,
+        mut scene,
+        ..
+    } = protected;
+    primary.run.type_text(what)?;
+    primary.wait_for_state("not-protected (refused: this node's disk has failed", LIMIT)?;
+    backup.run.messages.wait_for("disk request failed", LIMIT)?;
+    counter.wait_for(SOME, LIMIT)?;
+    scene.kill(backup)?;
+    println!("{}", primary.state());
+    ensure!(counter.finish()?.broken == 0, "the connection broke");
+    Ok(())
+}
+
+#[test]
+fn a_backup_that_cannot_read_its_disk_ends_the_session() -> Result<()> {
+    backup_fails("pair-read-error", READ)
+}
+
+#[test]
+fn a_backup_that_cannot_write_its_disk_ends_the_session() -> Result<()> {
+    backup_fails(
+        "pair-write-error",
+        "echo text >/data/file && fsync /data/file && echo WRIT''TEN\n",
+    )
+}
+
+/// The primary's disk fails. Today the guest is told, as by a disk of its own; the backup, whose disk is good, follows.
+/// What is expected stands in the lines from here on and nowhere else.
+#[test]
+fn a_primary_that_cannot_read_its_disk() -> Result<()> {
+    if !require_root_net() || !require_loop_device() {
+        return Ok(());
+    }
+    let (mut protected, failing) = with_failing_disk("pair-primary-error", 0)?;
+    protected.check_one_live()?;
+    failing.fail(&protected.primary)?;
+    protected.primary.run.type_text(READ)?;
+    protected.primary.run.wait_for("CANNOTREAD", LIMIT)?;
+    protected.kill_primary()?.settle()
+}
+
+/// A backup's disk with less room than the machine's has data.
+#[test]
+fn a_backup_without_room_is_refused_and_joins_when_it_has_some() -> Result<()> {
+    if !require_root_net() {
+        return Ok(());
+    }
+    let mut scene = Setup::new("pair-no-room").disk().build()?;
+    let Some([_, second]) = scene.disks.clone() else {
+        return Ok(());
+    };
+    let small = scene.pair.dir().join("small");
+    std::fs::create_dir(&small)?;
+    let (small, image) = (small.display(), small.join("disk.img"));
+    let bytes = std::fs::metadata(&second)?.len();
+    let script = format!(
+        "mount -t tmpfs -o size=4m none {small}; truncate -s {bytes} {}",
+        image.display()
+    );
+    scene.pair.prepare(1, script);
+    let backup = scene.pair.start_backup(1, |run| run.disk(&image))?;
+    let primary = scene.start_primary(0)?;
+    primary.wait_for_state("not-protected (refused: ", LIMIT)?;
+    ensure!(
+        primary.state().contains("No space left on device"),
+        "{}",
+        primary.state()
+    );
+    let counter = scene.count()?;
+    scene.kill(backup)?;
+    scene.pair.prepare(1, ":".into());
+    let backup = scene.start_backup(1)?;
+    primary.wait_for_state("protected", LIMIT)?;
+    Protected::new(scene, primary, backup, counter)?.settle_with_disks()
+}
