@@ -353,7 +353,7 @@ impl Loop {
             BackupAction::Disconnect(reason) => {
                 if let Some(peer) = self.peer.take() {
                     tracing::info!("closing the connection to the primary: {reason}");
-                    net::close(&peer.connection, &reason);
+                    peer.close(&reason);
                 }
             }
             BackupAction::Arbitrate { expected, new } => {

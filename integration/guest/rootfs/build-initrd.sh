@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# Builds general.cpio (busybox, init, the test programs) and redis.cpio (the same without rdtsc3, and Redis).
+# Builds general.cpio (busybox, init, the test programs) and redis.cpio (the same and Redis).
 # shellcheck source-path=SCRIPTDIR/..
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
@@ -122,11 +122,7 @@ programs=$(cached "$(compiler_version |
     input_hash programs "$ROOTFS_DIR/build-initrd.sh" "$ROOTFS_DIR"/init/*.[ch] "$PROGRAMS_DIR"/*.c)" build_programs)
 
 general=("$busybox/busybox" "$programs"/*)
-with_redis=("$redis"/*)
-for file in "${general[@]}"; do
-    # rdtsc3 makes replicas diverge, which nobody wants next to a service.
-    [ "${file##*/}" = rdtsc3 ] || with_redis+=("$file")
-done
+with_redis=("$redis"/* "${general[@]}")
 built=$(cached "$(cpio_key general "${general[@]}")" build_cpio general "${general[@]}")
 publish "$built/general.cpio"
 built=$(cached "$(cpio_key redis-cpio "${with_redis[@]}")" build_cpio redis "${with_redis[@]}")

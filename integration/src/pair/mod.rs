@@ -2,6 +2,7 @@
 
 mod client;
 mod disks;
+mod flip;
 mod network;
 mod node;
 mod protected;
@@ -10,6 +11,7 @@ mod scene;
 
 pub use client::{Counter, Tally};
 pub use disks::{FailingDisk, Journal, check_equal};
+pub use flip::flip_tick;
 pub use network::{Host, Network, Place};
 pub use node::{Arbiter, Node, Pair};
 pub use protected::{Alone, LIMIT, Protected, SOME};

@@ -177,9 +177,9 @@ impl Copier {
             self.send_chunk(disk, chunk, &data)?;
         }
         tracing::info!(
-            pages = self.pages,
+            sent_pages = self.pages,
             same_pages = self.same_pages,
-            chunks = self.chunks,
+            sent_chunks = self.chunks,
             same_chunks = self.same_chunks,
             "sent what the backup did not have"
         );

@@ -270,10 +270,10 @@ impl Loop {
     async fn finish(&mut self, endpoint: &Endpoint) {
         self.pump();
         if let Some(peer) = self.peer.take() {
-            net::close(&peer.connection, "the primary has ended");
+            peer.close("the primary has ended");
         }
         // Lets the close go out; a peer that does not answer is not waited for.
-        let _ = tokio::time::timeout(Duration::from_millis(100), endpoint.wait_idle()).await;
+        let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
     }
 
     fn dial(&mut self, endpoint: &Endpoint, client: &quinn::ClientConfig, to: SocketAddr) {
@@ -409,7 +409,7 @@ impl Loop {
             PrimaryAction::Disconnect(reason) => {
                 if let Some(peer) = self.peer.take() {
                     tracing::info!("closing the connection to the backup: {reason}");
-                    net::close(&peer.connection, &reason);
+                    peer.close(&reason);
                 }
             }
             PrimaryAction::Arbitrate { expected, new } => {

@@ -1,5 +1,7 @@
 //! One connection of a session, the same at both ends: a control stream, datagrams, and its end.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use lockstep_proto::session::MAX_CONTROL_BYTES;
 use prost::Message;
@@ -20,6 +22,9 @@ pub enum Heard<M, D> {
     Closed(String),
 }
 
+/// How long the other side may take to receive the last messages before the connection is closed.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// A connection with the tasks that serve it. Dropping it ends them.
 pub struct Peer {
     /// Tells it from earlier ones.
@@ -27,6 +32,7 @@ pub struct Peer {
     /// The connection itself.
     pub connection: Connection,
     control: mpsc::UnboundedSender<Bytes>,
+    writer: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -49,9 +55,9 @@ impl Peer {
             number,
             connection: connection.clone(),
             control: sender,
+            writer: tokio::spawn(net::write_all(control, messages)),
             tasks: Vec::new(),
         };
-        peer.add(net::write_all(control, messages));
         peer.add(read_control(incoming, tell.clone()));
         peer.add(read_datagrams(connection.clone(), tell.clone()));
         peer.add(async move {
@@ -72,6 +78,19 @@ impl Peer {
         let _ = self.control.send(wire::frame(0, message));
     }
 
+    /// Closes the connection with a reason, once the other side has what was sent on the control stream.
+    pub fn close(mut self, reason: &str) {
+        let (connection, reason) = (self.connection.clone(), reason.to_owned());
+        // With its last sender gone, the writer ends after what waits.
+        self.control = mpsc::unbounded_channel().0;
+        let writer = std::mem::replace(&mut self.writer, tokio::spawn(async {}));
+        tokio::spawn(async move {
+            // A peer that does not take it is not waited for.
+            let _ = tokio::time::timeout(LAST_WORDS, writer).await;
+            net::close(&connection, &reason);
+        });
+    }
+
     /// Sends as a datagram; it may be lost, here too.
     pub fn send_datagram(&self, message: &impl Message) {
         let _ = self.connection.send_datagram(message.encode_to_vec().into());
@@ -80,6 +99,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
+        self.writer.abort();
         for task in &self.tasks {
             task.abort();
         }
