@@ -6,4 +6,4 @@ mod node;
 
 pub use client::{Counter, Tally};
 pub use network::{Host, Network};
-pub use node::{Arbiter, Node, Pair};
+pub use node::{Arbiter, Node, PORT, Pair};

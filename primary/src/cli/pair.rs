@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lockstep_proto::session::{Record, Timing, Unprotected, Verdict};
 
+use super::role::{self, Part};
 use crate::arbiter::{self, Arbiter, ArbiterThread, Outcome, Spec, TlsFiles};
 use crate::link::live::Ask;
 use crate::link::status::Status;
@@ -17,9 +18,6 @@ use crate::pki;
 
 /// Takes the arbiter's answer.
 type Then = Box<dyn FnOnce(Verdict) + Send>;
-
-/// How often a record is looked at while waiting for a peer that may take over.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// Who this node is, where the other one is, and who decides between them.
 #[derive(Args, Clone, Debug)]
@@ -47,6 +45,20 @@ pub struct PairArgs {
     /// Who decides which node is live: `etcd:URL[,URL...]`, or `file:DIR` on one host.
     #[arg(long, value_name = "SPEC", required = false, requires = "peer")]
     pub arbiter: Spec,
+    #[command(flatten)]
+    arbiter_tls: ArbiterTlsArgs,
+    // No defaults for clap: they would count as given, and a machine that is not of a pair would need all the others.
+    /// Milliseconds from one heartbeat to the next [default: 200].
+    #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub heartbeat_ms: Option<u64>,
+    /// Milliseconds of silence after which the other node is suspected; at least twice the heartbeat [default: 1000].
+    #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    pub deadline_ms: Option<u64>,
+}
+
+/// TLS with the arbiter.
+#[derive(Args, Clone, Debug)]
+pub struct ArbiterTlsArgs {
     /// CA of the arbiter's certificate (PEM).
     #[arg(long, value_name = "FILE")]
     pub arbiter_ca: Option<PathBuf>,
@@ -56,13 +68,18 @@ pub struct PairArgs {
     /// Its key (PEM).
     #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
     pub arbiter_key: Option<PathBuf>,
-    // No defaults for clap: they would count as given, and a machine that is not of a pair would need all the others.
-    /// Milliseconds from one heartbeat to the next [default: 200].
-    #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(1..=60_000))]
-    pub heartbeat_ms: Option<u64>,
-    /// Milliseconds of silence after which the other node is suspected; at least twice the heartbeat [default: 1000].
-    #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(10..=600_000))]
-    pub deadline_ms: Option<u64>,
+}
+
+impl ArbiterTlsArgs {
+    /// Opens the record of the machine `name` at the arbiter `spec`.
+    pub fn open(&self, spec: &Spec, name: &str) -> Result<Box<dyn Arbiter>> {
+        let tls = TlsFiles::from_paths(
+            self.arbiter_ca.clone(),
+            self.arbiter_cert.clone(),
+            self.arbiter_key.clone(),
+        )?;
+        Ok(arbiter::open(spec, tls.as_ref(), name)?)
+    }
 }
 
 impl PairArgs {
@@ -83,13 +100,9 @@ impl PairArgs {
         Ok(timing)
     }
 
-    fn open_arbiter(&self) -> Result<Box<dyn Arbiter>> {
-        let tls = TlsFiles::from_paths(
-            self.arbiter_ca.clone(),
-            self.arbiter_cert.clone(),
-            self.arbiter_key.clone(),
-        )?;
-        Ok(arbiter::open(&self.arbiter, tls.as_ref(), &self.name)?)
+    /// Opens the machine's record.
+    pub fn open_arbiter(&self) -> Result<Box<dyn Arbiter>> {
+        self.arbiter_tls.open(&self.arbiter, &self.name)
     }
 
     /// Asks the arbiter from its own thread.
@@ -127,38 +140,24 @@ impl PairArgs {
 
     /// Takes the term for a machine that is booted here. Fails where another node holds it.
     pub fn take_term(&self) -> Result<Record> {
-        let mut arbiter = self.open_arbiter()?;
-        let mut found = arbiter.read()?;
-        if let Some(peer) = found
-            .as_ref()
-            .filter(|record| record.owner == self.node)
-            .and_then(|record| record.peer.clone())
-        {
-            // The peer has the machine as it was and is about to go on with it, if it lives.
-            let patience = Duration::from_nanos(self.timing()?.deadline) * 3;
-            tracing::info!("node `{peer}` was in sync and may take over; waiting {patience:?} for it");
-            let until = Instant::now() + patience;
-            let before = found.clone();
-            while found == before && Instant::now() < until {
-                std::thread::sleep(LOOK);
-                found = arbiter.read()?;
-            }
-        }
-        let new = match &found {
-            None => Record::default().alone(&self.node),
-            Some(record) if record.owner == self.node => record.alone(&self.node),
-            Some(record) => bail!(
+        let part = role::look(self.open_arbiter()?.as_mut(), &self.node, self.patience()?, &mut || {
+            Ok(())
+        })?;
+        match part {
+            Part::Primary(record) => Ok(record),
+            Part::Backup(record) => bail!(
                 "node `{}` holds term {} of machine `{}`: what it has is newer than this node's disk. Start this node as the \
                  backup: lockstep-backup run",
                 record.owner,
                 record.term,
                 self.name
             ),
-        };
-        match arbiter.compare_and_set(found.as_ref(), &new)? {
-            Outcome::Done => Ok(new),
-            Outcome::Changed(now) => bail!("another node has taken the term meanwhile ({now:?}); start this one again"),
         }
+    }
+
+    /// How long a peer that may take over is waited for.
+    pub fn patience(&self) -> Result<Duration> {
+        Ok(Duration::from_nanos(self.timing()?.deadline) * 3)
     }
 
     /// TLS of the end that makes connections.
