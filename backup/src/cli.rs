@@ -68,8 +68,8 @@ pub fn run(options: &RunOptions) -> Result<()> {
         lost: Watch::default(),
     };
     options.pair.timing()?;
-    let mut devices = HostDevices::open(&options.devices.disk, &options.devices.net)?;
     let _api = options.api.serve(&options.pair, &node.status, &Control::default())?;
+    let mut devices = HostDevices::open(&options.devices.disk, &options.devices.net)?;
     match node.part(&devices)? {
         Some(record) => node.boot(record, devices),
         None => match node.stand_by(&mut devices)? {

@@ -20,6 +20,7 @@ use crate::pki;
 type Then = Box<dyn FnOnce(Verdict) + Send>;
 
 /// Who this node is, where the other one is, and who decides between them.
+// Nothing is flattened in here: clap would then take an `Option<PairArgs>` for not given, whatever is given.
 #[derive(Args, Clone, Debug)]
 pub struct PairArgs {
     /// Name of the machine that the pair protects.
@@ -45,20 +46,6 @@ pub struct PairArgs {
     /// Who decides which node is live: `etcd:URL[,URL...]`, or `file:DIR` on one host.
     #[arg(long, value_name = "SPEC", required = false, requires = "peer")]
     pub arbiter: Spec,
-    #[command(flatten)]
-    arbiter_tls: ArbiterTlsArgs,
-    // No defaults for clap: they would count as given, and a machine that is not of a pair would need all the others.
-    /// Milliseconds from one heartbeat to the next [default: 200].
-    #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(1..=60_000))]
-    pub heartbeat_ms: Option<u64>,
-    /// Milliseconds of silence after which the other node is suspected; at least twice the heartbeat [default: 1000].
-    #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(10..=600_000))]
-    pub deadline_ms: Option<u64>,
-}
-
-/// TLS with the arbiter.
-#[derive(Args, Clone, Debug)]
-pub struct ArbiterTlsArgs {
     /// CA of the arbiter's certificate (PEM).
     #[arg(long, value_name = "FILE")]
     pub arbiter_ca: Option<PathBuf>,
@@ -68,18 +55,13 @@ pub struct ArbiterTlsArgs {
     /// Its key (PEM).
     #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
     pub arbiter_key: Option<PathBuf>,
-}
-
-impl ArbiterTlsArgs {
-    /// Opens the record of the machine `name` at the arbiter `spec`.
-    pub fn open(&self, spec: &Spec, name: &str) -> Result<Box<dyn Arbiter>> {
-        let tls = TlsFiles::from_paths(
-            self.arbiter_ca.clone(),
-            self.arbiter_cert.clone(),
-            self.arbiter_key.clone(),
-        )?;
-        Ok(arbiter::open(spec, tls.as_ref(), name)?)
-    }
+    // No defaults for clap: they would count as given, and a machine that is not of a pair would need all the others.
+    /// Milliseconds from one heartbeat to the next [default: 200].
+    #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub heartbeat_ms: Option<u64>,
+    /// Milliseconds of silence after which the other node is suspected; at least twice the heartbeat [default: 1000].
+    #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    pub deadline_ms: Option<u64>,
 }
 
 impl PairArgs {
@@ -102,7 +84,12 @@ impl PairArgs {
 
     /// Opens the machine's record.
     pub fn open_arbiter(&self) -> Result<Box<dyn Arbiter>> {
-        self.arbiter_tls.open(&self.arbiter, &self.name)
+        let tls = TlsFiles::from_paths(
+            self.arbiter_ca.clone(),
+            self.arbiter_cert.clone(),
+            self.arbiter_key.clone(),
+        )?;
+        Ok(arbiter::open(&self.arbiter, tls.as_ref(), &self.name)?)
     }
 
     /// Asks the arbiter from its own thread.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,10 +12,9 @@ use clap::Args;
 use lockstep_proto::session::Record;
 
 use super::args::parse_disk;
-use super::pair::ArbiterTlsArgs;
 use super::sockets;
 use crate::api::{self, ClientError};
-use crate::arbiter::{Arbiter, Outcome, Spec};
+use crate::arbiter::{self, Arbiter, Outcome, Spec, TlsFiles};
 use crate::session::HostDevices;
 use crate::start::DiskOption;
 
@@ -39,8 +39,15 @@ pub struct PromoteOptions {
     /// Who decides which node is live, as `run` has it.
     #[arg(long, value_name = "SPEC")]
     arbiter: Spec,
-    #[command(flatten)]
-    arbiter_tls: ArbiterTlsArgs,
+    /// CA of the arbiter's certificate (PEM).
+    #[arg(long, value_name = "FILE")]
+    arbiter_ca: Option<PathBuf>,
+    /// This node's certificate for the arbiter (PEM).
+    #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
+    arbiter_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
+    arbiter_key: Option<PathBuf>,
     /// Where the other node listens: nothing is done if its host answers there.
     #[arg(long, value_name = "IP:PORT")]
     peer: Option<SocketAddr>,
@@ -83,7 +90,12 @@ pub fn run(options: &PromoteOptions) -> Result<ExitCode> {
     }
     // Locks the images: no process of this node uses them.
     let mut devices = HostDevices::open(&options.disk, &[])?;
-    let mut arbiter = options.arbiter_tls.open(&options.arbiter, &options.name)?;
+    let tls = TlsFiles::from_paths(
+        options.arbiter_ca.clone(),
+        options.arbiter_cert.clone(),
+        options.arbiter_key.clone(),
+    )?;
+    let mut arbiter = arbiter::open(&options.arbiter, tls.as_ref(), &options.name)?;
     let (old, new) = take(arbiter.as_mut(), &options.node)?;
     tracing::warn!(?old, ?new, "the record was rewritten by force");
     devices
@@ -171,7 +183,6 @@ fn answers(peer: SocketAddr) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arbiter::{self, Spec};
 
     #[test]
     fn the_record_is_taken_from_a_dead_owner_and_from_nobody_else() {
