@@ -9,7 +9,7 @@ use anyhow::Result;
 use lockstep_proto::session::Record;
 
 use crate::arbiter::{Arbiter, ArbiterError, Outcome};
-use crate::link::{Role, Status, StatusInner};
+use crate::link::{Status, StatusInner};
 
 /// How often a record is looked at while waiting for a peer that may take over.
 const LOOK: Duration = Duration::from_millis(100);
@@ -84,24 +84,19 @@ pub fn decide(
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!("{error:#}; nothing starts before the arbiter has answered");
                 }
-                starting(status, "starting (no-arbiter)");
+                status.set(StatusInner {
+                    state: "starting (no-arbiter)".into(),
+                    ..StatusInner::default()
+                });
                 std::thread::sleep(AGAIN);
             }
             decided => {
-                starting(status, "starting");
+                // Whoever takes over from here says what it is.
+                status.set(StatusInner::default());
                 return decided;
             }
         }
     }
-}
-
-/// The state of a node that does not know its part yet.
-fn starting(status: &Status, words: &str) {
-    status.set(StatusInner {
-        role: Role::Backup,
-        state: words.into(),
-        ..StatusInner::default()
-    });
 }
 
 #[cfg(test)]
