@@ -3,26 +3,49 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{ArgGroup, Args, ValueEnum};
+use lockstep_primary::cli::again::{Watch, start_over};
 use lockstep_primary::cli::args::{DeviceArgs, PolicyArgs, SpanArgs};
+use lockstep_primary::cli::boot::BootArgs;
 use lockstep_primary::cli::pair::PairArgs;
 use lockstep_primary::cli::report::print_report;
+use lockstep_primary::cli::role::{self, Part};
+use lockstep_primary::cli::sockets::ApiArgs;
 use lockstep_primary::cli::span::{Span, on_signal};
+use lockstep_primary::host::inbox::Outside;
 use lockstep_primary::link::{Control, Status};
 use lockstep_primary::recorder::LogOptions;
-use lockstep_primary::session::{HostDevices, Options, Promotion, go_live};
-use lockstep_proto::session::{BackupIdentity, Unprotected};
+use lockstep_primary::session::{self, HostDevices, Options, Promotion, go_live};
+use lockstep_proto::session::{BackupIdentity, Record, Unprotected};
 use lockstep_vmm::machine::MODEL_REVISION;
 use lockstep_vmm::probe::{self, Start};
+use lockstep_vmm::sys::kick::KickHandle;
 
 use crate::standby::{Outcome, Promoted, ReplicaOptions, Standby, StandbyOptions};
 
+/// What a node is when it is started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum StartRole {
+    /// It stands by.
+    #[default]
+    Backup,
+    /// The arbiter's record decides: its owner boots the machine, another node stands by.
+    Auto,
+}
+
 /// Whom to stand by for, and how.
 #[derive(Args)]
+#[command(group(ArgGroup::new("machine").args(["kernel", "snapshot"])))]
 pub struct RunOptions {
     /// Where to wait for the primary (UDP).
     #[arg(long, value_name = "IP:PORT")]
     listen: SocketAddr,
+    /// Whether this node stands by, or the arbiter's record decides whether it does. `auto` needs the machine's kernel or
+    /// snapshot, the same on both nodes.
+    #[arg(long, value_enum, default_value_t, requires_if("auto", "machine"))]
+    role: StartRole,
+    #[command(flatten)]
+    boot: BootArgs,
     #[command(flatten)]
     pair: PairArgs,
     #[command(flatten)]
@@ -31,73 +54,161 @@ pub struct RunOptions {
     policy: PolicyArgs,
     #[command(flatten)]
     span: SpanArgs,
+    #[command(flatten)]
+    api: ApiArgs,
 }
 
-/// Stands by, and runs the machine once it is this node's.
+/// Stands by, or boots the machine where the record says so, and runs the machine once it is this node's. A node that
+/// loses its machine to the other one starts over.
 pub fn run(options: &RunOptions) -> Result<()> {
-    let Start { class, strategies } = probe::at_start()?;
+    let node = Node {
+        options,
+        host: probe::at_start()?,
+        status: Status::default(),
+        control: Control::default(),
+        lost: Watch::default(),
+    };
     options.pair.timing()?;
+    let _api = options.api.serve(&options.pair, &node.status, &node.control)?;
     let mut devices = HostDevices::open(&options.devices.disk, &options.devices.net)?;
-    let (status, control) = (Status::default(), Control::default());
-    let standby = StandbyOptions {
-        identity: BackupIdentity {
-            node: options.pair.node.clone(),
-            machine_name: options.pair.name.clone(),
-            host_class: class.clone(),
-            model_revision: MODEL_REVISION,
+    match node.part(&devices)? {
+        Some(record) => node.boot(record, devices),
+        None => match node.stand_by(&mut devices)? {
+            Outcome::Promoted(promoted) => node.go_on(*promoted, devices),
+            Outcome::Quit => Ok(()),
         },
-        listen: options.listen,
-        peer_name: options.pair.peer_name.clone(),
-        tls: options.pair.server_tls()?,
-        arbiter: options.pair.arbiter_port()?,
-        uplink: options.pair.uplink(),
-        status: status.clone(),
-        control: control.clone(),
-    };
-    let replica = ReplicaOptions {
-        disks: options.devices.disk.clone(),
-        reset_slots: strategies.reset_slots_after_delta,
-    };
-    let (standby, mut replica) = Standby::start(standby, replica)?;
-    let quit = standby.quit();
-    on_signal(move || quit.quit())?;
-    let Outcome::Promoted(promoted) = replica.run(&mut devices)? else {
-        return Ok(());
-    };
-    drop(standby);
-    let Promoted {
-        machine,
-        record,
-        unreleased,
-        silence,
-    } = *promoted;
-    tracing::warn!(
-        term = record.term,
-        stop = machine.stop(),
-        effects = unreleased.len(),
-        silence_ms = silence.as_millis() as u64,
-        "the machine goes live here"
-    );
-    let span = Span::begin(&options.span)?;
-    let pair = options
-        .pair
-        .pair(record, Unprotected::LostConnection, status, control)?;
-    let session = Options {
-        disks: options.devices.disk.clone(),
-        nics: options.devices.net.clone(),
-        record: None,
-        host_class: class,
-        policy: options.policy.policy(strategies.grace_ns, true, false),
-        log: LogOptions::default(),
-        console: span.console(),
-        save: None,
-        pair: Some(pair),
-        promotion: Some(Promotion { unreleased, silence }),
-    };
-    let result = go_live(machine, devices, session, None, |outside, handle| {
+    }
+}
+
+/// A node that runs.
+struct Node<'a> {
+    options: &'a RunOptions,
+    host: Start,
+    status: Status,
+    control: Control,
+    lost: Watch,
+}
+
+impl Node<'_> {
+    /// What it begins as: with the record that it won and boots in, or standing by.
+    fn part(&self, devices: &HostDevices) -> Result<Option<Record>> {
+        let pair = &self.options.pair;
+        if self.options.role == StartRole::Backup {
+            return Ok(None);
+        }
+        let mut arbiter = pair.open_arbiter()?;
+        let may_boot = &mut || devices.check_bootable();
+        match role::decide(arbiter.as_mut(), &pair.node, pair.patience()?, &self.status, may_boot)? {
+            Part::Primary(record) => {
+                tracing::info!(term = record.term, "this node owns the machine and boots it");
+                Ok(Some(record))
+            }
+            Part::Backup(record) => {
+                tracing::info!(
+                    term = record.term,
+                    "node `{}` owns the machine: this one stands by",
+                    record.owner
+                );
+                Ok(None)
+            }
+        }
+    }
+
+    fn stand_by(&self, devices: &mut HostDevices) -> Result<Outcome> {
+        let options = self.options;
+        let standby = StandbyOptions {
+            identity: BackupIdentity {
+                node: options.pair.node.clone(),
+                machine_name: options.pair.name.clone(),
+                host_class: self.host.class.clone(),
+                model_revision: MODEL_REVISION,
+            },
+            listen: options.listen,
+            peer_name: options.pair.peer_name.clone(),
+            tls: options.pair.server_tls()?,
+            arbiter: options.pair.arbiter_port()?,
+            uplink: options.pair.uplink(),
+            status: self.status.clone(),
+            control: self.control.clone(),
+        };
+        let replica = ReplicaOptions {
+            disks: options.devices.disk.clone(),
+            reset_slots: self.host.strategies.reset_slots_after_delta,
+        };
+        let (standby, mut replica) = Standby::start(standby, replica)?;
+        let quit = standby.quit();
+        on_signal(move || quit.quit())?;
+        replica.run(devices)
+    }
+
+    /// Boots the machine in the term of `record`.
+    fn boot(&self, record: Record, devices: HostDevices) -> Result<()> {
+        let started = self.options.boot.start(&self.options.devices, &self.host)?;
+        let span = Span::begin(&self.options.span)?;
+        let session = self.session(&span, record, Unprotected::NeedBackup, None)?;
+        let result = session::run_on(started, devices, session, |outside, handle| {
+            self.watch(&span, outside, handle)
+        });
+        self.end(span, result)
+    }
+
+    /// Goes on with the machine that it was the replica of.
+    fn go_on(&self, promoted: Promoted, devices: HostDevices) -> Result<()> {
+        let Promoted {
+            machine,
+            record,
+            unreleased,
+            silence,
+        } = promoted;
+        tracing::warn!(
+            term = record.term,
+            stop = machine.stop(),
+            effects = unreleased.len(),
+            silence_ms = silence.as_millis() as u64,
+            "the machine goes live here"
+        );
+        let span = Span::begin(&self.options.span)?;
+        let promotion = Promotion { unreleased, silence };
+        let session = self.session(&span, record, Unprotected::LostConnection, Some(promotion))?;
+        let result = go_live(machine, devices, session, None, |outside, handle| {
+            self.watch(&span, outside, handle)
+        });
+        self.end(span, result)
+    }
+
+    fn session(&self, span: &Span, record: Record, why: Unprotected, promotion: Option<Promotion>) -> Result<Options> {
+        let options = self.options;
+        let pair = options
+            .pair
+            .pair(record, why, self.status.clone(), self.control.clone())?;
+        Ok(Options {
+            disks: options.devices.disk.clone(),
+            nics: options.devices.net.clone(),
+            record: None,
+            host_class: self.host.class.clone(),
+            policy: options.policy.policy(self.host.strategies.grace_ns, true, false),
+            log: LogOptions::default(),
+            console: span.console(),
+            save: None,
+            pair: Some(pair),
+            promotion,
+        })
+    }
+
+    fn watch(&self, span: &Span, outside: Outside, handle: KickHandle) -> Result<()> {
+        self.lost.start(&self.status, outside.bell().clone())?;
         span.watch(outside, handle)
-    });
-    let kicks = span.end();
-    print_report(&result?, kicks, options.span.json);
-    Ok(())
+    }
+
+    /// The machine's end: for good, or because the other node has it.
+    fn end(&self, span: Span, result: Result<session::Report>) -> Result<()> {
+        let kicks = span.end();
+        let report = result?;
+        if self.lost.is_lost() {
+            tracing::warn!("the other node has the machine: this one starts over");
+            return Err(start_over());
+        }
+        print_report(&report, kicks, self.options.span.json);
+        Ok(())
+    }
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lockstep_backup::cli;
+use lockstep_primary::cli::ops;
 
 /// Stands by for a Lockstep machine and goes on with it when its primary dies.
 #[derive(Parser)]
@@ -15,17 +16,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Stand by for a machine.
+    /// Stand by for a machine, or run it: --role says which.
     Run(Box<cli::RunOptions>),
+    #[command(flatten)]
+    Ops(ops::OpsCommand),
 }
 
 fn main() -> ExitCode {
     lockstep_primary::cli::start_messages();
     let result = match Cli::parse().command {
-        Command::Run(options) => cli::run(&options),
+        Command::Run(options) => cli::run(&options).map(|()| ExitCode::SUCCESS),
+        Command::Ops(command) => ops::run(&command),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("lockstep-backup: {error:#}");
             ExitCode::from(1)

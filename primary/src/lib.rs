@@ -1,5 +1,6 @@
 //! The side of a machine that faces the world: the recorder, its host I/O, and the commands built on them.
 
+pub mod api;
 pub mod arbiter;
 pub mod cli;
 mod durable;

@@ -8,13 +8,15 @@ use lockstep_primary::cli;
 fn main() -> ExitCode {
     cli::start_messages();
     // clap exits with 2 on wrong usage by itself.
+    let done = |()| ExitCode::SUCCESS;
     let result = match cli::Cli::parse().command {
-        cli::Command::Run(options) => cli::run::run(&options),
-        cli::Command::Probe(options) => cli::probe::run(&options),
-        cli::Command::Pki(options) => cli::pki::run(&options),
+        cli::Command::Run(options) => cli::run::run(&options).map(done),
+        cli::Command::Probe(options) => cli::probe::run(&options).map(done),
+        cli::Command::Pki(options) => cli::pki::run(&options).map(done),
+        cli::Command::Ops(command) => cli::ops::run(&command),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("lockstep-primary: {error:#}");
             ExitCode::from(1)

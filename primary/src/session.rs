@@ -85,6 +85,16 @@ pub fn run(
 ) -> Result<Report> {
     // Everything that can be missing is opened before anything is written.
     let devices = HostDevices::open(&options.disks, &options.nics)?;
+    run_on(started, devices, options, ready)
+}
+
+/// As [`run`], with devices that are open already.
+pub fn run_on(
+    started: Started,
+    devices: HostDevices,
+    options: Options,
+    ready: impl FnOnce(Outside, KickHandle) -> Result<()>,
+) -> Result<Report> {
     devices.check_bootable()?;
     devices.check(started.machine.config())?;
     let log = match &options.record {
@@ -197,6 +207,17 @@ impl HostDevices {
         &mut self.images
     }
 
+    /// Makes a replica's disks those of a machine that is owned here by force. `why` is kept beside them.
+    pub fn promote(&mut self, why: &str) -> Result<()> {
+        for path in &self.paths {
+            let kept = beside(path, ".promoted");
+            durable::stage(&kept, why.as_bytes(), 0o644)
+                .and_then(|()| durable::settle(&kept))
+                .with_context(|| format!("cannot write {}", kept.display()))?;
+        }
+        self.unmark_replica()
+    }
+
     /// The disk images, for a replica; the tap devices stay.
     pub fn take_images(&mut self) -> Vec<Image> {
         std::mem::take(&mut self.images)
@@ -215,8 +236,12 @@ impl HostDevices {
 
 /// The file that marks an image as a replica's.
 fn mark_of(image: &Path) -> PathBuf {
+    beside(image, ".replica")
+}
+
+fn beside(image: &Path, suffix: &str) -> PathBuf {
     let mut name = image.as_os_str().to_owned();
-    name.push(".replica");
+    name.push(suffix);
     name.into()
 }
 

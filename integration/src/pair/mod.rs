@@ -13,7 +13,7 @@ pub use client::{Counter, Tally};
 pub use disks::{FailingDisk, Journal, check_equal};
 pub use flip::flip_tick;
 pub use network::{Host, Network, Place};
-pub use node::{Arbiter, Node, Pair};
+pub use node::{Arbiter, Node, PORT, Pair};
 pub use protected::{Alone, LIMIT, Protected, SOME};
 pub use proxy::{Proxy, Weather};
 pub use scene::{Scene, Setup};

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::Result;
+use tempfile::TempDir;
 
 use super::Network;
 use super::network::WITNESS;
@@ -17,8 +18,12 @@ use crate::run::{Run, Running};
 
 /// What stands before a state in the programs' messages.
 const STATE: &str = "lockstep::state: ";
+/// The machine's name.
+const MACHINE: &str = "pair";
+/// The variable that names the directory of sockets.
+const RUN_DIR: &str = "LOCKSTEP_RUN_DIR";
 /// The UDP port that standbys listen on.
-const PORT: u16 = 7700;
+pub const PORT: u16 = 7700;
 
 /// A pair's network, certificates and arbiter.
 pub struct Pair {
@@ -27,6 +32,8 @@ pub struct Pair {
     /// Where it runs.
     pub network: Network,
     dir: PathBuf,
+    // A socket's path is short, and that of `dir` need not be.
+    sockets: TempDir,
     arbiter: String,
     timing: [String; 4],
     /// Where each host's standby listens.
@@ -81,6 +88,7 @@ impl Pair {
         Ok(Self {
             network,
             dir: dir.to_owned(),
+            sockets: tempfile::Builder::new().prefix("lockstep-").tempdir()?,
             arbiter,
             _etcd: etcd,
             timing: [
@@ -118,12 +126,43 @@ impl Pair {
     /// What both programs are told on `host`.
     fn arguments(&self, run: Run, host: usize) -> Run {
         let (me, other) = (&self.network.hosts[host], &self.network.hosts[1 - host]);
-        run.args(["--name", "pair", "--node", me.name, "--peer-name", other.name])
+        run.env(RUN_DIR, &self.run_dir(host))
+            .args(["--name", MACHINE, "--node", me.name, "--peer-name", other.name])
             .args(["--peer", &self.peers[host].to_string()])
             .args(["--pki".into(), self.dir.join("pki").into_os_string()])
             .args(["--arbiter", &self.arbiter])
             .args(["--net", &format!("tap={TAP}")])
             .args(&self.timing)
+    }
+
+    /// Where the sockets of `host` are: the two hosts share this machine's /run.
+    pub fn run_dir(&self, host: usize) -> PathBuf {
+        self.sockets.path().join(self.network.hosts[host].name)
+    }
+
+    /// The operations API's socket of the machine on `host`.
+    pub fn socket(&self, host: usize) -> PathBuf {
+        self.run_dir(host).join(format!("{MACHINE}.sock"))
+    }
+
+    /// What `--arbiter` says.
+    pub fn arbiter(&self) -> &str {
+        &self.arbiter
+    }
+
+    /// Types a command of the backup's program on `host`.
+    pub fn operate(&self, host: usize, words: &[&str]) -> Result<Output> {
+        self.operate_with("lockstep-backup", host, words)
+    }
+
+    /// The same of either program.
+    pub fn operate_with(&self, name: &str, host: usize, words: &[&str]) -> Result<Output> {
+        let mut command = self.network.hosts[host].namespace.command(program(name)?);
+        command
+            .args(words)
+            .env(RUN_DIR, self.run_dir(host))
+            .stdin(Stdio::null());
+        Ok(command.output()?)
     }
 
     /// Starts a machine on `host`; `with` says which.
@@ -154,6 +193,11 @@ impl Pair {
             .args(["-c", &format!("set -e; {script}; exec \"$@\""), "sh"])
             .arg(program);
         Ok(Run::with(command))
+    }
+
+    /// Starts a node on `host` whose part the arbiter's record decides; `with` says which machine.
+    pub fn start_auto(&self, host: usize, with: impl FnOnce(Run) -> Run) -> Result<Node> {
+        self.start_backup(host, |run| with(run.args(["--role", "auto"])))
     }
 }
 

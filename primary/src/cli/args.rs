@@ -77,7 +77,8 @@ pub struct RecordArgs {
     pub epoch_detail: bool,
 }
 
-fn parse_disk(text: &str) -> Result<DiskOption, String> {
+/// A disk as `--disk` has it.
+pub fn parse_disk(text: &str) -> Result<DiskOption, String> {
     let (path, read_only) = text.strip_suffix(",ro").map_or((text, false), |path| (path, true));
     if path.is_empty() {
         return Err("the image's path is missing".into());

@@ -1,11 +1,17 @@
 //! The command line of `lockstep-primary`, and what the other programs' share with it.
 
+pub mod again;
 pub mod args;
+pub mod boot;
+pub mod ops;
 pub mod pair;
 pub mod pki;
 pub mod probe;
+pub mod promote;
 pub mod report;
+pub mod role;
 pub mod run;
+pub mod sockets;
 pub mod span;
 
 use clap::{Parser, Subcommand};
@@ -28,6 +34,9 @@ pub enum Command {
     Probe(probe::ProbeOptions),
     /// Make the certificates that the nodes of a deployment know each other by.
     Pki(pki::PkiOptions),
+    /// Ask a machine that runs.
+    #[command(flatten)]
+    Ops(ops::OpsCommand),
 }
 
 /// Messages go to standard error; LOCKSTEP_LOG says which (`info` by default).

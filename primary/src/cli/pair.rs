@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use lockstep_proto::session::{Commit, Record, Timing, Unprotected, Verdict};
 
+use super::role::{self, Part};
 use crate::arbiter::{self, Arbiter, ArbiterThread, Outcome, Spec, TlsFiles};
 use crate::link::watch::{ArbiterPort, Uplink};
 use crate::link::{Control, Status};
@@ -38,10 +39,8 @@ impl<T> Clone for Once<T> {
     }
 }
 
-/// How often a record is looked at while waiting for a peer that may take over.
-const LOOK: Duration = Duration::from_millis(100);
-
 /// Who this node is, where the other one is, and who decides between them.
+// Nothing is flattened in here: clap would then take an `Option<PairArgs>` for not given, whatever is given.
 #[derive(Args, Clone, Debug)]
 pub struct PairArgs {
     /// Name of the machine that the pair protects.
@@ -121,7 +120,8 @@ impl PairArgs {
         Ok(timing)
     }
 
-    fn open_arbiter(&self) -> Result<Box<dyn Arbiter>> {
+    /// Opens the machine's record.
+    pub fn open_arbiter(&self) -> Result<Box<dyn Arbiter>> {
         let tls = TlsFiles::from_paths(
             self.arbiter_ca.clone(),
             self.arbiter_cert.clone(),
@@ -176,38 +176,24 @@ impl PairArgs {
 
     /// Takes the term for a machine that is booted here. Fails where another node holds it.
     pub fn take_term(&self) -> Result<Record> {
-        let mut arbiter = self.open_arbiter()?;
-        let mut found = arbiter.read()?;
-        if let Some(peer) = found
-            .as_ref()
-            .filter(|record| record.owner == self.node)
-            .and_then(|record| record.peer.clone())
-        {
-            // The peer has the machine as it was and is about to go on with it, if it lives.
-            let patience = Duration::from_nanos(self.timing()?.deadline) * 3;
-            tracing::info!("node `{peer}` was in sync and may take over; waiting {patience:?} for it");
-            let until = Instant::now() + patience;
-            let before = found.clone();
-            while found == before && Instant::now() < until {
-                std::thread::sleep(LOOK);
-                found = arbiter.read()?;
-            }
-        }
-        let new = match &found {
-            None => Record::default().alone(&self.node),
-            Some(record) if record.owner == self.node => record.alone(&self.node),
-            Some(record) => bail!(
+        let part = role::look(self.open_arbiter()?.as_mut(), &self.node, self.patience()?, &mut || {
+            Ok(())
+        })?;
+        match part {
+            Part::Primary(record) => Ok(record),
+            Part::Backup(record) => bail!(
                 "node `{}` holds term {} of machine `{}`: what it has is newer than this node's disk. Start this node as the \
                  backup: lockstep-backup run",
                 record.owner,
                 record.term,
                 self.name
             ),
-        };
-        match arbiter.compare_and_set(found.as_ref(), &new)? {
-            Outcome::Done => Ok(new),
-            Outcome::Changed(now) => bail!("another node has taken the term meanwhile ({now:?}); start this one again"),
         }
+    }
+
+    /// How long a peer that may take over is waited for.
+    pub fn patience(&self) -> Result<Duration> {
+        Ok(Duration::from_nanos(self.timing()?.deadline) * 3)
     }
 
     /// TLS of the end that makes connections.

@@ -2,45 +2,28 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
-use clap::Args;
+use anyhow::Result;
+use clap::{ArgGroup, Args};
 use lockstep_proto::session::Unprotected;
-use lockstep_vmm::probe::{self, Start};
-use lockstep_vmm::snapshot::Restore;
+use lockstep_vmm::probe;
 
 use super::args::{DeviceArgs, PolicyArgs, RecordArgs, SpanArgs};
+use super::boot::BootArgs;
 use super::pair::PairArgs;
 use super::report::print_report;
+use super::sockets::ApiArgs;
 use super::span::Span;
 use crate::link::{Control, Status};
 use crate::pair::Pair;
 use crate::recorder::LogOptions;
 use crate::session::{self, Options};
-use crate::start::{self, BootOptions, Started};
 
 /// What to run, and how.
 #[derive(Args)]
+#[command(group(ArgGroup::new("machine").args(["kernel", "snapshot"]).required(true)))]
 pub struct RunOptions {
-    /// Kernel to boot: an ELF vmlinux or a bzImage.
-    #[arg(
-        long,
-        value_name = "FILE",
-        required_unless_present = "snapshot",
-        conflicts_with = "snapshot"
-    )]
-    kernel: Option<PathBuf>,
-    /// Initial root file system (cpio).
-    #[arg(long, value_name = "FILE", conflicts_with = "snapshot")]
-    initrd: Option<PathBuf>,
-    /// Words for the kernel's command line, beside those that the machine needs.
-    #[arg(long, value_name = "WORDS", default_value = "", conflicts_with = "snapshot")]
-    cmdline: String,
-    /// Guest memory in MiB.
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(16..=262_144))]
-    memory_mib: u64,
-    /// Go on from a snapshot instead of booting.
-    #[arg(long, value_name = "FILE")]
-    snapshot: Option<PathBuf>,
+    #[command(flatten)]
+    boot: BootArgs,
     /// Save the machine into this file when the run is ended from outside.
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
@@ -54,29 +37,30 @@ pub struct RunOptions {
     span: SpanArgs,
     #[command(flatten)]
     pair: Option<PairArgs>,
+    #[command(flatten)]
+    api: ApiArgs,
 }
 
 /// Runs a machine to its end.
 pub fn run(options: &RunOptions) -> Result<()> {
-    let Start { class, strategies } = probe::at_start()?;
+    let host = probe::at_start()?;
+    let (status, control) = (Status::default(), Control::default());
+    let pair = options.pair.as_ref();
+    let _api = pair
+        .map(|pair| options.api.serve(pair, &status, &control))
+        .transpose()?;
     // The term comes first: a node that may not run the machine does not boot it.
-    let pair = options.pair.as_ref().map(take_term).transpose()?;
-    let mut started = start(options, &class)?;
-    started
-        .machine
-        .reset_slots_after_delta(strategies.reset_slots_after_delta);
-    if let Some(report) = &started.rewrites {
-        eprintln!("lockstep-primary: kernel: {report}");
-    }
+    let pair = pair.map(|pair| take_term(pair, status, control)).transpose()?;
+    let started = options.boot.start(&options.devices, &host)?;
     let span = Span::begin(&options.span)?;
     let record = &options.record;
     let session = Options {
         disks: options.devices.disk.clone(),
         nics: options.devices.net.clone(),
         record: record.record.clone(),
-        host_class: class,
+        host_class: host.class,
         policy: options.policy.policy(
-            strategies.grace_ns,
+            host.strategies.grace_ns,
             record.record.is_some() || pair.is_some(),
             record.epoch_detail,
         ),
@@ -95,34 +79,7 @@ pub fn run(options: &RunOptions) -> Result<()> {
     Ok(())
 }
 
-fn take_term(args: &PairArgs) -> Result<Pair> {
+fn take_term(args: &PairArgs, status: Status, control: Control) -> Result<Pair> {
     let record = args.take_term()?;
-    args.pair(record, Unprotected::NeedBackup, Status::default(), Control::default())
-}
-
-fn start(options: &RunOptions, class: &str) -> Result<Started> {
-    if let Some(path) = &options.snapshot {
-        let (machine, digest) = Restore::open(path)?.finish(class)?;
-        tracing::debug!(digest = ?digest, "restored");
-        let started = Started {
-            machine,
-            kernel_digest: Vec::new(),
-            initrd_digest: Vec::new(),
-            kernel_path: String::new(),
-            rewrites: None,
-        };
-        return Ok(started);
-    }
-    let Some(kernel) = options.kernel.clone() else {
-        bail!("--kernel or --snapshot is needed")
-    };
-    let boot = BootOptions {
-        kernel,
-        initrd: options.initrd.clone(),
-        cmdline: options.cmdline.clone(),
-        memory_mib: options.memory_mib,
-        disks: options.devices.disk.clone(),
-        nics: options.devices.net.clone(),
-    };
-    start::boot(&boot)
+    args.pair(record, Unprotected::NeedBackup, status, control)
 }

@@ -1,8 +1,8 @@
 //! The guest's console on this process' terminal, or on plain standard input and output.
 
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, bounded};
@@ -15,10 +15,21 @@ const ESCAPE: u8 = 0x1d;
 /// Console chunks that may wait for a slow terminal; what comes beyond is dropped and counted.
 const QUEUE: usize = 4096;
 
-/// The terminal in raw mode. Dropping it restores the terminal.
-pub struct RawTerminal {
-    before: Termios,
+/// The terminal as it was before it was put into raw mode.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Takes the terminal out of raw mode, if it is in it. For a process that ends or starts over without unwinding.
+pub fn restore_terminal() {
+    // A plain value: whole whenever the lock is free.
+    let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(before) = before {
+        // A terminal that is gone needs nothing.
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
+    }
 }
+
+/// The terminal in raw mode. Dropping it restores the terminal.
+pub struct RawTerminal(());
 
 impl RawTerminal {
     /// Puts standard input into raw mode if it is a terminal.
@@ -31,24 +42,19 @@ impl RawTerminal {
         let mut raw = before.clone();
         raw.make_raw();
         tcsetattr(&stdin, OptionalActions::Now, &raw)?;
-        let terminal = Self { before };
-        terminal.restore_on_panic();
-        Ok(Some(terminal))
-    }
-
-    fn restore_on_panic(&self) {
-        let before = self.before.clone();
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
         let previous = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
+            restore_terminal();
             previous(info);
         }));
+        Ok(Some(Self(())))
     }
 }
 
 impl Drop for RawTerminal {
     fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
+        restore_terminal();
     }
 }
 

@@ -1,0 +1,258 @@
+//! The status as operators read it. docs/operations.md says what each field means.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::server::Identity;
+use crate::link::{Gauges, Role, Status};
+
+/// What one node tells at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The machine's name.
+    pub machine: String,
+    /// This node's name.
+    pub node: String,
+    /// `primary`: runs the machine; `backup`: stands by for it.
+    pub role: String,
+    /// The state, without its reason.
+    pub state: String,
+    /// What stands in parentheses behind the state.
+    pub reason: Option<String>,
+    /// The term held; of a backup, the primary's.
+    pub term: u64,
+    /// The other node, if it is connected.
+    pub peer: Option<String>,
+    /// The last natural stop.
+    pub stop: u64,
+    /// Guest time.
+    pub guest_seconds: f64,
+    /// How old the oldest part of the log is that the backup has not executed yet.
+    pub lag_ms: f64,
+    /// Turns whose effects wait for the backup.
+    pub held: u64,
+    /// Position of the log that the backup has received.
+    pub received: u64,
+    /// Position that it has verified.
+    pub verified: u64,
+    /// Position up to which effects have left.
+    pub released: u64,
+    /// Log for the backup.
+    pub log_bytes: u64,
+    /// The same for each second, over the last one or two.
+    pub log_bytes_per_second: f64,
+    /// What the guest sent.
+    pub output_bytes: u64,
+    /// The same for each second, over the last one or two.
+    pub output_bytes_per_second: f64,
+    /// Forced stops.
+    pub forced_stops: u64,
+    /// Pages that deltas carried.
+    pub carried_pages: u64,
+    /// Share of the guest's running time that a backup executes itself, 0 to 1; none before it ran.
+    pub executed_share: Option<f64>,
+    /// Share that deltas carry.
+    pub carried_share: Option<f64>,
+    /// Time that the vCPU was held back for a backup that lags.
+    pub throttled_seconds: f64,
+    /// Divergences found.
+    pub divergences: u64,
+    /// The process.
+    pub pid: u32,
+    /// Of the program.
+    pub version: String,
+}
+
+impl Report {
+    /// What `status` says now.
+    pub(super) fn of(identity: &Identity, status: &Status, rates: &Rates, now: Instant) -> Self {
+        let inner = status.get();
+        let gauges = status.gauges();
+        let (state, reason) = split(&inner.state);
+        let per_second = rates.per_second(Sample::of(gauges, now));
+        let (run, carried) = (get(&gauges.run_ns), get(&gauges.carried_ns));
+        let carried_share = (run > 0).then(|| (carried as f64 / run as f64).min(1.0));
+        Self {
+            machine: identity.machine.clone(),
+            node: identity.node.clone(),
+            role: match inner.role {
+                Role::Primary => "primary".into(),
+                Role::Backup => "backup".into(),
+            },
+            state,
+            reason,
+            term: inner.term,
+            peer: Some(inner.peer).filter(|peer| !peer.is_empty()),
+            stop: get(&gauges.stop),
+            guest_seconds: get(&gauges.guest_ns) as f64 / 1e9,
+            lag_ms: inner.lag_ns as f64 / 1e6,
+            held: inner.held,
+            received: inner.received,
+            verified: inner.verified,
+            released: inner.released,
+            log_bytes: get(&gauges.log_bytes),
+            log_bytes_per_second: per_second.0,
+            output_bytes: get(&gauges.output_bytes),
+            output_bytes_per_second: per_second.1,
+            forced_stops: get(&gauges.forced),
+            carried_pages: get(&gauges.carried_pages),
+            executed_share: carried_share.map(|share| 1.0 - share),
+            carried_share,
+            throttled_seconds: get(&gauges.throttled_ns) as f64 / 1e9,
+            divergences: get(&gauges.divergences),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+
+    /// The state with its reason, as the programs' messages have it.
+    pub fn words(&self) -> String {
+        match &self.reason {
+            Some(reason) => format!("{} ({reason})", self.state),
+            None => self.state.clone(),
+        }
+    }
+
+    /// Whether these words are its state, with or without the reason.
+    pub fn is_in(&self, words: &str) -> bool {
+        self.state == words || self.words() == words
+    }
+
+    /// Whether the death of either host would go unnoticed by the machine's clients.
+    pub fn is_protected(&self) -> bool {
+        self.state == "protected"
+    }
+}
+
+fn get(gauge: &AtomicU64) -> u64 {
+    gauge.load(Ordering::Relaxed)
+}
+
+/// A state and the reason in parentheses behind it. A node that has said nothing yet is starting.
+fn split(words: &str) -> (String, Option<String>) {
+    if words.is_empty() {
+        return ("starting".into(), None);
+    }
+    let parts = words.strip_suffix(')').and_then(|rest| rest.split_once(" ("));
+    parts.map_or((words.into(), None), |(state, reason)| {
+        (state.into(), Some(reason.into()))
+    })
+}
+
+/// From one sample to the next.
+pub(super) const SAMPLING: Duration = Duration::from_secs(1);
+
+/// What grows, at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sample {
+    at: Instant,
+    log: u64,
+    output: u64,
+}
+
+impl Sample {
+    pub(super) fn of(gauges: &Gauges, at: Instant) -> Self {
+        Self {
+            at,
+            log: get(&gauges.log_bytes),
+            output: get(&gauges.output_bytes),
+        }
+    }
+}
+
+/// The last two samples: rates are taken since the older one, so over one to two times [`SAMPLING`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rates {
+    older: Sample,
+    newer: Sample,
+}
+
+impl Rates {
+    pub(super) fn since(sample: Sample) -> Self {
+        Self {
+            older: sample,
+            newer: sample,
+        }
+    }
+
+    pub(super) fn sample(&mut self, sample: Sample) {
+        self.older = self.newer;
+        self.newer = sample;
+    }
+
+    /// Bytes of log and of output for each second.
+    fn per_second(&self, now: Sample) -> (f64, f64) {
+        let seconds = now.at.saturating_duration_since(self.older.at).as_secs_f64();
+        if seconds <= 0.0 {
+            return (0.0, 0.0);
+        }
+        let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
+        (rate(now.log, self.older.log), rate(now.output, self.older.output))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::StatusInner;
+    use crate::link::status::count;
+
+    #[test]
+    fn states_are_split_from_their_reasons() {
+        assert_eq!(split("protected"), ("protected".into(), None));
+        assert_eq!(
+            split("not-protected (refused: host class (a) is not (b))"),
+            (
+                "not-protected".into(),
+                Some("refused: host class (a) is not (b)".into())
+            )
+        );
+        assert_eq!(split(""), ("starting".into(), None));
+    }
+
+    #[test]
+    fn a_report_says_what_the_status_and_the_gauges_say() {
+        let identity = Identity {
+            machine: "m".into(),
+            node: "a".into(),
+        };
+        let (status, begin) = (Status::default(), Instant::now());
+        let rates = Rates::since(Sample::of(status.gauges(), begin));
+        let empty = Report::of(&identity, &status, &rates, begin);
+        assert_eq!(
+            (empty.executed_share, empty.peer, empty.log_bytes_per_second),
+            (None, None, 0.0)
+        );
+        status.set(StatusInner {
+            role: Role::Primary,
+            state: "not-protected (lost-connection)".into(),
+            lag_ns: 1_500_000,
+            ..StatusInner::default()
+        });
+        count(&status.gauges().run_ns, 400);
+        count(&status.gauges().carried_ns, 100);
+        count(&status.gauges().log_bytes, 3000);
+        let report = Report::of(&identity, &status, &rates, begin + Duration::from_millis(1500));
+        assert_eq!((report.carried_share, report.executed_share), (Some(0.25), Some(0.75)));
+        assert_eq!((report.lag_ms, report.log_bytes_per_second), (1.5, 2000.0));
+        assert!(report.is_in("not-protected") && report.is_in("not-protected (lost-connection)"));
+        assert!(!report.is_in("not-protected (need-backup)") && !report.is_protected());
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+    }
+
+    #[test]
+    fn a_rate_is_over_the_last_second_or_two() {
+        let (status, begin) = (Status::default(), Instant::now());
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let mut rates = Rates::since(Sample::of(status.gauges(), begin));
+        count(&status.gauges().output_bytes, 1_000_000);
+        for second in 1..=3 {
+            rates.sample(Sample::of(status.gauges(), at(second)));
+        }
+        count(&status.gauges().output_bytes, 500);
+        assert_eq!(rates.per_second(Sample::of(status.gauges(), at(4))), (0.0, 250.0));
+    }
+}

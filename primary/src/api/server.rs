@@ -1,0 +1,262 @@
+//! The answering side: one thread with a runtime of its own.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::report::{Rates, Report, SAMPLING, Sample};
+use super::socket::{self, Place, SocketError};
+use super::{MAX_SHUTDOWN_SECONDS, Refusal, Route, STATUS, ShutdownBody};
+use crate::link::{Control, Request as Asked, Status};
+
+/// Most bytes of a request's body.
+const MAX_BODY_BYTES: usize = 4 << 10;
+/// Most bytes of a request's head. hyper takes no less.
+const MAX_HEAD_BYTES: usize = 8 << 10;
+/// Connections at a time; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 32;
+/// Requests that wait for the link at a time; further ones queue, at most as many as there are connections.
+const MAX_ASKING: usize = 4;
+/// How long a client may take to send its head, and then its body.
+const RECEIVING: Duration = Duration::from_secs(5);
+/// How long the link is waited for until it has begun or refused what is asked.
+pub(super) const ASKING: Duration = Duration::from_secs(60);
+/// How long a connection may last in all.
+const CONNECTION: Duration = Duration::from_secs(90);
+/// From a failed accept (no file descriptors left, say) to the next.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Who answers.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The machine's name.
+    pub machine: String,
+    /// This node's name.
+    pub node: String,
+}
+
+struct Shared {
+    identity: Identity,
+    status: Status,
+    control: Control,
+    rates: Mutex<Rates>,
+}
+
+/// The API of one node. Dropping it ends the thread and removes the socket.
+pub struct ApiServer {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    _place: Place,
+}
+
+impl ApiServer {
+    /// Serves `path` from a thread of its own.
+    pub fn start(path: &Path, identity: Identity, status: Status, control: Control) -> Result<Self, SocketError> {
+        let failed = |what, cause| SocketError::Io {
+            path: path.into(),
+            what,
+            cause,
+        };
+        let (place, listener) = socket::listen(path)?;
+        let rates = Mutex::new(Rates::since(Sample::of(status.gauges(), Instant::now())));
+        let shared = Arc::new(Shared {
+            identity,
+            status,
+            control,
+            rates,
+        });
+        let (stop, stopped) = oneshot::channel();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(MAX_ASKING)
+            .build()
+            .map_err(|cause| failed("cannot make its runtime", cause))?;
+        let thread = std::thread::Builder::new().name("api".into()).spawn(move || {
+            if let Err(error) = runtime.block_on(serve(listener, shared, stopped)) {
+                tracing::error!("the operations API has failed: {error}; the machine goes on without it");
+            }
+            // A request that still waits for the link does not keep the process.
+            runtime.shutdown_background();
+        });
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread.map_err(|cause| failed("cannot start its thread", cause))?),
+            _place: place,
+        })
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve(
+    listener: std::os::unix::net::UnixListener,
+    shared: Arc<Shared>,
+    mut stopped: oneshot::Receiver<()>,
+) -> io::Result<()> {
+    let listener = UnixListener::from_std(listener)?;
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut sampling = tokio::time::interval(SAMPLING);
+    sampling.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let next = async {
+            let permit = room.clone().acquire_owned().await;
+            (listener.accept().await, permit)
+        };
+        tokio::select! {
+            biased;
+            _ = &mut stopped => return Ok(()),
+            _ = sampling.tick() => {
+                let sample = Sample::of(shared.status.gauges(), Instant::now());
+                shared.rates.lock().unwrap_or_else(PoisonError::into_inner).sample(sample);
+            }
+            (accepted, permit) = next => match accepted {
+                Ok((stream, _)) => {
+                    let shared = shared.clone();
+                    tokio::spawn(async move {
+                        talk(stream, shared).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("the operations API cannot accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_AGAIN).await;
+                }
+            },
+        }
+    }
+}
+
+/// One request on one connection: who asks again connects again, and nobody keeps a place without asking.
+async fn talk(stream: UnixStream, shared: Arc<Shared>) {
+    let service = hyper::service::service_fn(move |request| {
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(answer(request, shared).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(RECEIVING)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION, connection).await {
+        Ok(Err(error)) => tracing::debug!("a connection to the operations API ended: {error}"),
+        Err(_) => tracing::debug!("a connection to the operations API took too long"),
+        Ok(Ok(())) => {}
+    }
+}
+
+async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Full<Bytes>> {
+    let path = request.uri().path();
+    if path == STATUS {
+        if request.method() != Method::GET {
+            return only("GET");
+        }
+        let rates = *shared.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let report = Report::of(&shared.identity, &shared.status, &rates, Instant::now());
+        return json(StatusCode::OK, &report);
+    }
+    let Some(route) = Route::ALL.into_iter().find(|route| route.path() == path) else {
+        return refuse(
+            StatusCode::NOT_FOUND,
+            "there is no such request; docs/operations.md has those that there are",
+        );
+    };
+    if request.method() != Method::POST {
+        return only("POST");
+    }
+    let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
+    let body = match tokio::time::timeout(RECEIVING, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            let reason = format!("the body has more than {MAX_BODY_BYTES} bytes");
+            return refuse(StatusCode::PAYLOAD_TOO_LARGE, &reason);
+        }
+        Ok(Err(error)) => return refuse(StatusCode::BAD_REQUEST, &format!("the body cannot be read: {error}")),
+        Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not come"),
+    };
+    let asked = match route {
+        Route::Switchover => Asked::Switchover,
+        Route::TestFailover => Asked::TestFailover,
+        Route::Suspend => Asked::Suspend,
+        Route::Resume => Asked::Resume,
+        Route::Shutdown => match shutdown(&body) {
+            Ok(asked) => asked,
+            Err(reason) => return refuse(StatusCode::BAD_REQUEST, &reason),
+        },
+        Route::Promote => {
+            return refuse(
+                StatusCode::CONFLICT,
+                "a node is promoted by force while its process does not run: end this one, then `promote --force \
+                 --peer-is-powered-off` with the arbiter's options",
+            );
+        }
+    };
+    tracing::warn!(request = ?asked, "an operator asks");
+    let control = shared.control.clone();
+    let answered = tokio::task::spawn_blocking(move || control.ask(asked));
+    match tokio::time::timeout(ASKING, answered).await {
+        Ok(Ok(Ok(()))) => json(StatusCode::ACCEPTED, &serde_json::json!({})),
+        Ok(Ok(Err(reason))) => refuse(StatusCode::CONFLICT, &reason),
+        Ok(Err(_)) => refuse(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the request could not be carried out",
+        ),
+        Err(_) => refuse(
+            StatusCode::GATEWAY_TIMEOUT,
+            "the machine's link did not answer in a minute; whether the request was begun is not known: look at the status",
+        ),
+    }
+}
+
+fn shutdown(body: &[u8]) -> Result<Asked, String> {
+    let body = if body.is_empty() { b"{}" } else { body };
+    // Through a map: a structure alone could be an array too.
+    let ShutdownBody { timeout_seconds } = serde_json::from_slice::<serde_json::Map<_, _>>(body)
+        .and_then(|map| serde_json::from_value(map.into()))
+        .map_err(|error| format!("the body is no shutdown: {error}"))?;
+    if !(0.0..=MAX_SHUTDOWN_SECONDS).contains(&timeout_seconds) {
+        return Err(format!("timeout_seconds is not 0 to {MAX_SHUTDOWN_SECONDS}"));
+    }
+    Ok(Asked::Shutdown(Duration::from_secs_f64(timeout_seconds)))
+}
+
+fn only(method: &'static str) -> Response<Full<Bytes>> {
+    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, &format!("only {method} is known here"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
+    response
+}
+
+fn refuse(status: StatusCode, reason: &str) -> Response<Full<Bytes>> {
+    json(status, &Refusal { error: reason.into() })
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response<Full<Bytes>> {
+    // Plain structures with text for keys: they can be told as JSON.
+    let mut text = serde_json::to_vec(value).unwrap_or_default();
+    text.push(b'\n');
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,64 @@
+//! Starting over: a node that has lost its machine begins anew in the same process.
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::host::console::restore_terminal;
+use crate::host::inbox::Bell;
+use crate::link::{Role, Status};
+
+/// The state that ends a machine for good: another node has the term.
+const LOST: &str = "frozen (lost-term)";
+
+/// Replaces this process by a new one of the same program with the same arguments and the same number. All of the old
+/// machine is gone then: its memory, its threads, its connections (without a goodbye) and its locks. Can be called on any
+/// thread; a log or a recording that should be whole has to be closed before. Returns only if it fails.
+///
+/// The arbiter's record says what the new process is. Under `--role auto`, or as `lockstep-backup run`, it is a backup
+/// when another node has the term by then.
+pub fn start_over() -> anyhow::Error {
+    restore_terminal();
+    let mut failed = None;
+    // The second one is this very file, also where another has taken its place.
+    for program in [std::env::current_exe().ok(), Some(PathBuf::from("/proc/self/exe"))] {
+        let mut arguments = std::env::args_os();
+        let name = arguments.next();
+        let Some(program) = program else { continue };
+        let mut command = Command::new(program);
+        if let Some(name) = name {
+            command.arg0(name);
+        }
+        failed = Some(command.args(arguments).exec());
+    }
+    let cause = failed.map_or_else(String::new, |error| error.to_string());
+    anyhow::anyhow!("this process could not be started over: {cause}. Start it by hand")
+}
+
+/// Whether the term was lost, since [`Watch::start`].
+#[derive(Clone, Default)]
+pub struct Watch(Arc<AtomicBool>);
+
+impl Watch {
+    /// Ends the machine by `bell` once its node has lost the term.
+    pub fn start(&self, status: &Status, bell: Bell) -> Result<()> {
+        let (lost, status) = (self.0.clone(), status.clone());
+        std::thread::Builder::new().name("term".into()).spawn(move || {
+            let is_lost = |inner: &crate::link::StatusInner| inner.role == Role::Primary && inner.state == LOST;
+            while !status.wait_for(is_lost, Duration::from_secs(3600)) {}
+            lost.store(true, Ordering::Release);
+            bell.quit();
+        })?;
+        Ok(())
+    }
+
+    /// Whether that was why the machine ended.
+    pub fn is_lost(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,66 @@
+//! What a machine is made from where it is booted, the same for both programs.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use lockstep_vmm::probe::Start;
+use lockstep_vmm::snapshot::Restore;
+
+use super::args::DeviceArgs;
+use crate::start::{self, BootOptions, Started};
+
+/// A kernel, or a snapshot.
+#[derive(Args, Clone, Debug)]
+pub struct BootArgs {
+    /// Kernel to boot: an ELF vmlinux or a bzImage.
+    #[arg(long, value_name = "FILE", conflicts_with = "snapshot")]
+    kernel: Option<PathBuf>,
+    /// Initial root file system (cpio).
+    #[arg(long, value_name = "FILE", conflicts_with = "snapshot")]
+    initrd: Option<PathBuf>,
+    /// Words for the kernel's command line, beside those that the machine needs.
+    #[arg(long, value_name = "WORDS", default_value = "", conflicts_with = "snapshot")]
+    cmdline: String,
+    /// Guest memory in MiB.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(16..=262_144))]
+    memory_mib: u64,
+    /// Go on from a snapshot instead of booting.
+    #[arg(long, value_name = "FILE")]
+    snapshot: Option<PathBuf>,
+}
+
+impl BootArgs {
+    /// Makes the machine, on a host as the probe found it.
+    pub fn start(&self, devices: &DeviceArgs, host: &Start) -> Result<Started> {
+        let mut started = match (&self.snapshot, &self.kernel) {
+            (Some(path), _) => {
+                let (machine, digest) = Restore::open(path)?.finish(&host.class)?;
+                tracing::debug!(digest = ?digest, "restored");
+                Started {
+                    machine,
+                    kernel_digest: Vec::new(),
+                    initrd_digest: Vec::new(),
+                    kernel_path: String::new(),
+                    rewrites: None,
+                }
+            }
+            (None, Some(kernel)) => start::boot(&BootOptions {
+                kernel: kernel.clone(),
+                initrd: self.initrd.clone(),
+                cmdline: self.cmdline.clone(),
+                memory_mib: self.memory_mib,
+                disks: devices.disk.clone(),
+                nics: devices.net.clone(),
+            })?,
+            (None, None) => bail!("--kernel or --snapshot is needed"),
+        };
+        started
+            .machine
+            .reset_slots_after_delta(host.strategies.reset_slots_after_delta);
+        if let Some(report) = &started.rewrites {
+            eprintln!("lockstep: kernel: {report}");
+        }
+        Ok(started)
+    }
+}
