@@ -172,7 +172,7 @@ mod tests {
             machine: "m".into(),
             node: "a".into(),
         };
-        let server = ApiServer::start(&path, identity, Status::default(), control.clone()).unwrap();
+        let server = ApiServer::start(&path, identity, Status::default(), control.clone(), || {}).unwrap();
         (home, path, server)
     }
 

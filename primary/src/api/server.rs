@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -52,6 +53,9 @@ struct Shared {
     status: Status,
     control: Control,
     rates: Mutex<Rates>,
+    crash: fn(),
+    /// A drill was begun: the process vanishes when that was told.
+    crashes: AtomicBool,
 }
 
 /// The API of one node. Dropping it ends the thread and removes the socket.
@@ -62,8 +66,14 @@ pub struct ApiServer {
 }
 
 impl ApiServer {
-    /// Serves `path` from a thread of its own.
-    pub fn start(path: &Path, identity: Identity, status: Status, control: Control) -> Result<Self, SocketError> {
+    /// Serves `path` from a thread of its own. `crash` makes the process vanish, for a drill.
+    pub fn start(
+        path: &Path,
+        identity: Identity,
+        status: Status,
+        control: Control,
+        crash: fn(),
+    ) -> Result<Self, SocketError> {
         let failed = |what, cause| SocketError::Io {
             path: path.into(),
             what,
@@ -76,6 +86,8 @@ impl ApiServer {
             status,
             control,
             rates,
+            crash,
+            crashes: AtomicBool::new(false),
         });
         let (stop, stopped) = oneshot::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -147,8 +159,9 @@ async fn serve(
 
 /// One request on one connection: who asks again connects again, and nobody keeps a place without asking.
 async fn talk(stream: UnixStream, shared: Arc<Shared>) {
+    let asked = shared.clone();
     let service = hyper::service::service_fn(move |request| {
-        let shared = shared.clone();
+        let shared = asked.clone();
         async move { Ok::<_, Infallible>(answer(request, shared).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -161,6 +174,9 @@ async fn talk(stream: UnixStream, shared: Arc<Shared>) {
         Ok(Err(error)) => tracing::debug!("a connection to the operations API ended: {error}"),
         Err(_) => tracing::debug!("a connection to the operations API took too long"),
         Ok(Ok(())) => {}
+    }
+    if shared.crashes.load(Ordering::Relaxed) {
+        (shared.crash)();
     }
 }
 
@@ -214,7 +230,12 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Ful
     let control = shared.control.clone();
     let answered = tokio::task::spawn_blocking(move || control.ask(asked));
     match tokio::time::timeout(ASKING, answered).await {
-        Ok(Ok(Ok(()))) => json(StatusCode::ACCEPTED, &serde_json::json!({})),
+        Ok(Ok(Ok(()))) => {
+            if asked == Asked::TestFailover {
+                shared.crashes.store(true, Ordering::Relaxed);
+            }
+            json(StatusCode::ACCEPTED, &serde_json::json!({}))
+        }
         Ok(Ok(Err(reason))) => refuse(StatusCode::CONFLICT, &reason),
         Ok(Err(_)) => refuse(
             StatusCode::INTERNAL_SERVER_ERROR,

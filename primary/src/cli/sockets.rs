@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use thiserror::Error;
 
+use super::again::start_over;
 use super::pair::PairArgs;
 use crate::api::{ApiServer, Identity};
 use crate::link::{Control, Status};
@@ -32,7 +33,7 @@ impl ApiArgs {
             machine: pair.name.clone(),
             node: pair.node.clone(),
         };
-        match ApiServer::start(&path, identity, status.clone(), control.clone()) {
+        match ApiServer::start(&path, identity, status.clone(), control.clone(), vanish) {
             Ok(server) => Ok(Some(server)),
             Err(error) if self.api.is_none() && error.is_permission() => {
                 tracing::warn!("{error}; this machine can be asked nothing. --api names a socket elsewhere");
@@ -41,6 +42,13 @@ impl ApiArgs {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Ends this process as a crash would, for a drill.
+fn vanish() {
+    tracing::warn!("a drill: this process vanishes");
+    let error = start_over();
+    tracing::error!("{error:#}");
 }
 
 fn directory() -> PathBuf {
