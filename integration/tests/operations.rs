@@ -41,7 +41,9 @@ fn operators_see_whether_a_machine_is_protected() -> Result<()> {
     let machine = Booted::get(Kind::Memory)?;
     let pair = create("ops-status")?;
     expect(&pair.operate(0, &["status"])?, 0, "no machine runs here")?;
-    expect(&pair.operate(0, &["status", "--check"])?, 1, "")?;
+    let none = pair.operate(0, &["status", "--check"])?;
+    expect(&none, 1, "")?;
+    ensure!(none.stdout.is_empty(), "{none:?}");
     let backup = pair.start_backup(1, |run| run)?;
     let primary = pair.start_primary(0, |run| run.restore(&machine.snapshot()))?;
     for (host, program) in [(0, "lockstep-primary"), (1, "lockstep-backup")] {

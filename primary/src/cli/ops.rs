@@ -217,10 +217,10 @@ fn status(options: &StatusOptions) -> Result<ExitCode> {
                 (socket, report)
             })
             .collect();
-        let text = if options.target.json {
-            as_json(&shown)?
-        } else {
-            as_table(&shown)
+        let text = match options.target.json {
+            true => as_json(&shown)?,
+            false if shown.is_empty() => String::new(),
+            false => as_table(&shown),
         };
         let mut out = std::io::stdout().lock();
         if options.watch && !options.target.json && out.is_terminal() {
