@@ -36,7 +36,7 @@ pub enum ReplayError {
     #[error(transparent)]
     Machine(#[from] MachineError),
     /// This side's disk failed.
-    #[error("disk: {0}")]
+    #[error("this node's disk has failed: {0}")]
     Disk(std::io::Error),
     /// The replay is not what was recorded.
     #[error("{0}")]
@@ -346,7 +346,14 @@ impl Oracle for Replayer {
     }
 
     fn disk_data(&mut self, disk: u32, request: u64) -> Result<Option<Vec<u8>>, ReplayError> {
-        Ok(self.disks.take(disk, request).map_err(ReplayError::Disk)?.data)
+        let done = self.disks.take(disk, request).map_err(ReplayError::Disk)?;
+        if done.failed() {
+            // Whatever the recorder's did: this side's image is no longer what the log makes of it.
+            return Err(ReplayError::Disk(std::io::Error::other(format!(
+                "request {request} of disk {disk} has failed here"
+            ))));
+        }
+        Ok(done.data)
     }
 
     fn taken(&mut self, machine: &Machine, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, ReplayError> {

@@ -198,7 +198,7 @@ impl Loop {
         let input = match report {
             Report::Built => BackupInput::Built,
             Report::Unfit(reason) => {
-                tracing::error!("the machine cannot be built here: {reason}");
+                tracing::error!("this node is not fit to be the backup: {reason}");
                 BackupInput::Unfit(reason)
             }
             Report::Verified(position, stop) => BackupInput::Verified(position, stop),
@@ -308,7 +308,7 @@ impl Loop {
             BackupAction::Disconnect(reason) => {
                 if let Some(peer) = self.peer.take() {
                     tracing::info!("closing the connection to the primary: {reason}");
-                    net::close(&peer.connection, &reason);
+                    peer.close(&reason);
                 }
             }
             BackupAction::Arbitrate { expected, new } => {

@@ -22,7 +22,7 @@ use lockstep_vmm::snapshot;
 use super::kept::Kept;
 use super::source::{Ended, LiveSource};
 use super::{Inlet, Order, ReplicaEnds, Report};
-use crate::Replayer;
+use crate::{ReplayError, Replayer};
 
 /// What a replica needs.
 pub struct ReplicaOptions {
@@ -160,6 +160,10 @@ impl Replica {
             }
             (_, Some(Ended::Quit)) => Ok(Some(Outcome::Quit)),
             (_, Some(Ended::Discarded)) => Ok(None),
+            (Err(error @ ReplayError::Disk(_)), None) => {
+                self.report(Report::Unfit(error.to_string()));
+                Ok(None)
+            }
             (Err(error), None) => {
                 let stop = machine.stop();
                 tracing::error!(stop, "the replay has ended: {error}");
@@ -273,7 +277,7 @@ fn take_chunk(arriving: &mut Arriving, chunk: &DiskChunk, weight: u32) -> Result
     Ok(())
 }
 
-/// The machine, if all its pages and its state are there.
+/// The machine, if all its pages, the chunks of its disks and its state are there.
 fn take_whole(arriving: &mut Option<Arriving>) -> Option<Whole> {
     let is_whole = arriving.as_ref().is_some_and(|arriving| {
         arriving

@@ -348,7 +348,7 @@ impl Loop {
             PrimaryAction::Disconnect(reason) => {
                 if let Some(peer) = self.peer.take() {
                     tracing::info!("closing the connection to the backup: {reason}");
-                    net::close(&peer.connection, &reason);
+                    peer.close(&reason);
                 }
             }
             PrimaryAction::Arbitrate { expected, new } => {

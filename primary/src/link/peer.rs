@@ -1,5 +1,7 @@
 //! One connection of a session, the same at both ends: a control stream, datagrams, and its end.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use lockstep_proto::session::MAX_CONTROL_BYTES;
 use prost::Message;
@@ -9,6 +11,9 @@ use tokio::task::JoinHandle;
 
 use super::net::{self, FrameStream};
 use super::wire;
+
+/// How long a peer may take to take in what was said last.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What a connection brings: messages `M`, datagrams `D`, and why it is over.
 pub enum Heard<M, D> {
@@ -26,7 +31,10 @@ pub struct Peer {
     pub number: u64,
     /// The connection itself.
     pub connection: Connection,
-    control: mpsc::UnboundedSender<Bytes>,
+    /// Messages for the control stream; `None`: it is being closed.
+    control: Option<mpsc::UnboundedSender<Bytes>>,
+    /// Writes them.
+    writer: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -48,10 +56,10 @@ impl Peer {
         let mut peer = Self {
             number,
             connection: connection.clone(),
-            control: sender,
+            control: Some(sender),
+            writer: Some(tokio::spawn(net::write_all(control, messages))),
             tasks: Vec::new(),
         };
-        peer.add(net::write_all(control, messages));
         peer.add(read_control(incoming, tell.clone()));
         peer.add(read_datagrams(connection.clone(), tell.clone()));
         peer.add(async move {
@@ -69,7 +77,23 @@ impl Peer {
     /// Sends on the control stream.
     pub fn send(&self, message: &impl Message) {
         // A closed writer belongs to a connection whose end is being told.
-        let _ = self.control.send(wire::frame(0, message));
+        if let Some(control) = &self.control {
+            let _ = control.send(wire::frame(0, message));
+        }
+    }
+
+    /// Ends the connection with a reason. The last message, which says more, comes over before; a peer that does not take
+    /// it is not waited for.
+    pub fn close(mut self, reason: &str) {
+        // Without a sender the writer ends.
+        self.control = None;
+        let (connection, reason, writer) = (self.connection.clone(), reason.to_owned(), self.writer.take());
+        tokio::spawn(async move {
+            if let Some(writer) = writer {
+                let _ = tokio::time::timeout(LAST_WORDS, writer).await;
+            }
+            net::close(&connection, &reason);
+        });
     }
 
     /// Sends as a datagram; it may be lost, here too.
@@ -80,7 +104,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        for task in &self.tasks {
+        for task in self.tasks.iter().chain(&self.writer) {
             task.abort();
         }
     }
