@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use lockstep_logcodec::{Ending, LogError};
-use lockstep_primary::host::disk::{Disks, IO_ERROR};
+use lockstep_primary::host::disk::Disks;
 use lockstep_proto::{End, Epoch, Turn};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Chain, EpochReport, Flow, Machine, MachineError, Oracle, Slice, Stop, StopKind, Taken};
@@ -36,7 +36,7 @@ pub enum ReplayError {
     #[error(transparent)]
     Machine(#[from] MachineError),
     /// This side's disk failed.
-    #[error("disk: {0}")]
+    #[error("this node's disk has failed: {0}")]
     Disk(std::io::Error),
     /// The replay is not what was recorded.
     #[error("{0}")]
@@ -347,9 +347,11 @@ impl Oracle for Replayer {
 
     fn disk_data(&mut self, disk: u32, request: u64) -> Result<Option<Vec<u8>>, ReplayError> {
         let done = self.disks.take(disk, request).map_err(ReplayError::Disk)?;
-        if done.status == IO_ERROR {
-            let problem = format!("request {request} of disk {disk} failed on this host");
-            return Err(ReplayError::Disk(std::io::Error::other(problem)));
+        if done.failed() {
+            // Whatever the recorder's did: this side's image is no longer what the log makes of it.
+            return Err(ReplayError::Disk(std::io::Error::other(format!(
+                "request {request} of disk {disk} has failed here"
+            ))));
         }
         Ok(done.data)
     }

@@ -233,7 +233,7 @@ impl Loop {
         let input = match report {
             Report::Built => BackupInput::Built,
             Report::Unfit(reason) => {
-                tracing::error!("the machine cannot be built here: {reason}");
+                tracing::error!("this node is not fit to be the backup: {reason}");
                 BackupInput::Unfit(reason)
             }
             Report::Verified(position, stop) => {

@@ -177,7 +177,7 @@ impl Replica {
             (_, Some(Ended::Discarded)) => Ok(None),
             (Err(error @ ReplayError::Disk(_)), None) => {
                 // The guest is as it should be; this host is not fit for it.
-                self.report(Report::Unfit(format!("storage-error: {error}")));
+                self.report(Report::Unfit(error.to_string()));
                 Ok(None)
             }
             (Err(error), None) => {
@@ -324,7 +324,7 @@ fn take_chunk(arriving: &mut Arriving, chunk: &DiskChunk, weight: u32) -> Result
     Ok(())
 }
 
-/// The machine, if all its pages and its state are there.
+/// The machine, if all its pages, the chunks of its disks and its state are there.
 fn take_whole(arriving: &mut Option<Arriving>) -> Option<Whole> {
     let is_whole = arriving.as_ref().is_some_and(|arriving| {
         arriving

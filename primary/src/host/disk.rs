@@ -34,6 +34,13 @@ pub struct Done {
     pub data: Option<Vec<u8>>,
 }
 
+impl Done {
+    /// Whether this host's image did not do what was asked.
+    pub fn failed(&self) -> bool {
+        self.status != OK
+    }
+}
+
 /// All disks of a machine.
 pub struct Disks {
     queues: Vec<Sender<DiskRequest>>,

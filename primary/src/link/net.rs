@@ -111,7 +111,7 @@ impl FrameStream {
     }
 }
 
-/// Writes what comes, until the stream ends or the channel does and the other side has all of it.
+/// Writes what comes, until the stream or the channel ends; then the peer has taken all of it.
 pub async fn write_all(mut stream: SendStream, mut messages: mpsc::UnboundedReceiver<Bytes>) {
     while let Some(bytes) = messages.recv().await {
         if stream.write_chunk(bytes).await.is_err() {

@@ -12,6 +12,9 @@ use tokio::task::JoinHandle;
 use super::net::{self, FrameStream};
 use super::wire;
 
+/// How long a peer may take to take in what was said last.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// What a connection brings: messages `M`, datagrams `D`, and why it is over.
 pub enum Heard<M, D> {
     /// A message on the control stream.
@@ -22,17 +25,16 @@ pub enum Heard<M, D> {
     Closed(String),
 }
 
-/// How long the other side may take to receive the last messages before the connection is closed.
-const LAST_WORDS: Duration = Duration::from_millis(200);
-
 /// A connection with the tasks that serve it. Dropping it ends them.
 pub struct Peer {
     /// Tells it from earlier ones.
     pub number: u64,
     /// The connection itself.
     pub connection: Connection,
-    control: mpsc::UnboundedSender<Bytes>,
-    writer: JoinHandle<()>,
+    /// Messages for the control stream; `None`: it is being closed.
+    control: Option<mpsc::UnboundedSender<Bytes>>,
+    /// Writes them.
+    writer: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -54,8 +56,8 @@ impl Peer {
         let mut peer = Self {
             number,
             connection: connection.clone(),
-            control: sender,
-            writer: tokio::spawn(net::write_all(control, messages)),
+            control: Some(sender),
+            writer: Some(tokio::spawn(net::write_all(control, messages))),
             tasks: Vec::new(),
         };
         peer.add(read_control(incoming, tell.clone()));
@@ -75,18 +77,21 @@ impl Peer {
     /// Sends on the control stream.
     pub fn send(&self, message: &impl Message) {
         // A closed writer belongs to a connection whose end is being told.
-        let _ = self.control.send(wire::frame(0, message));
+        if let Some(control) = &self.control {
+            let _ = control.send(wire::frame(0, message));
+        }
     }
 
-    /// Closes the connection with a reason, once the other side has what was sent on the control stream.
+    /// Ends the connection with a reason. The last message, which says more, comes over before; a peer that does not take
+    /// it is not waited for.
     pub fn close(mut self, reason: &str) {
-        let (connection, reason) = (self.connection.clone(), reason.to_owned());
-        // With its last sender gone, the writer ends after what waits.
-        self.control = mpsc::unbounded_channel().0;
-        let writer = std::mem::replace(&mut self.writer, tokio::spawn(async {}));
+        // Without a sender the writer ends.
+        self.control = None;
+        let (connection, reason, writer) = (self.connection.clone(), reason.to_owned(), self.writer.take());
         tokio::spawn(async move {
-            // A peer that does not take it is not waited for.
-            let _ = tokio::time::timeout(LAST_WORDS, writer).await;
+            if let Some(writer) = writer {
+                let _ = tokio::time::timeout(LAST_WORDS, writer).await;
+            }
             net::close(&connection, &reason);
         });
     }
@@ -99,8 +104,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        self.writer.abort();
-        for task in &self.tasks {
+        for task in self.tasks.iter().chain(&self.writer) {
             task.abort();
         }
     }

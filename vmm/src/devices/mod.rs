@@ -30,6 +30,7 @@ mod virtio;
 
 pub use effect::{DiskOp, DiskRequest, Effect};
 pub use error::DeviceError;
+pub(crate) use virtio::block::STATUS_OK;
 pub use virtio::net::NicCounters;
 
 use bus::Port;

@@ -5,7 +5,7 @@ use lockstep_proto::end::Reason;
 
 use super::run::Cause;
 use super::{EpochReport, Machine, MachineError, Oracle, Stop, StopKind};
-use crate::devices::Effect;
+use crate::devices::{Effect, STATUS_OK};
 
 /// RFLAGS.IF.
 const INTERRUPT_FLAG: u64 = 1 << 9;
@@ -79,6 +79,8 @@ impl Machine {
         for done in &turn.disks {
             let status = u8::try_from(done.status).map_err(|_| self.bad_turn("a disk status is above 255"))?;
             let data = oracle.disk_data(done.disk, done.request)?;
+            // The recorder's read failed and this replica's did not: the guest is told of a failure.
+            let data = data.filter(|_| status == STATUS_OK);
             self.devices
                 .disk_completion(
                     done.disk,

@@ -32,7 +32,7 @@ pub(in crate::devices) const MAX_OUTSTANDING: usize = 64;
 /// Sectors that a discard is best aligned to.
 const DISCARD_ALIGNMENT: u32 = 8;
 
-pub(in crate::devices) const STATUS_OK: u8 = blk::VIRTIO_BLK_S_OK as u8;
+pub(crate) const STATUS_OK: u8 = blk::VIRTIO_BLK_S_OK as u8;
 const STATUS_IOERR: u8 = blk::VIRTIO_BLK_S_IOERR as u8;
 const STATUS_UNSUPP: u8 = blk::VIRTIO_BLK_S_UNSUPP as u8;
 
