@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lockstep_integration::gate::{require_loop_device, require_root_net};
-use lockstep_integration::pair::{FailingDisk, Journal, LIMIT, Protected, Proxy, SOME, Setup, Weather};
+use lockstep_integration::pair::{Alone, FailingDisk, Journal, LIMIT, Protected, Proxy, SOME, Setup, Weather};
 use lockstep_integration::random::Random;
 
 /// Reads what the guest has not read before.
@@ -85,29 +85,45 @@ fn a_backup_that_cannot_write_its_disk_ends_the_session() -> Result<()> {
     )
 }
 
-/// The primary's disk fails. Today the guest is told, as by a disk of its own, and the backup, whose disk is good,
-/// follows. What is expected stands from `READ` on and nowhere else.
+/// The primary's disk fails: the guest does not notice, as the backup, whose disk is good, goes on with it.
 #[test]
-fn a_primary_that_cannot_read_its_disk() -> Result<()> {
+fn a_primary_that_cannot_read_its_disk_hands_over() -> Result<()> {
     if !require_root_net() || !require_loop_device() {
         return Ok(());
     }
-    let (mut protected, failing) = with_failing_disk("pair-primary-error", 0)?;
-    // Its Redis would write, which fails, too.
-    protected.counter.set_silent(true);
+    let (protected, failing) = with_failing_disk("pair-primary-error", 0)?;
     failing.fail(&protected.primary)?;
-    protected.primary.run.type_text(READ)?;
-    protected.primary.run.wait_for("CANNOTREAD", LIMIT)?;
     let Protected {
-        primary,
-        mut backup,
-        mut scene,
+        mut primary,
+        backup,
+        counter,
+        scene,
         ..
     } = protected;
-    scene.kill(primary)?;
-    backup.wait_for_state("not-protected (lost-connection) term=2", LIMIT)?;
-    backup.run.type_text(READ)?;
-    backup.run.wait_for("HASREAD", LIMIT)
+    primary.run.type_text(READ)?;
+    let live = Alone::new(scene, backup, counter)?;
+    live.live.run.wait_for("HASREAD", LIMIT)?;
+    primary.wait_for_state("frozen (lost-term)", LIMIT)?;
+    ensure!(!primary.run.console.text().contains("CANNOTREAD"), "the guest was told");
+    live.settle()
+}
+
+/// Without a backup the guest is told, as by a disk of its own.
+#[test]
+fn a_machine_alone_is_told_of_its_disk() -> Result<()> {
+    if !require_root_net() || !require_loop_device() {
+        return Ok(());
+    }
+    let (mut protected, failing) = with_failing_disk("pair-alone-error", 0)?;
+    // Its Redis would write, which fails, too.
+    protected.counter.set_silent(true);
+    let done = protected.scene.pair.operate(0, &["suspend"])?;
+    ensure!(done.status.success(), "{done:?}");
+    let primary = &mut protected.primary;
+    primary.wait_for_state("not-protected (suspended-by-user) term=2", LIMIT)?;
+    failing.fail(primary)?;
+    primary.run.type_text(READ)?;
+    primary.run.wait_for("CANNOTREAD", LIMIT)
 }
 
 /// A backup's disk with less room than the machine's has data.

@@ -74,8 +74,13 @@ impl Protected {
     }
 
     /// Kills the backup; the primary goes on alone.
-    pub fn kill_backup(mut self) -> Result<Alone> {
+    pub fn kill_backup(self) -> Result<Alone> {
         self.check_one_live()?;
+        self.kill_backup_now()
+    }
+
+    /// The same without a look before.
+    pub fn kill_backup_now(mut self) -> Result<Alone> {
         self.scene.kill(self.backup)?;
         Alone::new(self.scene, self.primary, self.counter)
     }

@@ -22,6 +22,7 @@ pub struct Setup {
     arbiter: Arbiter,
     kind: Kind,
     deadline: Duration,
+    auto: bool,
     arguments: [Vec<String>; 2],
 }
 
@@ -33,6 +34,7 @@ impl Setup {
             arbiter: Arbiter::File,
             kind: Kind::Memory,
             deadline: DEADLINE,
+            auto: false,
             arguments: [Vec::new(), Vec::new()],
         }
     }
@@ -48,6 +50,13 @@ impl Setup {
     #[must_use]
     pub fn disk(mut self) -> Self {
         self.kind = Kind::Redis;
+        self
+    }
+
+    /// With the same command on both hosts: the arbiter's record decides, and who has lost the machine stands by.
+    #[must_use]
+    pub fn auto(mut self) -> Self {
+        self.auto = true;
         self
     }
 
@@ -82,6 +91,7 @@ impl Setup {
             machine,
             disks,
             consoles: Vec::new(),
+            auto: self.auto,
             arguments: self.arguments,
         })
     }
@@ -102,12 +112,16 @@ pub struct Scene {
     pub consoles: Vec<String>,
     kind: Kind,
     machine: Booted,
+    auto: bool,
     arguments: [Vec<String>; 2],
 }
 
 impl Scene {
     /// Starts the machine on `host`, from the snapshot.
     pub fn start_primary(&self, host: usize) -> Result<Node> {
+        if self.auto {
+            return self.start_auto(host);
+        }
         let snapshot = self.snapshot();
         self.pair
             .start_primary(host, |run| self.with_arguments(host, run).restore(&snapshot))
@@ -125,8 +139,17 @@ impl Scene {
         self.pair.start_primary(host, boot)
     }
 
+    fn start_auto(&self, host: usize) -> Result<Node> {
+        let snapshot = self.snapshot();
+        self.pair
+            .start_auto(host, |run| self.with_arguments(host, run).restore(&snapshot))
+    }
+
     /// Starts a standby on `host`.
     pub fn start_backup(&self, host: usize) -> Result<Node> {
+        if self.auto {
+            return self.start_auto(host);
+        }
         self.pair.start_backup(host, |run| self.with_arguments(host, run))
     }
 
@@ -153,8 +176,10 @@ impl Scene {
 
     /// A protected machine on host a, its backup on host b, and a client that counts.
     pub fn open(self) -> Result<Protected> {
-        let backup = self.start_backup(1)?;
+        // Where the record decides, the first one that asks becomes the owner.
         let primary = self.start_primary(0)?;
+        primary.wait_for_state("not-protected (need-backup)", LIMIT)?;
+        let backup = self.start_backup(1)?;
         primary.wait_for_state("protected", LIMIT)?;
         let counter = self.count()?;
         Protected::new(self, primary, backup, counter)
