@@ -166,7 +166,8 @@ impl HostDevices {
         for path in &self.paths {
             if let Ok(of) = fs::read_to_string(mark_of(path)) {
                 bail!(
-                    "disk image {} is a backup's and was never live (its primary: {}). Let this node stand by:                      lockstep-backup run. If the primary is lost for good and this disk is better than none, remove {}",
+                    "disk image {} is a backup's and was never live (its primary: {}). Let this node stand by: \
+                     lockstep-backup run. If the primary is lost for good and this disk is better than none, remove {}",
                     path.display(),
                     of.trim(),
                     mark_of(path).display()
