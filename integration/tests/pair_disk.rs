@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lockstep_integration::gate::{require_loop_device, require_root_net};
-use lockstep_integration::pair::{Alone, FailingDisk, Journal, LIMIT, Protected, Proxy, SOME, Setup, Weather};
+use lockstep_integration::pair::{Alone, FailingDisk, Journal, LIMIT, Protected, Proxy, SOME, Scene, Setup, Weather};
 use lockstep_integration::random::Random;
 
 /// Reads what the guest has not read before.
@@ -35,14 +35,20 @@ fn a_disk_is_copied_whole_while_it_is_written() -> Result<()> {
     Protected::new(scene, primary, backup, counter)?.settle_with_disks()
 }
 
-/// A pair with a disk that can fail on `host`, and what makes it fail.
-fn with_failing_disk(name: &str, host: usize) -> Result<(Protected, FailingDisk)> {
+/// Hosts, with a disk that can fail on `host`, and what makes it fail.
+fn scene_with_failing_disk(name: &str, host: usize) -> Result<(Scene, FailingDisk)> {
     let mut scene = Setup::new(name).disk().build()?;
     let failing = FailingDisk::new(scene.pair.dir())?;
     if let Some(disks) = &mut scene.disks {
         scene.pair.prepare(host, failing.script(&disks[host]));
         disks[host] = failing.image();
     }
+    Ok((scene, failing))
+}
+
+/// The same with a protected machine.
+fn with_failing_disk(name: &str, host: usize) -> Result<(Protected, FailingDisk)> {
+    let (scene, failing) = scene_with_failing_disk(name, host)?;
     Ok((scene.open()?, failing))
 }
 
@@ -124,6 +130,25 @@ fn a_machine_alone_is_told_of_its_disk() -> Result<()> {
     failing.fail(primary)?;
     primary.run.type_text(READ)?;
     primary.run.wait_for("CANNOTREAD", LIMIT)
+}
+
+/// A disk that cannot be copied is no reason for the machine to end.
+#[test]
+fn a_primary_whose_disk_cannot_be_copied_goes_on_alone() -> Result<()> {
+    if !require_root_net() || !require_loop_device() {
+        return Ok(());
+    }
+    let (scene, failing) = scene_with_failing_disk("pair-copy-error", 0)?;
+    let mut primary = scene.start_primary(0)?;
+    primary.wait_for_state("not-protected (need-backup)", LIMIT)?;
+    failing.fail(&primary)?;
+    let _backup = scene.start_backup(1)?;
+    primary
+        .run
+        .messages
+        .wait_for("a join has failed: this host's disk", LIMIT)?;
+    primary.run.type_text("echo ALI''VE\n")?;
+    primary.run.wait_for("ALIVE", LIMIT)
 }
 
 /// A backup's disk with less room than the machine's has data.

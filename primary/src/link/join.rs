@@ -64,7 +64,7 @@ pub struct Joining {
     /// What it copies from.
     pub sources: Arc<JoinSources>,
     ready: Arc<AtomicBool>,
-    state: Sender<Final>,
+    state: Sender<Result<Final, String>>,
     log: Option<mpsc::Sender<LogItem>>,
 }
 
@@ -86,10 +86,7 @@ impl Joining {
         let had = channels.had;
         let (flag, tell) = (ready.clone(), channels.state);
         std::thread::Builder::new().name("join".into()).spawn(move || {
-            // An error means that the backup is gone, which the link has seen by itself.
-            if let Err(Stopped(why)) = copier.run(&had, &flag, &bell, &last, tell) {
-                tracing::debug!(why, "join ended early");
-            }
+            tell(copier.run(&had, &flag, &bell, &last).map_err(|Stopped(why)| why));
         })?;
         Ok(Self {
             sources,
@@ -104,18 +101,18 @@ impl Joining {
         self.ready.load(Ordering::Acquire)
     }
 
-    /// Hands the state over; the log goes to the returned channel from here on.
-    pub fn finish(&mut self, state: Final) -> Option<mpsc::Sender<LogItem>> {
-        let log = self.log.take();
+    /// Hands the state over, or why there is none; the log goes to the returned channel from here on.
+    pub fn finish(&mut self, state: Result<Final, String>) -> Option<mpsc::Sender<LogItem>> {
+        let log = self.log.take().filter(|_| state.is_ok());
         if self.state.send(state).is_ok() { log } else { None }
     }
 }
 
-struct Stopped(&'static str);
+struct Stopped(String);
 
 impl From<Violation> for Stopped {
     fn from(_: Violation) -> Self {
-        Self("pages cannot be packed")
+        Self("pages cannot be packed".into())
     }
 }
 
@@ -138,10 +135,9 @@ impl Copier {
         had: &Receiver<Had>,
         ready: &AtomicBool,
         bell: &Bell,
-        last: &Receiver<Final>,
-        tell: Box<dyn FnOnce(JoinState) + Send>,
-    ) -> Result<(), Stopped> {
-        self.had = had.recv().map_err(|_| Stopped("the backup is gone"))?;
+        last: &Receiver<Result<Final, String>>,
+    ) -> Result<JoinState, Stopped> {
+        self.had = had.recv().map_err(|_| Stopped("the backup is gone".into()))?;
         // Disks first: they change less meanwhile.
         let all = self.sources.chunks.all();
         self.copy_chunks(&all)?;
@@ -163,7 +159,10 @@ impl Copier {
             pages,
             chunks,
             position,
-        } = last.recv().map_err(|_| Stopped("the machine has ended"))?;
+        } = last
+            .recv()
+            .map_err(|_| Stopped("it was given up".into()))?
+            .map_err(Stopped)?;
         let mut packer = PagePacker::new()?;
         for (frames, pages) in transfer
             .frames
@@ -183,14 +182,13 @@ impl Copier {
             same_chunks = self.same_chunks,
             "sent what the backup did not have"
         );
-        tell(JoinState {
+        Ok(JoinState {
             machine: Some(transfer.header),
             memory_digest: transfer.memory_digest.to_vec().into(),
             pages: self.pages,
             disk_chunks: self.chunks,
             position,
-        });
-        Ok(())
+        })
     }
 
     /// Sends the pages with these indices as they are now; a page that changes meanwhile comes again.
@@ -224,7 +222,8 @@ impl Copier {
     fn copy_chunks(&mut self, chunks: &[(u32, u64)]) -> Result<(), Stopped> {
         for &(disk, chunk) in chunks {
             let image = &self.sources.images[disk as usize];
-            let data = read_chunk(image, chunk).map_err(|_| Stopped("a disk image cannot be read"))?;
+            let data = read_chunk(image, chunk)
+                .map_err(|error| Stopped(format!("this host's disk {disk} cannot be read: {error}")))?;
             if self.had.has_chunk(disk, chunk, &data) {
                 self.same_chunks += 1;
             } else {
@@ -242,7 +241,8 @@ impl Copier {
 
     fn send_chunk(&mut self, disk: u32, chunk: u64, data: &[u8]) -> Result<(), Stopped> {
         self.chunks += 1;
-        let data = zstd::bulk::compress(data, ZSTD_LEVEL).map_err(|_| Stopped("a chunk cannot be packed"))?;
+        let data = zstd::bulk::compress(data, ZSTD_LEVEL)
+            .map_err(|error| Stopped(format!("a chunk cannot be packed: {error}")))?;
         let offset = chunk * CHUNK;
         let data = data.into();
         self.send(wire::frame(BULK_CHUNK, &DiskChunk { disk, offset, data }))
@@ -251,6 +251,6 @@ impl Copier {
     fn send(&self, frame: Bytes) -> Result<(), Stopped> {
         self.bulk
             .blocking_send(frame)
-            .map_err(|_| Stopped("the backup is gone"))
+            .map_err(|_| Stopped("the backup is gone".into()))
     }
 }

@@ -131,7 +131,7 @@ pub(super) enum Event {
     Connected(u64, Connection, SendStream, RecvStream),
     DialFailed(String),
     Heard(u64, Heard<ToPrimary, HeartbeatReply>),
-    State(u64, Box<JoinState>),
+    State(u64, Result<Box<JoinState>, String>),
     /// The log goes up to this position, and is about to be written.
     Logged(u64),
     Verdict(Verdict),
@@ -336,7 +336,14 @@ impl Loop {
                     PrimaryInput::Disconnected
                 }
             },
-            Event::State(number, state) if self.is_current(number) => {
+            Event::State(number, Err(why)) if self.is_current(number) => {
+                tracing::error!("a join has failed: {why}");
+                if let Some(peer) = self.peer.take() {
+                    peer.close(&why);
+                }
+                PrimaryInput::Disconnected
+            }
+            Event::State(number, Ok(state)) if self.is_current(number) => {
                 self.session.note_logged(state.position);
                 self.send(&ToBackup {
                     kind: Some(to_backup::Kind::State(*state)),
@@ -465,7 +472,7 @@ impl Loop {
         let wrote = move |bytes| count(&status.gauges().log_bytes, bytes);
         peer.add(write_log(peer.connection.clone(), items, tell, wrote));
         let state = Box::new(move |state| {
-            let _ = events.send(Event::State(number, Box::new(state)));
+            let _ = events.send(Event::State(number, Result::map(state, Box::new)));
         });
         self.command(Command::BeginJoin(JoinChannels { had, bulk, log, state }));
     }

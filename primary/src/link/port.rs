@@ -34,6 +34,9 @@ pub enum Command {
     KeepErrors,
 }
 
+/// Takes a join's state, or why it failed.
+pub type Tell = Box<dyn FnOnce(Result<JoinState, String>) + Send>;
+
 /// Where a join's parts go.
 pub struct JoinChannels {
     /// What the backup has already.
@@ -42,8 +45,8 @@ pub struct JoinChannels {
     pub bulk: mpsc::Sender<bytes::Bytes>,
     /// The log.
     pub log: mpsc::Sender<LogItem>,
-    /// The state, once all pages are on their way.
-    pub state: Box<dyn FnOnce(JoinState) + Send>,
+    /// Takes the state, once all pages are on their way, or why there is none.
+    pub state: Tell,
 }
 
 /// A part of the log.
@@ -191,7 +194,7 @@ impl LinkPort {
     }
 
     /// Ends a join: its state goes out, and the log goes on from there.
-    pub fn finish_join(&mut self, mut joining: Joining, state: Final) {
+    pub fn finish_join(&mut self, mut joining: Joining, state: Result<Final, String>) {
         self.log = joining.finish(state);
     }
 

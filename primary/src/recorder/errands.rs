@@ -151,16 +151,20 @@ impl Recorder {
         }
         let count = transfer.frames.len();
         self.world.disks.end_watch();
-        let mut chunks = Vec::new();
-        for (disk, chunk) in joining.sources.chunks.take() {
-            // Read here, while nothing writes: what comes later reaches the backup's disk by the log.
-            let data = read_chunk(&self.world.images[disk as usize], chunk);
-            let data = data.map_err(|cause| RecordError::Host {
-                what: "read a disk image",
-                cause,
-            })?;
-            chunks.push((disk, chunk, data));
-        }
+        // Read here, while nothing writes: what comes later reaches the backup's disk by the log.
+        let images = &self.world.images;
+        let written = joining.sources.chunks.take().into_iter();
+        let read = written.map(|(disk, chunk)| Ok((disk, chunk, read_chunk(&images[disk as usize], chunk)?)));
+        let chunks = match read.collect::<std::io::Result<Vec<_>>>() {
+            Ok(chunks) => chunks,
+            Err(error) => {
+                // The machine goes on; only its backup does not.
+                if let Some(port) = self.world.outlet.port() {
+                    port.finish_join(joining, Err(format!("this host's disk cannot be read: {error}")));
+                }
+                return Ok(());
+            }
+        };
         if self.log.is_none() {
             // Nobody has taken the batches so far: the log begins here.
             self.batch = BatchBuilder::new(machine.stop());
@@ -173,7 +177,7 @@ impl Recorder {
             position: self.position,
         };
         if let Some(port) = self.world.outlet.port() {
-            port.finish_join(joining, state);
+            port.finish_join(joining, Ok(state));
         }
         tracing::info!(
             stop = machine.stop(),
