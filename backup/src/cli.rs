@@ -125,7 +125,7 @@ impl Node<'_> {
             },
             listen: options.listen,
             peer_name: options.pair.peer_name.clone(),
-            tls: options.pair.server_tls()?,
+            credentials: options.pair.credentials()?,
             arbiter: options.pair.arbiter_port()?,
             uplink: options.pair.uplink(),
             status: self.status.clone(),

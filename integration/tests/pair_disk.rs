@@ -166,7 +166,7 @@ fn a_backup_without_room_is_refused_and_joins_when_it_has_some() -> Result<()> {
     let (small, image) = (small.display(), small.join("disk.img"));
     let bytes = std::fs::metadata(&second)?.len();
     let script = format!(
-        "mount -t tmpfs -o size=4m none {small}; truncate -s {bytes} {}",
+        "mount -t tmpfs -o size=256k none {small}; truncate -s {bytes} {}",
         image.display()
     );
     scene.pair.prepare(1, script);

@@ -11,6 +11,7 @@ use crate::host::outputs::Outputs;
 use crate::link::live::LiveOptions;
 use crate::link::watch::{ArbiterPort, Uplink};
 use crate::link::{Control, Status};
+use crate::pki::Credentials;
 
 /// One end of a pair, as the node that holds the term.
 pub struct Pair {
@@ -22,8 +23,8 @@ pub struct Pair {
     pub peer: SocketAddr,
     /// Its name, as in its certificate.
     pub peer_name: String,
-    /// TLS of this side.
-    pub tls: rustls::ClientConfig,
+    /// Who this side is to the other.
+    pub credentials: Credentials,
     /// The arbiter.
     pub arbiter: ArbiterPort,
     /// The arbiter's record, which this node holds.
@@ -65,7 +66,7 @@ impl Pair {
             why: self.why,
             peer: self.peer,
             peer_name: self.peer_name,
-            tls: self.tls,
+            credentials: self.credentials,
             arbiter: self.arbiter,
             commit: self.commit,
             uplink: self.uplink,

@@ -15,9 +15,10 @@ use lockstep_primary::link::peer::{Heard, Peer};
 use lockstep_primary::link::status::{Role, STATE_MESSAGES, Status, StatusInner, count};
 use lockstep_primary::link::watch::{self, ArbiterPort, Uplink, Watch};
 use lockstep_primary::link::{Asked, Control};
+use lockstep_primary::pki::Credentials;
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState, Verdict};
 use lockstep_proto::{Heartbeat, ToBackup, ToPrimary};
-use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::replica::ReplicaOptions;
@@ -37,8 +38,8 @@ pub struct StandbyOptions {
     pub listen: SocketAddr,
     /// The primary's name, as in its certificate.
     pub peer_name: String,
-    /// TLS of this side.
-    pub tls: rustls::ServerConfig,
+    /// Who this side is to the other; renewed certificates are read while it runs.
+    pub credentials: Credentials,
     /// The arbiter.
     pub arbiter: ArbiterPort,
     /// The interface by which the service would be reached.
@@ -115,6 +116,8 @@ impl Drop for Standby {
 pub(super) enum Event {
     Incoming(Incoming),
     Connected(u64, Connection, SendStream, RecvStream),
+    /// A connection from there that was not made.
+    Refused(SocketAddr, anyhow::Error),
     Heard(u64, Heard<ToBackup, Heartbeat>),
     Bulk(u64, Order),
     /// So many batches have come since the join's state.
@@ -140,6 +143,7 @@ struct Loop {
     /// Position of the join's state, once it is there, and batches that came after it.
     base: Option<u64>,
     batches: u64,
+    problems: net::Problems,
     live: bool,
 }
 
@@ -150,7 +154,8 @@ async fn run(
     ready: &Sender<Result<()>>,
 ) -> Result<()> {
     let (events, mut incoming) = mpsc::unbounded_channel();
-    let endpoint = net::listen(options.listen, options.tls, IDLE)?;
+    let mut credentials = options.credentials;
+    let endpoint = net::listen(options.listen, credentials.server()?, IDLE)?;
     let mut requests = options.control.connect();
     let mut look = tokio::time::interval(watch::LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -168,6 +173,7 @@ async fn run(
         inlet: None,
         base: None,
         batches: 0,
+        problems: net::Problems::default(),
         live: false,
     };
     let _ = ready.send(Ok(()));
@@ -193,7 +199,10 @@ async fn run(
             Some(event) = incoming.recv() => state.event(event),
             Some(report) = ends.reports.recv() => state.report(report),
             Some(asked) = requests.recv() => refuse(asked),
-            _ = look.tick() => state.look(),
+            _ = look.tick() => {
+                state.look();
+                renew(&endpoint, &mut credentials);
+            }
             () = tokio::time::sleep(wake) => {}
         }
         state.session.handle(boottime(), BackupInput::Tick);
@@ -204,6 +213,24 @@ async fn run(
     // Lets the close go out; a peer that does not answer is not waited for.
     let _ = tokio::time::timeout(Duration::from_millis(20), endpoint.wait_idle()).await;
     Ok(())
+}
+
+/// Takes renewed certificates for the connections to come.
+fn renew(endpoint: &Endpoint, credentials: &mut Credentials) {
+    let Some(renewed) = credentials.renewed_server() else {
+        return;
+    };
+    let config = renewed
+        .map_err(anyhow::Error::from)
+        .and_then(|tls| net::server_config(tls, IDLE));
+    match config {
+        Ok(config) => {
+            endpoint.set_server_config(Some(config));
+            tracing::info!("the renewed certificate is in use");
+        }
+        // The next change is looked at again.
+        Err(error) => tracing::warn!("the certificate's files have changed and cannot be used: {error:#}"),
+    }
 }
 
 /// Operators ask the primary.
@@ -274,6 +301,12 @@ impl Loop {
                 let Some(base) = self.base else { return };
                 BackupInput::Received(base + batches)
             }
+            Event::Refused(from, error) => {
+                if let Some(problem) = self.problems.tell(&error) {
+                    tracing::warn!(%from, "a connection was refused: {problem}");
+                }
+                return;
+            }
             Event::Verdict(verdict) => BackupInput::Arbiter(verdict),
             Event::Arbiter(answers) => return self.watch.arbiter(answers),
             _ => return,
@@ -296,7 +329,9 @@ impl Loop {
                 Ok((connection, control, messages)) => {
                     let _ = events.send(Event::Connected(number, connection, control, messages));
                 }
-                Err(error) => tracing::warn!(%from, "a connection was refused: {error:#}"),
+                Err(error) => {
+                    let _ = events.send(Event::Refused(from, error));
+                }
             }
         });
     }

@@ -14,7 +14,7 @@ use crate::arbiter::{self, Arbiter, ArbiterThread, Outcome, Spec, TlsFiles};
 use crate::link::watch::{ArbiterPort, Uplink};
 use crate::link::{Control, Status};
 use crate::pair::Pair;
-use crate::pki;
+use crate::pki::Credentials;
 
 /// Called once, by whichever of its holders comes to it first.
 struct Once<T>(Arc<Mutex<Option<Then<T>>>>);
@@ -196,16 +196,11 @@ impl PairArgs {
         Ok(Duration::from_nanos(self.timing()?.deadline) * 3)
     }
 
-    /// TLS of the end that makes connections.
-    pub fn client_tls(&self) -> Result<rustls::ClientConfig> {
-        let identity = pki::load_identity(&self.pki, &self.node)?;
-        Ok(pki::client_config(&identity, &self.peer_name)?)
-    }
-
-    /// TLS of the end that accepts them.
-    pub fn server_tls(&self) -> Result<rustls::ServerConfig> {
-        let identity = pki::load_identity(&self.pki, &self.node)?;
-        Ok(pki::server_config(&identity, &self.peer_name)?)
+    /// Who this node is to the other one; its certificate is looked at before anything runs.
+    pub fn credentials(&self) -> Result<Credentials> {
+        let credentials = Credentials::new(&self.pki, &self.node, &self.peer_name);
+        credentials.client()?;
+        Ok(credentials)
     }
 
     /// This end of the pair, which holds `record`.
@@ -215,7 +210,7 @@ impl PairArgs {
             machine_name: self.name.clone(),
             peer: self.peer,
             peer_name: self.peer_name.clone(),
-            tls: self.client_tls()?,
+            credentials: self.credentials()?,
             arbiter: self.arbiter_port()?,
             record,
             why,

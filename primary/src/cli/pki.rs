@@ -68,7 +68,7 @@ pub fn run(options: &PkiOptions) -> Result<()> {
         }
         PkiCommand::Renew(node) => {
             say(&pki::renew(&node.dir, &node.name, node.validity()?)?);
-            println!("next: copy both to that node and let it reload them");
+            println!("next: copy both to that node; it reads them by itself, the key last");
         }
     }
     Ok(())

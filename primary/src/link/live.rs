@@ -30,6 +30,7 @@ use crate::host::chunks::CHUNK;
 use crate::host::clock::boottime;
 use crate::host::inbox::Bell;
 use crate::host::outputs::Outputs;
+use crate::pki::Credentials;
 
 /// From one attempt to reach the peer to the next.
 const REDIAL: Duration = Duration::from_millis(200);
@@ -54,8 +55,8 @@ pub struct LiveOptions {
     pub peer: SocketAddr,
     /// The backup's name, as in its certificate.
     pub peer_name: String,
-    /// TLS of this side.
-    pub tls: rustls::ClientConfig,
+    /// Who this side is to the other, read anew for each connection.
+    pub credentials: Credentials,
     /// The arbiter.
     pub arbiter: ArbiterPort,
     /// Which acknowledgement lets effects go.
@@ -129,7 +130,7 @@ impl Drop for Live {
 /// What comes to the link's thread from its own tasks. The number tells the connection, for those of an old one.
 pub(super) enum Event {
     Connected(u64, Connection, SendStream, RecvStream),
-    DialFailed(String),
+    DialFailed(anyhow::Error),
     Heard(u64, Heard<ToPrimary, HeartbeatReply>),
     State(u64, Result<Box<JoinState>, String>),
     /// The log goes up to this position, and is about to be written.
@@ -161,7 +162,7 @@ pub(super) struct Loop {
     /// Connections since the machine was protected last, and when the newest was made.
     joins: u32,
     joined_at: Instant,
-    last_problem: String,
+    problems: net::Problems,
     peer_name: String,
     /// The guest has ended in this way, and the backup is to be told when the last output has left.
     goodbye: Option<&'static str>,
@@ -172,7 +173,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     let endpoint = net::dialer(options.peer)?;
     // A silent connection is the session's business; QUIC's own limit only cleans up.
     let idle = Duration::from_nanos(options.timing.deadline) * 4;
-    let client = net::client_config(options.tls, idle)?;
+    let credentials = options.credentials;
     let machine = options.hello.machine.clone().unwrap_or_default();
     let mut session = Primary::new(options.hello, options.record, options.timing, options.why);
     session.set_commit(options.commit);
@@ -196,7 +197,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         dialing: false,
         joins: 0,
         joined_at: Instant::now(),
-        last_problem: String::new(),
+        problems: net::Problems::default(),
         peer_name: options.peer_name,
         goodbye: None,
     };
@@ -244,7 +245,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
             Some(()) = ends.disk_errors.recv() => state.disk_failed(),
             _ = look.tick() => state.look(),
             () = announcements.due() => announcements.make(&mut state),
-            _ = redial.tick() => state.dial(&endpoint, &client, options.peer),
+            _ = redial.tick() => state.dial(&endpoint, &credentials, idle, options.peer),
             () = tokio::time::sleep(wake) => {}
         }
         state.session.handle(boottime(), PrimaryInput::Tick);
@@ -276,7 +277,7 @@ impl Loop {
         let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
     }
 
-    fn dial(&mut self, endpoint: &Endpoint, client: &quinn::ClientConfig, to: SocketAddr) {
+    fn dial(&mut self, endpoint: &Endpoint, credentials: &Credentials, idle: Duration, to: SocketAddr) {
         let wants = matches!(self.session.state(), PrimaryState::Alone(why) if *why != Unprotected::Suspended);
         let pause = REDIAL * (1 << self.joins.saturating_sub(1).min(MOST_DOUBLINGS));
         let too_early = self.joins > 0 && self.joined_at.elapsed() < pause;
@@ -286,7 +287,10 @@ impl Loop {
         self.dialing = true;
         self.dials += 1;
         let (events, number) = (self.events.clone(), self.dials);
-        let connecting = endpoint.connect_with(client.clone(), to, &self.peer_name);
+        let tls = credentials.client().map_err(anyhow::Error::from);
+        let connecting = tls
+            .and_then(|tls| net::client_config(tls, idle))
+            .and_then(|client| Ok(endpoint.connect_with(client, to, &self.peer_name)?));
         tokio::spawn(async move {
             let result = async {
                 let connection = connecting?.await?;
@@ -295,7 +299,7 @@ impl Loop {
             };
             let event = match result.await {
                 Ok((connection, control, replies)) => Event::Connected(number, connection, control, replies),
-                Err(error) => Event::DialFailed(format!("{error:#}")),
+                Err(error) => Event::DialFailed(error),
             };
             let _ = events.send(event);
         });
@@ -321,9 +325,8 @@ impl Loop {
             }
             Event::DialFailed(problem) => {
                 self.dialing = false;
-                if problem != self.last_problem {
+                if let Some(problem) = self.problems.tell(&problem) {
                     tracing::info!("the backup is not reached: {problem}");
-                    self.last_problem = problem;
                 }
                 return;
             }

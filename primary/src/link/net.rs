@@ -50,10 +50,15 @@ fn endpoint(address: SocketAddr, server: Option<ServerConfig>) -> Result<Endpoin
 
 /// An endpoint that accepts connections at `address`. Call it inside a tokio runtime.
 pub fn listen(address: SocketAddr, tls: rustls::ServerConfig, idle: Duration) -> Result<Endpoint> {
+    endpoint(address, Some(server_config(tls, idle)?))
+}
+
+/// What [`listen`]'s endpoint accepts connections with.
+pub fn server_config(tls: rustls::ServerConfig, idle: Duration) -> Result<ServerConfig> {
     let crypto = QuicServerConfig::try_from(tls).context("TLS configuration")?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(transport(idle)?);
-    endpoint(address, Some(config))
+    Ok(config)
 }
 
 /// An endpoint that makes connections. Call it inside a tokio runtime.
@@ -72,6 +77,24 @@ pub fn client_config(tls: rustls::ClientConfig, idle: Duration) -> Result<Client
     let mut config = ClientConfig::new(Arc::new(crypto));
     config.transport_config(transport(idle)?);
     Ok(config)
+}
+
+/// Messages about connections that fail again and again, each problem once.
+#[derive(Default)]
+pub struct Problems(String);
+
+impl Problems {
+    /// The problem to tell, if it is another one than before.
+    pub fn tell(&mut self, error: &anyhow::Error) -> Option<&str> {
+        let text = format!("{error:#}");
+        // rustls tells what time it is.
+        let problem = text.split(": verification time").next().unwrap_or(&text);
+        if problem == self.0 {
+            return None;
+        }
+        problem.clone_into(&mut self.0);
+        Some(&self.0)
+    }
 }
 
 /// A stream that brings frames.

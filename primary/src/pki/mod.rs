@@ -12,6 +12,7 @@
 
 mod authority;
 pub(crate) mod pem;
+mod reload;
 mod store;
 mod tls;
 
@@ -23,6 +24,7 @@ use rustls_pki_types::{DnsName, ServerName};
 use thiserror::Error;
 
 pub use authority::{DEFAULT_DAYS, Issued, MAX_DAYS, Validity, init, issue, renew};
+pub use reload::Credentials;
 pub use tls::{ALPN, Identity, client_config, explain, explain_alert, load_ca, load_identity, server_config};
 
 /// Why there is no certificate, or no TLS.
