@@ -84,25 +84,39 @@ fn what_the_backup_does_not_have_does_not_leave() -> Result<()> {
     Alone::new(scene, backup, counter)?.settle()
 }
 
-/// A guest that resets ends on both hosts: nobody goes on with it.
+/// What the guest does, how its end is reported, and what the backup hears of it.
+const ENDS: [(&str, &str, &str); 3] = [
+    ("reboot -f\n", "the guest reset", "the guest has reset"),
+    ("poweroff -f\n", "the guest halted", "the guest has halted"),
+    // The kernel is told to reboot at once when it panics.
+    (
+        "echo c >/proc/sysrq-trigger\n",
+        "the guest reset",
+        "the guest has reset",
+    ),
+];
+
+/// A guest that ends does so on both hosts: nobody goes on with it.
 #[test]
 fn a_guest_that_ends_is_not_taken_over() -> Result<()> {
     if !require_root_net() {
         return Ok(());
     }
-    let Protected {
-        mut primary,
-        backup,
-        counter,
-        scene,
-        ..
-    } = Setup::new("pair-ends").open()?;
-    primary.run.type_text("reboot -f\n")?;
-    let outcome = primary.run.wait(LIMIT)?;
-    ensure!(outcome.report()?["ended"] == "the guest reset", "{outcome:?}");
-    backup.run.messages.wait_for("the guest has reset", LIMIT)?;
-    backup.wait_for_state("standby: starting", LIMIT)?;
-    drop((counter, scene));
-    backup.run.terminate()?;
+    for (typed, reported, heard) in ENDS {
+        let Protected {
+            mut primary,
+            backup,
+            counter,
+            scene,
+            ..
+        } = Setup::new("pair-ends").open()?;
+        primary.run.type_text(typed)?;
+        let outcome = primary.run.wait(LIMIT)?;
+        ensure!(outcome.report()?["ended"] == reported, "{typed}: {outcome:?}");
+        backup.run.messages.wait_for(heard, LIMIT)?;
+        backup.wait_for_state("standby: starting", LIMIT)?;
+        drop((counter, scene));
+        backup.run.terminate()?;
+    }
     Ok(())
 }

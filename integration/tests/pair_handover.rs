@@ -157,3 +157,30 @@ fn output_that_waits_for_execution() -> Result<()> {
     let again = protected.kill_primary()?.protect()?;
     again.kill_primary()?.settle()
 }
+
+/// Ended by an operator, the machine is ended on both hosts.
+#[test]
+fn a_machine_is_ended_on_both_hosts() -> Result<()> {
+    if !require_root_net() {
+        return Ok(());
+    }
+    let Protected {
+        counter,
+        primary,
+        backup,
+        scene,
+        ..
+    } = Setup::new("ended").open()?;
+    ask(&scene.pair, &primary, &["shutdown"], Some("inside"))?;
+    ask(&scene.pair, &primary, &["shutdown", "--timeout", "0"], None)?;
+    let outcome = primary.run.wait(LIMIT)?;
+    outcome.report()?;
+    backup
+        .run
+        .messages
+        .wait_for("an operator has ended the machine", LIMIT)?;
+    backup.wait_for_state("standby: starting", LIMIT)?;
+    drop(counter);
+    backup.run.terminate()?;
+    Ok(())
+}

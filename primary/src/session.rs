@@ -327,11 +327,13 @@ pub fn go_live(
     let result = drive(&mut machine, &mut recorder);
     let wall = begin.elapsed();
     let ended = recorder.ended();
+    let shut_down = recorder.is_shut_down();
     let failure = result.as_ref().err().map(ToString::to_string);
     let log = recorder.finish(&machine, failure.as_deref());
     match (link, ended) {
         (Some(link), Some(Reason::Reset)) => link.end("the guest has reset"),
         (Some(link), Some(_)) => link.end("the guest has halted"),
+        (Some(link), None) if shut_down => link.end("an operator has ended the machine"),
         _ => {}
     }
     result?;

@@ -21,7 +21,15 @@ impl Loop {
             Request::TestFailover => self.must_be_protected(),
             Request::Suspend => self.suspend(),
             Request::Resume => self.resume(),
-            Request::Shutdown(_) => Err("not possible yet: shut the guest down from inside".into()),
+            Request::Shutdown(patience) if patience.is_zero() => {
+                tracing::warn!("an operator ends the machine");
+                self.command(Command::End);
+                Ok(())
+            }
+            Request::Shutdown(_) => Err(
+                "this program cannot ask the guest to shut down: do that inside; --timeout 0 ends it as a power failure would"
+                    .into(),
+            ),
         };
         // One that does not wait for the answer does not need it.
         let _ = asked.answer.send(answer);

@@ -30,6 +30,8 @@ pub enum Command {
     Thaw,
     /// Stand still, and tell the position of the log.
     HandOver(Box<dyn FnOnce(u64) + Send>),
+    /// End the machine; nobody goes on with it.
+    End,
     /// Nobody takes the machine over: the guest gets its disk's errors.
     KeepErrors,
 }

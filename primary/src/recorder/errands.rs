@@ -29,6 +29,11 @@ impl Recorder {
         self.quitting || self.ended.is_some()
     }
 
+    /// Whether an operator has ended the machine.
+    pub fn is_shut_down(&self) -> bool {
+        self.shut_down
+    }
+
     /// Does what the link wants. A frozen machine stays in here.
     pub fn errands(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
         let begin = monotonic();
@@ -37,7 +42,7 @@ impl Recorder {
             self.commands(machine)?;
             self.join(machine)?;
             let Some(port) = self.world.outlet.port() else { break };
-            if port.frozen().is_none() || self.world.inbox.bell.wants_quit() {
+            if port.frozen().is_none() || self.quitting || self.world.inbox.bell.wants_quit() {
                 break;
             }
             if !stood_still {
@@ -98,6 +103,10 @@ impl Recorder {
                     self.close_batch(machine)?;
                     self.freeze(Some(Freeze::Handover));
                     tell(self.position);
+                }
+                Command::End => {
+                    self.quitting = true;
+                    self.shut_down = true;
                 }
                 Command::KeepErrors => self.keep_errors(),
             }

@@ -131,6 +131,8 @@ pub struct Recorder {
     typed: Vec<u8>,
     entropy_wanted: Vec<u32>,
     quitting: bool,
+    /// An operator has ended the machine: nobody goes on with it.
+    shut_down: bool,
     /// Completions with an error of this host's disk: the backup may go on without them.
     withheld: Vec<DiskCompletion>,
     /// Such completions that the guest gets after all.
@@ -172,6 +174,7 @@ impl Recorder {
             typed: Vec::new(),
             entropy_wanted: Vec::new(),
             quitting: false,
+            shut_down: false,
             withheld: Vec::new(),
             errors: Vec::new(),
             pace: Pace::default(),
