@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::replica::ReplicaOptions;
 use super::streams::read_streams;
-use super::{Inlet, LOG_QUEUE_KIB, LinkEnds, Order, Released, Replica, Report, ends};
+use super::{Inlet, LOG_QUEUE_KIB, LinkEnds, Order, Released, Replica, Report, Takeover, ends};
 
 /// QUIC's own limit on silence; the session's is what counts.
 const IDLE: Duration = Duration::from_secs(10);
@@ -140,6 +140,8 @@ struct Loop {
     /// Position of the join's state, once it is there, and batches that came after it.
     base: Option<u64>,
     batches: u64,
+    /// When the arbiter was first asked for the term.
+    asked: Option<Instant>,
     live: bool,
 }
 
@@ -168,6 +170,7 @@ async fn run(
         inlet: None,
         base: None,
         batches: 0,
+        asked: None,
         live: false,
     };
     let _ = ready.send(Ok(()));
@@ -349,7 +352,10 @@ impl Loop {
                     self.session.handle(boottime(), BackupInput::Received(received));
                 }
             }
-            BackupAction::Discard => self.order(Order::Discard),
+            BackupAction::Discard => {
+                self.asked = None;
+                self.order(Order::Discard);
+            }
             BackupAction::Disconnect(reason) => {
                 if let Some(peer) = self.peer.take() {
                     tracing::info!("closing the connection to the primary: {reason}");
@@ -357,6 +363,7 @@ impl Loop {
                 }
             }
             BackupAction::Arbitrate { expected, new } => {
+                self.asked.get_or_insert_with(Instant::now);
                 let events = self.events.clone();
                 (self.arbiter.ask)(
                     expected,
@@ -367,7 +374,9 @@ impl Loop {
                 );
             }
             BackupAction::Promote(record) => {
-                self.order(Order::Promote(record));
+                let won = Instant::now();
+                let asked = self.asked.unwrap_or(won);
+                self.order(Order::Promote(Takeover { record, asked, won }));
                 self.live = true;
             }
         }
