@@ -159,6 +159,9 @@ impl Node<'_> {
             record,
             unreleased,
             silence,
+            claim,
+            backlog,
+            replayed,
         } = promoted;
         tracing::warn!(
             term = record.term,
@@ -171,6 +174,12 @@ impl Node<'_> {
         let promotion = Promotion { unreleased, silence };
         let session = self.session(&span, record, Unprotected::LostConnection, Some(promotion))?;
         let result = go_live(machine, devices, session, None, |outside, handle| {
+            tracing::info!(
+                claim_us = claim.as_micros() as u64,
+                backlog_us = backlog.as_micros() as u64,
+                start_us = replayed.elapsed().as_micros() as u64,
+                "the machine runs here"
+            );
             self.watch(&span, outside, handle)
         });
         self.end(span, result)

@@ -1,8 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # bench.sh: measures; prints a table and writes target/bench/results.json. The build is done before (`make bench`).
-#   QUICK=1        three minutes and not twelve
-#   ONLY=a,b       only these sections: boot snapshot loop compute memwrite redis idle codec
+#   QUICK=1        five minutes and not twenty
+#   ONLY=a,b       only these sections: boot snapshot loop compute memwrite redis idle codec pair-compute pair-redis
+#                  pair-failover pair-join; pair: all of a pair's
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$REPO_DIR"

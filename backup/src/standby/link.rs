@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::replica::ReplicaOptions;
 use super::streams::read_streams;
-use super::{Inlet, LOG_QUEUE_KIB, LinkEnds, Order, Released, Replica, Report, ends};
+use super::{Inlet, LOG_QUEUE_KIB, LinkEnds, Order, Released, Replica, Report, Takeover, ends};
 
 /// QUIC's own limit on silence; the session's is what counts.
 const IDLE: Duration = Duration::from_secs(10);
@@ -144,6 +144,8 @@ struct Loop {
     base: Option<u64>,
     batches: u64,
     problems: net::Problems,
+    /// When the arbiter was first asked for the term.
+    asked: Option<Instant>,
     live: bool,
 }
 
@@ -174,6 +176,7 @@ async fn run(
         base: None,
         batches: 0,
         problems: net::Problems::default(),
+        asked: None,
         live: false,
     };
     let _ = ready.send(Ok(()));
@@ -384,7 +387,10 @@ impl Loop {
                     self.session.handle(boottime(), BackupInput::Received(received));
                 }
             }
-            BackupAction::Discard => self.order(Order::Discard),
+            BackupAction::Discard => {
+                self.asked = None;
+                self.order(Order::Discard);
+            }
             BackupAction::Disconnect(reason) => {
                 if let Some(peer) = self.peer.take() {
                     tracing::info!("closing the connection to the primary: {reason}");
@@ -392,6 +398,7 @@ impl Loop {
                 }
             }
             BackupAction::Arbitrate { expected, new } => {
+                self.asked.get_or_insert_with(Instant::now);
                 let events = self.events.clone();
                 (self.arbiter.ask)(
                     expected,
@@ -402,7 +409,9 @@ impl Loop {
                 );
             }
             BackupAction::Promote(record) => {
-                self.order(Order::Promote(record));
+                let won = Instant::now();
+                let asked = self.asked.unwrap_or(won);
+                self.order(Order::Promote(Takeover { record, asked, won }));
                 self.live = true;
             }
         }

@@ -42,11 +42,20 @@ enum Order {
     /// The join's end.
     Build(Box<JoinState>),
     /// The term is won: replay what came, then go live.
-    Promote(Record),
+    Promote(Takeover),
     /// Throw the machine away.
     Discard,
     /// The process is to end.
     Quit,
+}
+
+/// A term that was won.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Takeover {
+    record: Record,
+    /// When the arbiter was first asked for it.
+    asked: Instant,
+    won: Instant,
 }
 
 /// A record of the log, what it weighs in KiB, and when it came.

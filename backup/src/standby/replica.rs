@@ -54,6 +54,12 @@ pub struct Promoted {
     pub unreleased: Vec<Effect>,
     /// Time since the last of the log came.
     pub silence: Duration,
+    /// How long the term took from the first question to the arbiter.
+    pub claim: Duration,
+    /// How long what had come took to replay after that.
+    pub backlog: Duration,
+    /// When all was replayed.
+    pub replayed: Instant,
 }
 
 /// Builds and replays machines until one goes live.
@@ -148,6 +154,7 @@ impl Replica {
         let result = machine
             .run(&mut replayer)
             .map_err(|error| replayer.explain(&machine, error));
+        let replayed = Instant::now();
         let ended = fate.borrow().ended.clone();
         let guest_ended = replayer.guest_ended();
         drop(replayer);
@@ -158,15 +165,18 @@ impl Replica {
                 tracing::info!("the guest had ended before its primary was lost: there is nothing to go on with");
                 Ok(Some(Outcome::Quit))
             }
-            (Ok(()), Some(Ended::Promoted(record))) => {
+            (Ok(()), Some(Ended::Promoted(takeover))) => {
                 devices.unmark_replica()?;
                 let released = self.ends.released.load(Ordering::Acquire);
                 let silence = fate.borrow().last_record.map_or(Duration::ZERO, |at| at.elapsed());
                 let promoted = Promoted {
                     machine,
-                    record,
                     unreleased: kept.borrow_mut().take(released),
                     silence,
+                    claim: takeover.won - takeover.asked,
+                    backlog: replayed.saturating_duration_since(takeover.won),
+                    replayed,
+                    record: takeover.record,
                 };
                 Ok(Some(Outcome::Promoted(Box::new(promoted))))
             }

@@ -6,16 +6,15 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, select};
 use lockstep_logcodec::{Ending, LogError, Record as LogRecord, StreamChecker};
-use lockstep_proto::session::Record;
 
-use super::{Inlet, Order, Queued};
+use super::{Inlet, Order, Queued, Takeover};
 use crate::feed::Source;
 
 /// Why a live log ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
     /// The term is won.
-    Promoted(Record),
+    Promoted(Takeover),
     /// The machine is to be thrown away.
     Discarded,
     /// The process is to end.
@@ -96,8 +95,8 @@ impl LiveSource {
     /// Takes an order in. True when the log ends at once; a promotion first wants what has come.
     fn order(&mut self, order: Order) -> bool {
         match order {
-            Order::Promote(record) => {
-                self.end(Ended::Promoted(record));
+            Order::Promote(takeover) => {
+                self.end(Ended::Promoted(takeover));
                 false
             }
             Order::Discard => {

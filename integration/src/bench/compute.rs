@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::Scale;
 use crate::log::Log;
-use crate::pairs::{LIMIT, PROMPT, Pair, Sample, alternate, bench, ratio};
+use crate::pairs::{KINDS, LIMIT, PROMPT, Pair, Sample, alternate, bench, ratio};
 use crate::table::{Row, Table};
 
 struct Ran {
@@ -61,7 +61,7 @@ pub fn compute(scale: Scale, table: &mut Table) -> Result<()> {
                 .clone()
                 .map(|piece| (plain.samples[piece], recorded.samples[piece]))
         });
-        table.add_all(ratio(name, &pairs.collect::<Vec<Pair>>(), Some(0.97)));
+        table.add_all(ratio(name, KINDS, &pairs.collect::<Vec<Pair>>(), Some(0.97)));
     }
     let all = Log::read(&log)?;
     let sums = all.sums(0.0..f64::INFINITY);
@@ -119,7 +119,7 @@ pub fn memwrite(scale: Scale, table: &mut Table) -> Result<()> {
         .iter()
         .map(|(plain, recorded)| (plain.samples[0], recorded.samples[0]))
         .collect();
-    table.add_all(ratio("memory writer", &pairs, None));
+    table.add_all(ratio("memory writer", KINDS, &pairs, None));
     let all = Log::read(&log)?;
     // Rounds alternate in which comes first, but the log is the last recorded run's in any case.
     let Some((_, recorded)) = runs.last() else {

@@ -11,6 +11,8 @@ use crate::table::Row;
 
 /// A bench in a guest takes seconds; other users of the cores may make that minutes.
 pub const LIMIT: Duration = Duration::from_secs(180);
+/// Names of the two kinds of runs.
+pub const KINDS: [&str; 2] = ["recorded", "unrecorded"];
 /// The guest's prompt.
 pub const PROMPT: &str = "lockstep#";
 
@@ -25,7 +27,7 @@ pub struct Sample {
     pub at: Instant,
 }
 
-/// An unrecorded and a recorded sample, taken one right after the other.
+/// Two samples, of an unrecorded and a recorded run say, taken one right after the other.
 pub type Pair = (Sample, Sample);
 
 /// Nanoseconds that the vCPU's thread has run so far. It is the process' first.
@@ -95,7 +97,7 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 /// Least and greatest.
-fn spread(values: &[f64]) -> (f64, f64) {
+pub fn spread(values: &[f64]) -> (f64, f64) {
     values
         .iter()
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
@@ -115,20 +117,19 @@ pub fn children_cpu() -> Result<f64> {
     Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// Median and spread of the pairs' ratios, by the guest's clock and by the vCPU thread's CPU time.
-pub fn ratio(what: &str, pairs: &[Pair], goal: Option<f64>) -> [Row; 2] {
+/// Median and spread of the pairs' ratios, second to first, by the guest's clock and by the vCPU thread's CPU time. `names` are
+/// the second's and the first's.
+pub fn ratio(what: &str, names: [&str; 2], pairs: &[Pair], goal: Option<f64>) -> [Row; 2] {
+    let [over, under] = names;
     let row = |what: String, rate: fn(&Sample) -> f64| {
-        let ratios: Vec<f64> = pairs
-            .iter()
-            .map(|(plain, recorded)| rate(recorded) / rate(plain))
-            .collect();
+        let ratios: Vec<f64> = pairs.iter().map(|(first, second)| rate(second) / rate(first)).collect();
         let (low, high) = spread(&ratios);
         let best = |rates: &mut dyn Iterator<Item = f64>| rates.fold(0.0, f64::max);
         let best =
             best(&mut pairs.iter().map(|pair| rate(&pair.1))) / best(&mut pairs.iter().map(|pair| rate(&pair.0)));
         let row = Row::new(what, median(ratios.iter().copied()), "")
             .note(format!(
-                "{low:.3} to {high:.3} in {} pairs; best recorded / best unrecorded {best:.3}",
+                "{low:.3} to {high:.3} in {} pairs; best {over} / best {under} {best:.3}",
                 pairs.len()
             ))
             .data(json!(ratios));
@@ -138,7 +139,7 @@ pub fn ratio(what: &str, pairs: &[Pair], goal: Option<f64>) -> [Row; 2] {
         }
     };
     [
-        row(format!("{what}: recorded / unrecorded"), |sample| sample.rate),
+        row(format!("{what}: {over} / {under}"), |sample| sample.rate),
         row("  the same by CPU time".into(), |sample| sample.cpu_rate),
     ]
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::Scale;
 use crate::log::Log;
-use crate::pairs::{Pair, Sample, alternate, bench, cpu_ns, median, ratio};
+use crate::pairs::{KINDS, Pair, Sample, alternate, bench, cpu_ns, median, ratio};
 use crate::table::{Row, Table};
 
 struct Measured {
@@ -50,7 +50,7 @@ fn run_one(namespace: &Namespace, dir: &Path, log: Option<&Path>, requests: u32,
 }
 
 /// `SET: 1234.56 requests per second, p50=...`
-fn command(line: &str) -> Result<(String, f64)> {
+pub fn command(line: &str) -> Result<(String, f64)> {
     let (name, rest) = line.split_once(": ").with_context(|| line.to_owned())?;
     let rate = rest
         .split(' ')
@@ -72,7 +72,7 @@ pub fn run(scale: Scale, table: &mut Table) -> Result<()> {
         .iter()
         .map(|(plain, recorded)| (plain.requests, recorded.requests))
         .collect();
-    table.add_all(ratio("Redis SET and GET", &pairs, Some(0.85)));
+    table.add_all(ratio("Redis SET and GET", KINDS, &pairs, Some(0.85)));
     for index in 0..runs.first().map_or(0, |(plain, _)| plain.commands.len()) {
         let rates = |of: fn(&(Measured, Measured)) -> &Measured| {
             runs.iter()
@@ -95,7 +95,7 @@ pub fn run(scale: Scale, table: &mut Table) -> Result<()> {
         .iter()
         .map(|(plain, recorded)| (plain.files, recorded.files))
         .collect();
-    table.add_all(ratio("file writes with fsync", &pairs, Some(0.85)));
+    table.add_all(ratio("file writes with fsync", KINDS, &pairs, Some(0.85)));
 
     // The log up to where the file writes began.
     let all = Log::read(&log)?;

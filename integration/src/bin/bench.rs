@@ -1,8 +1,9 @@
-//! `make bench`: measures what issue 2 asks for, prints a table and writes `target/bench/results.json`.
+//! `make bench`: measures what a recording costs and what a pair does, prints a table and writes
+//! `target/bench/results.json`.
 //!
 //! It never judges: a goal that is missed is a line in the table. The exit status is 1 only if something did not run.
-//! QUICK=1 takes about three minutes and not twelve; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,codec picks
-//! sections.
+//! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,codec,
+//! pair-compute,pair-redis,pair-failover,pair-join picks sections; ONLY=pair picks all of a pair's.
 
 #[path = "../bench/boot.rs"]
 mod boot;
@@ -14,6 +15,8 @@ mod cycle;
 mod idle;
 #[path = "../bench/log.rs"]
 mod log;
+#[path = "../bench/pair/mod.rs"]
+mod pair;
 #[path = "../bench/pairs.rs"]
 mod pairs;
 #[path = "../bench/redis.rs"]
@@ -47,7 +50,7 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table) -> Result<()>);
 
-const SECTIONS: [Section; 8] = [
+const SECTIONS: [Section; 12] = [
     ("boot", boot::boot),
     ("snapshot", boot::snapshot),
     ("loop", cycle::run),
@@ -56,6 +59,10 @@ const SECTIONS: [Section; 8] = [
     ("redis", redis::run),
     ("idle", idle::run),
     ("codec", codec),
+    ("pair-compute", pair::compute),
+    ("pair-redis", pair::redis),
+    ("pair-failover", pair::failover),
+    ("pair-join", pair::join),
 ];
 
 fn main() -> Result<ExitCode> {
@@ -71,12 +78,14 @@ fn main() -> Result<ExitCode> {
     let mut table = Table::default();
     let kvm = gate::kvm();
     for (name, section) in SECTIONS {
-        if !only.is_empty() && !only.split(',').any(|wanted| wanted == name) {
+        let is_wanted = |wanted: &str| wanted == name || wanted == "pair" && name.starts_with("pair-");
+        if !only.is_empty() && !only.split(',').any(is_wanted) {
             continue;
         }
         let needs = match name {
             "codec" => Ok(()),
-            "redis" => kvm.clone().and_then(|()| gate::root_net()),
+            _ if name.starts_with("pair-") && cores < 2 => Err("a pair is measured on two cores".into()),
+            _ if name == "redis" || name.starts_with("pair-") => kvm.clone().and_then(|()| gate::root_net()),
             _ => kvm.clone(),
         };
         if let Err(reason) = needs {

@@ -123,15 +123,23 @@ impl Network {
 
     /// Frames that a host's program has sent for the guest so far.
     pub fn frames(&self, host: usize) -> Result<u64> {
+        self.tap_counter(host, "rx_packets")
+    }
+
+    /// Bytes of frames that came for the guest on a host so far.
+    pub fn bytes_in(&self, host: usize) -> Result<u64> {
+        self.tap_counter(host, "tx_bytes")
+    }
+
+    /// What the host counts at the guest's tap device; its sending is the guest's receiving.
+    fn tap_counter(&self, host: usize, name: &str) -> Result<u64> {
         let namespace = &self.hosts[host].namespace;
         let text = check(
             namespace
                 .command("cat")
-                .arg(format!("/sys/class/net/{TAP}/statistics/rx_packets")),
+                .arg(format!("/sys/class/net/{TAP}/statistics/{name}")),
         )?;
-        text.trim()
-            .parse()
-            .with_context(|| format!("{text:?} is no number of frames"))
+        text.trim().parse().with_context(|| format!("{text:?} is no number"))
     }
 
     /// Replaces the rules for what comes in at a place.

@@ -11,6 +11,7 @@ use crate::paths::{Guest, work_dir};
 use crate::run::Run;
 use crate::snapshot::{Booted, Kind};
 
+/// What a setup has unless told otherwise.
 const HEARTBEAT: Duration = Duration::from_millis(100);
 /// A host with two busy cores stands still for a second now and then.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -21,6 +22,7 @@ pub struct Setup {
     name: String,
     arbiter: Arbiter,
     kind: Kind,
+    heartbeat: Duration,
     deadline: Duration,
     auto: bool,
     arguments: [Vec<String>; 2],
@@ -33,6 +35,7 @@ impl Setup {
             name: name.to_owned(),
             arbiter: Arbiter::File,
             kind: Kind::Memory,
+            heartbeat: HEARTBEAT,
             deadline: DEADLINE,
             auto: false,
             arguments: [Vec::new(), Vec::new()],
@@ -67,6 +70,13 @@ impl Setup {
         self
     }
 
+    /// With other heartbeats.
+    #[must_use]
+    pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
+        self.heartbeat = heartbeat;
+        self
+    }
+
     /// With more arguments for the programs on `host`.
     #[must_use]
     pub fn arguments(mut self, host: usize, arguments: &[&str]) -> Self {
@@ -78,7 +88,7 @@ impl Setup {
     pub fn build(self) -> Result<Scene> {
         let dir = work_dir(&self.name)?;
         let machine = Booted::get(self.kind)?;
-        let pair = Pair::create(&dir, self.arbiter, HEARTBEAT, self.deadline)?;
+        let pair = Pair::create(&dir, self.arbiter, self.heartbeat, self.deadline)?;
         let mut disks = None;
         if self.kind == Kind::Redis {
             let first = machine.copy_disk(&dir)?;

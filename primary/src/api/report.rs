@@ -33,6 +33,10 @@ pub struct Report {
     pub lag_ms: f64,
     /// Turns whose effects wait for the backup.
     pub held: u64,
+    /// How long half of the outputs were held at most while the machine was protected; none before there were any.
+    pub held_p50_ms: Option<f64>,
+    /// The same for 99 of 100.
+    pub held_p99_ms: Option<f64>,
     /// Position of the log that the backup has received.
     pub received: u64,
     /// Position that it has verified.
@@ -73,6 +77,7 @@ impl Report {
         let (state, reason) = split(&inner.state);
         let per_second = rates.per_second(Sample::of(gauges, now));
         let (run, carried) = (get(&gauges.run_ns), get(&gauges.carried_ns));
+        let held = |share| gauges.holds.quantile(share).map(|time| time.as_nanos() as f64 / 1e6);
         let carried_share = (run > 0).then(|| (carried as f64 / run as f64).min(1.0));
         Self {
             machine: identity.machine.clone(),
@@ -89,6 +94,8 @@ impl Report {
             guest_seconds: get(&gauges.guest_ns) as f64 / 1e9,
             lag_ms: inner.lag_ns as f64 / 1e6,
             held: inner.held,
+            held_p50_ms: held(0.5),
+            held_p99_ms: held(0.99),
             received: inner.received,
             verified: inner.verified,
             released: inner.released,
@@ -234,9 +241,12 @@ mod tests {
         count(&status.gauges().run_ns, 400);
         count(&status.gauges().carried_ns, 100);
         count(&status.gauges().log_bytes, 3000);
+        status.gauges().holds.add(Duration::from_millis(2));
         let report = Report::of(&identity, &status, &rates, begin + Duration::from_millis(1500));
         assert_eq!((report.carried_share, report.executed_share), (Some(0.25), Some(0.75)));
         assert_eq!((report.lag_ms, report.log_bytes_per_second), (1.5, 2000.0));
+        assert_eq!(empty.held_p50_ms, None);
+        assert!(report.held_p99_ms.is_some_and(|ms| (2.0..=2.25).contains(&ms)));
         assert!(report.is_in("not-protected") && report.is_in("not-protected (lost-connection)"));
         assert!(!report.is_in("not-protected (need-backup)") && !report.is_protected());
         let text = serde_json::to_string(&report).unwrap();

@@ -12,7 +12,6 @@ use lockstep_proto::session::{
     Commit, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record, Timing, Unprotected, Verdict,
 };
 use lockstep_proto::{HeartbeatReply, Hello, JoinState, ToBackup, ToPrimary, to_backup};
-use lockstep_vmm::devices::Effect;
 use lockstep_vmm::memory::PAGE_SIZE;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
@@ -20,6 +19,7 @@ use tokio::sync::mpsc;
 use super::announce::Announcements;
 use super::control::Control;
 use super::have::{Had, read_have};
+use super::hold::Held;
 use super::net;
 use super::peer::{Heard, Peer};
 use super::port::{Command, JoinChannels, LinkState, PortEnds, log_channel};
@@ -147,7 +147,7 @@ pub(super) struct Loop {
     /// How many pages the machine's memory has, and chunks each disk.
     pages: u64,
     chunks: Vec<u64>,
-    gate: Gate<Vec<Effect>>,
+    gate: Gate<Held>,
     pub(super) outputs: Outputs,
     commands: crossbeam_channel::Sender<Command>,
     link_state: Arc<LinkState>,
@@ -218,8 +218,8 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
             biased;
             ending = stopped.recv(), if patience.is_none() => match ending {
                 Some(Ending::Guest(how)) => {
-                    while let Ok((position, effects)) = ends.effects.try_recv() {
-                        state.offer(position, effects);
+                    while let Ok((position, held)) = ends.effects.try_recv() {
+                        state.offer(position, held);
                     }
                     state.goodbye = Some(how);
                     patience = Some(Instant::now() + LAST_WAIT);
@@ -229,15 +229,15 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
             Some(event) = incoming.recv() => {
                 if matches!(event, Event::State(..)) {
                     // What was made before the state leaves now: the backup will not have it to let go.
-                    while let Ok((position, effects)) = ends.effects.try_recv() {
-                        state.offer(position, effects);
+                    while let Ok((position, held)) = ends.effects.try_recv() {
+                        state.offer(position, held);
                     }
                     state.release();
                 }
                 state.event(event);
             }
             effects = ends.effects.recv(), if machine_runs => match effects {
-                Some((position, effects)) => state.offer(position, effects),
+                Some((position, held)) => state.offer(position, held),
                 // What becomes of the session comes by the other channel.
                 None => machine_runs = false,
             },
@@ -389,16 +389,20 @@ impl Loop {
         self.tell();
     }
 
-    fn offer(&mut self, position: u64, effects: Vec<Effect>) {
+    fn offer(&mut self, position: u64, held: Held) {
         // The vCPU thread has handed the log up to here over before.
         self.session.note_logged(position);
-        self.gate.push(position, effects);
+        self.gate.push(position, held);
     }
 
     fn release(&mut self) {
         // The limit is asked for anew before each turn's effects: the lease may have run out meanwhile.
-        while let Some(effects) = self.gate.pop(self.session.release_limit(boottime())) {
-            for effect in &effects {
+        let is_protected = *self.session.state() == PrimaryState::Protected;
+        while let Some(held) = self.gate.pop(self.session.release_limit(boottime())) {
+            if is_protected {
+                self.status.gauges().holds.add(held.since.elapsed());
+            }
+            for effect in &held.effects {
                 let bytes = self.outputs.emit(effect);
                 count(&self.status.gauges().output_bytes, bytes as u64);
             }

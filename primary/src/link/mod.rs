@@ -3,7 +3,7 @@
 //! - [`wire`], [`net`], [`peer`]: messages on streams, the endpoints, a connection.
 //! - [`port`]: what the vCPU thread sees of it.
 //! - [`join`], [`have`]: how a new backup gets the machine while it runs, and what of it it has already.
-//! - [`control`], [`status`], [`watch`]: operators, what they are told, and what is looked at for them.
+//! - [`control`], [`status`], [`hold`], [`watch`]: operators, what they are told, and what is looked at for them.
 //! - [`live`]: the primary's end. The backup's is in the backup crate.
 //!
 //! Invariants: nothing leaves the machine but through the gate, and the gate asks the session before each turn's effects;
@@ -12,6 +12,7 @@
 mod announce;
 pub mod control;
 pub mod have;
+pub mod hold;
 pub mod join;
 pub mod live;
 pub mod net;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_proto::session::Freeze;
@@ -10,6 +11,7 @@ use lockstep_vmm::devices::Effect;
 use tokio::sync::mpsc;
 
 use super::have::Had;
+use super::hold::Held;
 use super::join::{Final, JoinSources, Joining};
 use crate::host::inbox::Bell;
 
@@ -83,7 +85,7 @@ pub fn log_channel() -> (mpsc::Sender<LogItem>, mpsc::Receiver<LogItem>) {
 /// What the link's thread holds of the port.
 pub struct PortEnds {
     /// Effects with the positions that make them safe.
-    pub effects: mpsc::Receiver<(u64, Vec<Effect>)>,
+    pub effects: mpsc::Receiver<(u64, Held)>,
     /// To the vCPU thread; ring the bell after sending.
     pub commands: Sender<Command>,
     /// A disk of this host has failed, and its error waits.
@@ -94,7 +96,7 @@ pub struct PortEnds {
 
 /// The vCPU thread's end of the link.
 pub struct LinkPort {
-    effects: mpsc::Sender<(u64, Vec<Effect>)>,
+    effects: mpsc::Sender<(u64, Held)>,
     commands: Receiver<Command>,
     disk_errors: mpsc::UnboundedSender<()>,
     state: Arc<LinkState>,
@@ -152,7 +154,8 @@ impl LinkPort {
 
     /// Hands effects over. False when the link is gone: nothing may leave any more.
     pub fn effects(&self, position: u64, effects: Vec<Effect>) -> bool {
-        self.effects.blocking_send((position, effects)).is_ok()
+        let since = Instant::now();
+        self.effects.blocking_send((position, Held { since, effects })).is_ok()
     }
 
     /// Hands a part of the log over. When the backup is gone, the log ends.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use lockstep_proto::session::{Freeze, PrimaryState, Unprotected};
 
+use super::hold::Holds;
+
 /// Target of the messages that tell the pair's state, the same in both programs.
 pub const STATE_MESSAGES: &str = "lockstep::state";
 
@@ -76,6 +78,8 @@ pub struct Gauges {
     pub throttled_ns: AtomicU64,
     /// Divergences found.
     pub divergences: AtomicU64,
+    /// How long outputs of a protected machine were held.
+    pub holds: Holds,
 }
 
 /// Adds to a gauge.
