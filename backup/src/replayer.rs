@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use lockstep_logcodec::{Ending, LogError};
+use lockstep_primary::history::History;
 use lockstep_primary::host::disk::Disks;
 use lockstep_proto::{End, Epoch, Turn};
 use lockstep_vmm::devices::Effect;
@@ -86,6 +87,7 @@ pub struct Replayer {
     slice_since: Instant,
     effects: Option<EffectSink>,
     verified: Option<BatchSink>,
+    history: Option<History>,
     stop_at: Option<u64>,
     /// The last natural stop whose turn was taken.
     taken_stop: u64,
@@ -107,6 +109,7 @@ impl Replayer {
             slice_since: Instant::now(),
             effects: None,
             verified: None,
+            history: None,
             stop_at: None,
             taken_stop: machine.stop(),
             last_kind: None,
@@ -127,6 +130,11 @@ impl Replayer {
     /// Tells `sink` of each batch whose chain was equal: how many there were, and the stop.
     pub fn on_batch(&mut self, sink: impl FnMut(u64, u64) + 'static) {
         self.verified = Some(Box::new(sink));
+    }
+
+    /// Keeps the registers at the last natural stops there.
+    pub fn keep_history(&mut self, history: History) {
+        self.history = Some(history);
     }
 
     /// Ends the replay at this stop.
@@ -358,6 +366,9 @@ impl Oracle for Replayer {
 
     fn taken(&mut self, machine: &Machine, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, ReplayError> {
         self.taken_stop = machine.stop();
+        if let Some(history) = &self.history {
+            history.keep(machine);
+        }
         self.guest_ended |= taken.ended.is_some();
         tracing::trace!(stop = machine.stop(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
         if let (Some(logged), Some(here)) = (&turn.epoch, &taken.epoch) {

@@ -87,7 +87,11 @@ fn what_the_backup_does_not_have_does_not_leave() -> Result<()> {
 /// What the guest does, how its end is reported, and what the backup hears of it.
 const ENDS: [(&str, &str, &str); 3] = [
     ("reboot -f\n", "the guest reset", "the guest has reset"),
-    ("poweroff -f\n", "the guest halted with interrupts off", "the guest has halted"),
+    (
+        "poweroff -f\n",
+        "the guest halted with interrupts off",
+        "the guest has halted",
+    ),
     // The kernel is told to reboot at once when it panics.
     (
         "echo c >/proc/sysrq-trigger\n",

@@ -12,6 +12,8 @@ const PAGES: u64 = 64 << 8;
 fn is_healed(protected: &Protected) -> Result<()> {
     let primary = &protected.primary;
     primary.run.messages.wait_for("the backup diverged", LIMIT)?;
+    // The program differs in what it prints, or in memory before.
+    primary.run.messages.wait_for("registers ", LIMIT)?;
     primary.wait_for_state("protected term=2", LIMIT)?;
     let sent = primary.number("sent_pages").context("nothing was said of a join")?;
     let same = primary.number("same_pages").context("nothing was said of a join")?;

@@ -6,19 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lockstep_integration::gate::require_root_net;
-use lockstep_integration::load::redis_cli;
-use lockstep_integration::pair::{Arbiter, Counter, Node, PORT, Pair};
+use lockstep_integration::pair::{Alone, Arbiter, LIMIT, PORT, Pair, Protected, Setup};
 use lockstep_integration::{Booted, Kind, work_dir};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const LIMIT: Duration = Duration::from_secs(60);
-const LIMIT_SECONDS: &str = "60";
+const LIMIT_SECONDS: &str = "120";
 const HEARTBEAT: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(3);
-/// Answers that the client gets between two events.
-const SOME: u64 = 15;
 
 fn create(name: &str) -> Result<Pair> {
     Pair::create(&work_dir(name)?, Arbiter::File, HEARTBEAT, DEADLINE)
@@ -46,60 +42,19 @@ fn status(pair: &Pair, host: usize) -> Result<Value> {
     Ok(all[0].clone())
 }
 
-/// Both nodes, started with the same command; the one that boots is first.
-fn started(pair: &Pair) -> Result<(Node, Node)> {
-    let machine = Booted::get(Kind::Memory)?;
-    let nodes = [0, 1].map(|host| pair.start_auto(host, |run| run.restore(&machine.snapshot())));
-    let [a, b] = nodes;
-    let (a, b) = (a?, b?);
-    for host in [0, 1] {
-        wait_on(pair, host, "protected")?;
-    }
-    let roles = [status(pair, 0)?["role"].clone(), status(pair, 1)?["role"].clone()];
-    match [roles[0].as_str(), roles[1].as_str()] {
-        [Some("primary"), Some("backup")] => Ok((a, b)),
-        [Some("backup"), Some("primary")] => Ok((b, a)),
-        _ => anyhow::bail!("roles {roles:?}"),
-    }
-}
-
-/// The count goes on and is whole.
-fn settle(pair: &Pair, counter: Counter) -> Result<()> {
-    counter.wait_for(SOME, LIMIT)?;
-    let tally = counter.finish()?;
-    let value = redis_cli(&pair.network.client, &["get", "counter"])?;
-    ensure!(value == tally.last.to_string(), "the guest has {value}: {tally:?}");
-    ensure!(tally.broken == 0 && tally.jumps == 0, "{tally:?}");
-    Ok(())
-}
-
 #[test]
 fn an_owner_that_was_killed_comes_back_as_a_backup_by_the_same_command() -> Result<()> {
     if !require_root_net() {
         return Ok(());
     }
-    let pair = create("roles-killed")?;
-    let (owner, backup) = started(&pair)?;
-    backup
-        .run
-        .messages
-        .wait_for("owns the machine: this one stands by", LIMIT)?;
-    let counter = Counter::start(&pair.network.client, "counter")?;
-    counter.wait_for(SOME, LIMIT)?;
-    let host = owner.host;
-    owner.run.kill()?;
-    backup.wait_for_state("not-protected (lost-connection) term=2", LIMIT)?;
-    let machine = Booted::get(Kind::Memory)?;
-    let returned = pair.start_auto(host, |run| run.restore(&machine.snapshot()))?;
-    returned.wait_for_state("standby: protected", LIMIT)?;
-    backup.wait_for_state("protected term=2", LIMIT)?;
-    counter.wait_for(SOME, LIMIT)?;
-    let host = backup.host;
-    backup.run.kill()?;
-    returned.wait_for_state("not-protected (lost-connection) term=3", LIMIT)?;
-    let _again = pair.start_auto(host, |run| run.restore(&machine.snapshot()))?;
-    returned.wait_for_state("protected term=3", LIMIT)?;
-    settle(&pair, counter)
+    let protected = Setup::new("roles-killed").auto().open()?;
+    let stands_by = "owns the machine: this one stands by";
+    protected.backup.run.messages.wait_for(stands_by, LIMIT)?;
+    for host in [0, 1] {
+        wait_on(&protected.scene.pair, host, "protected")?;
+    }
+    let again = protected.kill_primary()?.protect()?;
+    again.kill_primary()?.protect()?.settle()
 }
 
 /// It is killed and started again before its backup has claimed the term: it waits for that, and stands by.
@@ -108,19 +63,18 @@ fn an_owner_that_is_back_before_its_peer_has_claimed_lets_it() -> Result<()> {
     if !require_root_net() {
         return Ok(());
     }
-    let pair = create("roles-quick")?;
-    let (owner, backup) = started(&pair)?;
-    let counter = Counter::start(&pair.network.client, "counter")?;
-    counter.wait_for(SOME, LIMIT)?;
-    let host = owner.host;
-    owner.run.kill()?;
-    let machine = Booted::get(Kind::Memory)?;
-    let returned = pair.start_auto(host, |run| run.restore(&machine.snapshot()))?;
+    let Protected {
+        primary,
+        backup,
+        counter,
+        mut scene,
+        ..
+    } = Setup::new("roles-quick").auto().open()?;
+    let host = primary.host;
+    scene.kill(primary)?;
+    let returned = scene.start_backup(host)?;
     returned.run.messages.wait_for("was in sync and may take over", LIMIT)?;
-    backup.wait_for_state("not-protected (lost-connection) term=2", LIMIT)?;
-    returned.wait_for_state("standby: protected", LIMIT)?;
-    backup.wait_for_state("protected term=2", LIMIT)?;
-    settle(&pair, counter)
+    Alone::new(scene, backup, counter)?.protect_with(returned)?.settle()
 }
 
 #[test]
@@ -128,25 +82,23 @@ fn an_owner_that_stood_still_too_long_becomes_a_backup_by_itself() -> Result<()>
     if !require_root_net() {
         return Ok(());
     }
-    let pair = create("roles-stopped")?;
-    let (owner, backup) = started(&pair)?;
-    let counter = Counter::start(&pair.network.client, "counter")?;
-    counter.wait_for(SOME, LIMIT)?;
-    let pid = status(&pair, owner.host)?["pid"].clone();
+    let Protected {
+        primary: owner,
+        backup,
+        counter,
+        scene,
+        ..
+    } = Setup::new("roles-stopped").auto().open()?;
+    let pid = status(&scene.pair, owner.host)?["pid"].clone();
     owner.run.signal(Signal::STOP)?;
-    backup.wait_for_state("not-protected (lost-connection) term=2", LIMIT)?;
-    counter.wait_for(SOME, LIMIT)?;
+    let alone = Alone::new(scene, backup, counter)?;
     owner.run.signal(Signal::CONT)?;
     owner.run.messages.wait_for("this one starts over", LIMIT)?;
     owner.wait_for_state("standby: protected", LIMIT)?;
-    backup.wait_for_state("protected term=2", LIMIT)?;
-    let now = status(&pair, owner.host)?;
+    let now = status(&alone.scene.pair, owner.host)?;
     ensure!(now["role"] == "backup" && now["pid"] == pid, "{now}");
     // A backup as good as any.
-    counter.wait_for(SOME, LIMIT)?;
-    backup.run.kill()?;
-    owner.wait_for_state("not-protected (lost-connection) term=3", LIMIT)?;
-    settle(&pair, counter)
+    alone.protect_with(owner)?.kill_primary()?.settle()
 }
 
 #[test]

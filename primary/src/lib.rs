@@ -4,6 +4,7 @@ pub mod api;
 pub mod arbiter;
 pub mod cli;
 mod durable;
+pub mod history;
 pub mod host;
 pub mod kicker;
 pub mod link;

@@ -270,9 +270,9 @@ impl Loop {
                 self.status.gauges().stop.store(stop, Ordering::Relaxed);
                 BackupInput::Verified(position, stop)
             }
-            Report::Diverged(stop, report) => {
+            Report::Diverged(diverged) => {
                 count(&self.status.gauges().divergences, 1);
-                BackupInput::Diverged(stop, report)
+                BackupInput::Diverged(diverged)
             }
         };
         self.session.handle(boottime(), input);

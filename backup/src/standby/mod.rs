@@ -25,7 +25,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_logcodec::Record as LogRecord;
 use lockstep_proto::session::Record;
-use lockstep_proto::{DiskChunk, Hello, JoinState, PageChunk};
+use lockstep_proto::{DiskChunk, Diverged, Hello, JoinState, PageChunk};
 use tokio::sync::{Semaphore, mpsc};
 
 /// What may wait for the replica, in KiB; then the link stops reading, and so the primary slows down.
@@ -71,7 +71,7 @@ enum Report {
     Unfit(String),
     /// Number of batches verified, and the stop.
     Verified(u64, u64),
-    Diverged(u64, String),
+    Diverged(Diverged),
 }
 
 /// What one connection brings for the replica, bounded by bytes.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use lockstep_logcodec::{StreamChecker, record::unpack_pages};
+use lockstep_primary::history::History;
 use lockstep_primary::host::chunks::CHUNK;
 use lockstep_primary::host::disk::Disks;
 use lockstep_primary::host::image::{Image, SECTOR};
@@ -15,7 +16,7 @@ use lockstep_primary::link::have::Packer;
 use lockstep_primary::session::HostDevices;
 use lockstep_primary::start::DiskOption;
 use lockstep_proto::session::Record;
-use lockstep_proto::{DiskChunk, Hello, JoinState, MachineConfig, PageChunk};
+use lockstep_proto::{DiskChunk, Diverged, Hello, JoinState, MachineConfig, PageChunk};
 use lockstep_vmm::devices::{DiskOp, Effect};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::memory::Memory;
@@ -68,6 +69,8 @@ pub struct Replica {
     options: ReplicaOptions,
     /// Memory of the last machine that was thrown away: the next join sends only what differs.
     retained: Option<Memory>,
+    /// Registers at the last stops of the machine that replays.
+    history: History,
 }
 
 /// A machine on its way here.
@@ -88,6 +91,7 @@ impl Replica {
             ends,
             options,
             retained: None,
+            history: History::default(),
         }
     }
 
@@ -193,17 +197,26 @@ impl Replica {
             (Err(error), None) => {
                 let stop = machine.stop();
                 tracing::error!(stop, "the replay has ended: {error}");
-                self.report(Report::Diverged(stop, error.to_string()));
+                self.diverged(stop, error.to_string());
                 Ok(None)
             }
             (Ok(()), None) => {
-                self.report(Report::Diverged(machine.stop(), "the guest has ended here".into()));
+                self.diverged(machine.stop(), "the guest has ended here".into());
                 Ok(None)
             }
         }
     }
 
-    fn build(&self, arrived: Whole) -> Result<Built> {
+    fn diverged(&self, stop: u64, report: String) {
+        let registers = self.history.to_message();
+        self.report(Report::Diverged(Diverged {
+            stop,
+            report,
+            registers,
+        }));
+    }
+
+    fn build(&mut self, arrived: Whole) -> Result<Built> {
         let Whole {
             memory,
             state,
@@ -221,6 +234,8 @@ impl Replica {
         let (source, fate) = LiveSource::new(inlet, self.ends.orders.clone(), checker);
         let mut replayer = Replayer::new(Box::new(source), &machine, disks);
         replayer.resume(&machine)?;
+        self.history = History::default();
+        replayer.keep_history(self.history.clone());
         let base = state.position;
         let kept = Rc::new(RefCell::new(Kept::default()));
         let (sink, released) = (kept.clone(), self.ends.released.clone());

@@ -438,9 +438,10 @@ impl Loop {
             }
             PrimaryAction::Freeze(why) => self.command(Command::Freeze(why)),
             PrimaryAction::Thaw => self.command(Command::Thaw),
-            PrimaryAction::Report(report) => {
+            PrimaryAction::Report(diverged) => {
                 count(&self.status.gauges().divergences, 1);
-                tracing::error!("the backup diverged:\n{report}");
+                let registers = self.status.history().compare(&diverged.registers);
+                tracing::error!("the backup diverged:\n{}\n{registers}", diverged.report);
             }
         }
     }

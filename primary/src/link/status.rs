@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::history::History;
 use lockstep_proto::session::{Freeze, PrimaryState, Unprotected};
 
 use super::hold::Holds;
@@ -20,6 +21,7 @@ struct Shared {
     inner: Mutex<StatusInner>,
     changed: Condvar,
     gauges: Gauges,
+    history: History,
 }
 
 /// Whether a node runs the machine or stands by for it.
@@ -122,6 +124,11 @@ impl Status {
     /// What the vCPU thread counts.
     pub fn gauges(&self) -> &Gauges {
         &self.0.gauges
+    }
+
+    /// The vCPU thread's registers at the last stops.
+    pub fn history(&self) -> &History {
+        &self.0.history
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, StatusInner> {

@@ -503,6 +503,9 @@ impl Oracle for Recorder {
                 Effect::Reset => {}
             }
         }
+        if self.world.outlet.is_logging() {
+            self.status.history().keep(machine);
+        }
         if let Some(report) = taken.epoch {
             let cost = report.pages.len() as u64 * COLLECTED_PAGE * COST_SHARE;
             self.epoch_length = cost.max(self.policy.epoch.unwrap_or(0));

@@ -167,9 +167,11 @@ impl Backup {
                     self.acknowledge(now);
                 }
             }
-            BackupInput::Diverged(stop, report) => {
-                let report = bounded(&report);
-                self.send(to_primary::Kind::Diverged(Diverged { stop, report }));
+            BackupInput::Diverged(diverged) => {
+                self.send(to_primary::Kind::Diverged(Diverged {
+                    report: bounded(&diverged.report),
+                    ..diverged
+                }));
                 self.forget("divergence");
             }
         }

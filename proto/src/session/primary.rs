@@ -11,7 +11,7 @@ use super::lease::Lease;
 use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
 use super::{Commit, Freeze, Nanos, Record, Timing, Unprotected, Verdict};
-use crate::{Ack, Goodbye, Handover, Heartbeat, Hello, Named, ToBackup, ToPrimary, to_backup, to_primary};
+use crate::{Ack, Diverged, Goodbye, Handover, Heartbeat, Hello, Named, ToBackup, ToPrimary, to_backup, to_primary};
 
 /// The primary's end.
 #[derive(Debug)]
@@ -264,7 +264,10 @@ impl Primary {
                 PrimaryState::Naming | PrimaryState::Protected | PrimaryState::HandingOver,
             ) => self.acked(now, ack),
             (Some(to_primary::Kind::Diverged(diverged)), _) => {
-                self.actions.push_back(PrimaryAction::Report(bounded(&diverged.report)));
+                self.actions.push_back(PrimaryAction::Report(Diverged {
+                    report: bounded(&diverged.report),
+                    ..diverged
+                }));
                 self.end(now, "divergence", Unprotected::Divergence);
             }
             (Some(to_primary::Kind::Goodbye(goodbye)), _) => self.refuse(now, &reason_of(&goodbye)),

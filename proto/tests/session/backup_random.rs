@@ -4,7 +4,7 @@ use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, Ve
 use lockstep_proto::{Handover, Heartbeat, Named, ToBackup, to_backup, to_primary};
 use proptest::prelude::*;
 
-use super::messages::{MS, TERM, TIMING, any_to_backup, hello, identity, name, number, state, to_backup};
+use super::messages::{MS, TERM, TIMING, any_to_backup, diverged, hello, identity, name, number, state, to_backup};
 
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)]
@@ -78,7 +78,7 @@ impl Watched {
                 self.heard(BackupInput::Received(position));
             }
             Step::Verified(position) => self.handle(BackupInput::Verified(position, position)),
-            Step::Diverged(report) => self.handle(BackupInput::Diverged(1, report)),
+            Step::Diverged(report) => self.handle(BackupInput::Diverged(diverged(1, report))),
             Step::HandOver => {
                 let position = self.session.ack().verified;
                 let message = to_backup(to_backup::Kind::Handover(Handover { position }));

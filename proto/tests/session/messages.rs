@@ -65,6 +65,14 @@ pub fn state(position: u64) -> JoinState {
     }
 }
 
+pub fn diverged(stop: u64, report: String) -> Diverged {
+    Diverged {
+        stop,
+        report,
+        registers: Vec::new(),
+    }
+}
+
 pub fn reply(number: u64) -> HeartbeatReply {
     HeartbeatReply {
         number,
@@ -128,7 +136,7 @@ pub fn any_to_primary() -> impl Strategy<Value = ToPrimary> {
             stop,
             lag_ns
         })),
-        (number(), name()).prop_map(|(stop, report)| Kind::Diverged(Diverged { stop, report })),
+        (number(), name()).prop_map(|(stop, report)| Kind::Diverged(diverged(stop, report))),
         name().prop_map(|reason| Kind::Goodbye(Goodbye { reason })),
         number().prop_map(|term| Kind::Ready(Ready { term })),
     ];

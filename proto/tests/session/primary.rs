@@ -4,7 +4,7 @@ use lockstep_proto::session::{Commit, Unprotected, Verdict};
 use lockstep_proto::session::{Freeze, MAX_REASON_BYTES, Primary, PrimaryAction, PrimaryInput, PrimaryState};
 use lockstep_proto::{Diverged, Goodbye, Joined, Ready, ToPrimary, Welcome, to_backup, to_primary};
 
-use super::messages::{MS, TERM, TIMING, ack, hello, record, reply, to_primary, unknown, welcome};
+use super::messages::{MS, TERM, TIMING, ack, diverged, hello, record, reply, to_primary, unknown, welcome};
 
 /// What `session` does about `input`.
 fn does(session: &mut Primary, now: u64, input: PrimaryInput) -> Vec<PrimaryAction> {
@@ -227,7 +227,7 @@ fn wrong_messages_end_the_session_with_a_reason() {
         to_primary(to_primary::Kind::Ready(Ready { term: TERM })),
         to_primary(to_primary::Kind::Ready(Ready { term: TERM + 1 })),
         to_primary(to_primary::Kind::Goodbye(Goodbye { reason: long.clone() })),
-        to_primary(to_primary::Kind::Diverged(Diverged { stop: 1, report: long })),
+        to_primary(to_primary::Kind::Diverged(diverged(1, long))),
         unknown(),
         ack(u64::MAX, 0),
         ack(9, 10),

@@ -1,7 +1,7 @@
 //! What the backup's end takes in, wants done and is.
 
 use crate::session::{Record, Verdict};
-use crate::{Heartbeat, HeartbeatReply, Hello, JoinState, ToBackup, ToPrimary};
+use crate::{Diverged, Heartbeat, HeartbeatReply, Hello, JoinState, ToBackup, ToPrimary};
 
 /// Where the backup stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +46,8 @@ pub enum BackupInput {
     Received(u64),
     /// It was executed and compared up to this position, at this stop.
     Verified(u64, u64),
-    /// The machine went another way; at this stop, with a report for people.
-    Diverged(u64, String),
+    /// The machine went another way; with a report for people.
+    Diverged(Diverged),
     /// The arbiter's answer to [`BackupAction::Arbitrate`]: exactly one to each. An answer that comes after
     /// [`Verdict::Unknown`] was given is dropped.
     Arbiter(Verdict),

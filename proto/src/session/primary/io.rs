@@ -1,7 +1,7 @@
 //! What the primary's end takes in, wants done and is.
 
 use crate::session::{Freeze, Record, Unprotected, Verdict};
-use crate::{Heartbeat, HeartbeatReply, ToBackup, ToPrimary};
+use crate::{Diverged, Heartbeat, HeartbeatReply, ToBackup, ToPrimary};
 
 /// Where the primary stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +78,6 @@ pub enum PrimaryAction {
     Freeze(Freeze),
     /// The vCPU may run again: the term was won after all, or there is nobody to hand over to.
     Thaw,
-    /// The backup's report of a divergence, for people.
-    Report(String),
+    /// The backup's report of a divergence, to be told to people.
+    Report(Diverged),
 }
