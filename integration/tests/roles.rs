@@ -94,11 +94,11 @@ fn an_owner_that_stood_still_too_long_becomes_a_backup_by_itself() -> Result<()>
     let alone = Alone::new(scene, backup, counter)?;
     owner.run.signal(Signal::CONT)?;
     owner.run.messages.wait_for("this one starts over", LIMIT)?;
-    owner.wait_for_state("standby: protected", LIMIT)?;
-    let now = status(&alone.scene.pair, owner.host)?;
+    let protected = alone.protect_with(owner)?;
+    let now = status(&protected.scene.pair, protected.backup.host)?;
     ensure!(now["role"] == "backup" && now["pid"] == pid, "{now}");
     // A backup as good as any.
-    alone.protect_with(owner)?.kill_primary()?.settle()
+    protected.kill_primary()?.settle()
 }
 
 #[test]
