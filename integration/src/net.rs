@@ -84,7 +84,7 @@ impl Drop for Namespace {
 }
 
 /// Runs `work` in the namespace with this name, in a thread of its own.
-pub(crate) fn inside<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub fn inside<T: Send>(name: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             enter(name)?;

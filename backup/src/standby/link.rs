@@ -294,7 +294,10 @@ impl Loop {
                 Heard::Datagram(heartbeat) => BackupInput::Heartbeat(heartbeat),
                 Heard::Closed(reason) => {
                     tracing::info!("the connection to the primary is gone: {reason}");
-                    self.peer = None;
+                    // The other end is told why, and what still reads from it ends.
+                    if let Some(peer) = self.peer.take() {
+                        net::close(&peer.connection, &reason);
+                    }
                     BackupInput::Disconnected
                 }
             },

@@ -258,11 +258,17 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
 }
 
 /// Tells a join what the backup has. A stream that is not as it should be ends the connection, and so the join.
-async fn hear_of_had(connection: Connection, pages: u64, chunks: Vec<u64>, tell: crossbeam_channel::Sender<Had>) {
+async fn hear_of_had(
+    connection: Connection,
+    pages: u64,
+    chunks: Vec<u64>,
+    tell: crossbeam_channel::Sender<Had>,
+    fail: impl FnOnce(String),
+) {
     match read_have(&connection, pages, &chunks).await {
         // A join that is over wants nothing.
         Ok(had) => drop(tell.send(had)),
-        Err(error) => net::close(&connection, &format!("what the backup has: {error:#}")),
+        Err(error) => fail(format!("what the backup has: {error:#}")),
     }
 }
 
@@ -335,7 +341,7 @@ impl Loop {
                 Heard::Datagram(reply) => PrimaryInput::Reply(reply),
                 Heard::Closed(reason) => {
                     tracing::info!("the connection to the backup is gone: {reason}");
-                    self.peer = None;
+                    self.hang_up(&reason);
                     PrimaryInput::Disconnected
                 }
             },
@@ -360,6 +366,13 @@ impl Loop {
             _ => return,
         };
         self.session.handle(now, input);
+    }
+
+    /// Ends a connection that is over for this side, because of what came or as it broke: the other end is told why.
+    fn hang_up(&mut self, reason: &str) {
+        if let Some(peer) = self.peer.take() {
+            net::close(&peer.connection, reason);
+        }
     }
 
     fn send(&self, message: &ToBackup) {
@@ -467,12 +480,10 @@ impl Loop {
         let (tell_had, had) = crossbeam_channel::bounded(1);
         let (number, events) = (peer.number, self.events.clone());
         peer.add(write_bulk(peer.connection.clone(), chunks));
-        peer.add(hear_of_had(
-            peer.connection.clone(),
-            self.pages,
-            self.chunks.clone(),
-            tell_had,
-        ));
+        let (connection, ending) = (peer.connection.clone(), self.events.clone());
+        let fail = move |reason| drop(ending.send(Event::Heard(number, Heard::Closed(reason))));
+        let chunks_there = self.chunks.clone();
+        peer.add(hear_of_had(connection, self.pages, chunks_there, tell_had, fail));
         let (logged, status) = (self.events.clone(), self.status.clone());
         let tell = move |position| {
             let _ = logged.send(Event::Logged(position));

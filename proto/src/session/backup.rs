@@ -8,7 +8,7 @@ pub use io::{BackupAction, BackupInput, BackupState};
 
 use super::greeting::{check_hello, is_name};
 use super::lag::Lag;
-use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
+use super::limits::{MAX_POSITION, PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
 use super::{Nanos, Record, Timing, Verdict};
 use crate::{Ack, Goodbye, HeartbeatReply, Hello, Joined, ToBackup, ToPrimary, Welcome};
@@ -217,6 +217,9 @@ impl Backup {
         match (message.kind, self.state) {
             (Some(to_backup::Kind::Hello(hello)), BackupState::Connected) => self.hello(hello),
             (Some(to_backup::Kind::State(state)), BackupState::Syncing) if !self.has_state => {
+                if state.position > MAX_POSITION {
+                    return self.refuse("the join's state has a position that no log reaches");
+                }
                 self.has_state = true;
                 // The log has a stream of its own and may have been faster.
                 self.ack.received = self.ack.received.max(state.position);

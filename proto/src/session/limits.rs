@@ -10,6 +10,8 @@ pub const MAX_CONTROL_BYTES: usize = 4 << 20;
 pub const MAX_DATAGRAM_BYTES: usize = 1000;
 /// Most bytes of a node's or a machine's name.
 pub const MAX_NAME_BYTES: usize = 64;
+/// The last position at which a join may begin. No log gets there; sums with what follows do not overflow.
+pub const MAX_POSITION: u64 = 1 << 62;
 /// Most bytes of a reason or report that are kept.
 pub const MAX_REASON_BYTES: usize = 4096;
 

@@ -23,7 +23,7 @@ pub mod record;
 pub use backup::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState};
 pub use gate::Gate;
 pub use limits::{
-    MAX_CONTROL_BYTES, MAX_DATAGRAM_BYTES, MAX_DEADLINE, MAX_NAME_BYTES, MAX_REASON_BYTES, MIN_HEARTBEAT,
+    MAX_CONTROL_BYTES, MAX_DATAGRAM_BYTES, MAX_DEADLINE, MAX_NAME_BYTES, MAX_POSITION, MAX_REASON_BYTES, MIN_HEARTBEAT,
     PROTOCOL_VERSION,
 };
 pub use primary::{Primary, PrimaryAction, PrimaryInput, PrimaryState};
