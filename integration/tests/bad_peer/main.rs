@@ -71,17 +71,17 @@ impl Backup {
             Self::Garbage => line.raw(&[&header(1, 0)[..], &[0x0a]].concat()).await,
             Self::Oversize => line.raw(&header(OVERSIZE, 0)).await,
             Self::OldVersion => {
-                line.to_primary(Answer::Welcome(Welcome { version: 0, ..welcome }))
+                line.say_to_primary(Answer::Welcome(Welcome { version: 0, ..welcome }))
                     .await
             }
             Self::WrongClass => {
                 let host_class = "another".into();
-                line.to_primary(Answer::Welcome(Welcome { host_class, ..welcome }))
+                line.say_to_primary(Answer::Welcome(Welcome { host_class, ..welcome }))
                     .await
             }
-            Self::AckFirst => line.to_primary(Answer::Ack(Ack::default())).await,
+            Self::AckFirst => line.say_to_primary(Answer::Ack(Ack::default())).await,
             Self::TooManyDigests => {
-                line.to_primary(Answer::Welcome(welcome)).await?;
+                line.say_to_primary(Answer::Welcome(welcome)).await?;
                 let pages = hello.machine.context("no machine")?.memory_bytes as usize / PAGE;
                 let have = Have {
                     memory: true,
@@ -95,18 +95,18 @@ impl Backup {
                 Ok(())
             }
             Self::JoinedTwice | Self::AckOfWhatIsNotThere => {
-                line.to_primary(Answer::Welcome(welcome)).await?;
+                line.say_to_primary(Answer::Welcome(welcome)).await?;
                 let join = take_join(line, hello).await?;
-                line.to_primary(Answer::Joined(Joined {})).await?;
+                line.say_to_primary(Answer::Joined(Joined {})).await?;
                 if matches!(self, Self::JoinedTwice) {
-                    return line.to_primary(Answer::Joined(Joined {})).await;
+                    return line.say_to_primary(Answer::Joined(Joined {})).await;
                 }
                 let received = join.state.position + (1 << 40);
                 let ack = Ack {
                     received,
                     ..Ack::default()
                 };
-                line.to_primary(Answer::Ack(ack)).await
+                line.say_to_primary(Answer::Ack(ack)).await
             }
         }
     }
@@ -246,11 +246,11 @@ impl Primary {
                     version_max: 9,
                     ..hello
                 };
-                line.to_backup(Say::Hello(hello)).await?;
+                line.say_to_backup(Say::Hello(hello)).await?;
             }
             Self::HelloTwice => {
-                line.to_backup(Say::Hello(hello.clone())).await?;
-                line.to_backup(Say::Hello(hello)).await?;
+                line.say_to_backup(Say::Hello(hello.clone())).await?;
+                line.say_to_backup(Say::Hello(hello)).await?;
             }
             Self::LogFirst | Self::BrokenLog | Self::NoSuchStream => {
                 // QUIC tells of the control stream with its first byte, and only then there is a session.
@@ -265,7 +265,7 @@ impl Primary {
             Self::PagesBeyond => {
                 let page = [1; PAGE];
                 let frame = wire::frame(BULK_PAGES, &pack_pages([(1 << 30, &page[..])])?);
-                line.to_backup(Say::Hello(hello)).await?;
+                line.say_to_backup(Say::Hello(hello)).await?;
                 stream = Some(line.stream(BULK_STREAM, &frame).await?);
             }
             Self::NoSuchDisk => {
@@ -273,7 +273,7 @@ impl Primary {
                     disk: 7,
                     ..DiskChunk::default()
                 };
-                line.to_backup(Say::Hello(hello)).await?;
+                line.say_to_backup(Say::Hello(hello)).await?;
                 stream = Some(line.stream(BULK_STREAM, &wire::frame(BULK_CHUNK, &chunk)).await?);
             }
             Self::NoSuchPosition => {
@@ -281,16 +281,16 @@ impl Primary {
                     position: u64::MAX,
                     ..join.state.clone()
                 };
-                line.to_backup(Say::Hello(hello)).await?;
-                line.to_backup(Say::State(state)).await?;
+                line.say_to_backup(Say::Hello(hello)).await?;
+                line.say_to_backup(Say::State(state)).await?;
             }
             Self::WrongDigest => {
                 let state = JoinState {
                     memory_digest: vec![7; 16].into(),
                     ..join.state.clone()
                 };
-                line.to_backup(Say::Hello(hello)).await?;
-                line.to_backup(Say::State(state)).await?;
+                line.say_to_backup(Say::Hello(hello)).await?;
+                line.say_to_backup(Say::State(state)).await?;
                 stream = Some(line.stream(BULK_STREAM, &join.bulk).await?);
             }
         }
@@ -324,9 +324,9 @@ fn a_standby_outlives_what_a_primary_says() -> Result<()> {
             node: "b".into(),
             host_class: hello.host_class.clone(),
         };
-        line.to_primary(Answer::Welcome(welcome)).await?;
+        line.say_to_primary(Answer::Welcome(welcome)).await?;
         heard = Some(take_join(line, hello).await?);
-        line.to_primary(Answer::Ack(Ack::default())).await
+        line.say_to_primary(Answer::Ack(Ack::default())).await
     })?;
     let join = heard.context("nothing was heard")?;
     primary.run.kill()?;
