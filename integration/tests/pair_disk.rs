@@ -185,3 +185,40 @@ fn a_backup_without_room_is_refused_and_joins_when_it_has_some() -> Result<()> {
     primary.wait_for_state("protected", LIMIT)?;
     Protected::new(scene, primary, backup, counter)?.settle_with_disks()
 }
+
+/// A primary's disk with less room than the guest then wants: it is handed over, and does not notice.
+#[test]
+fn a_primary_without_room_hands_over() -> Result<()> {
+    if !require_root_net() {
+        return Ok(());
+    }
+    let mut scene = Setup::new("pair-primary-no-room").disk().build()?;
+    let small = scene.pair.dir().join("small");
+    std::fs::create_dir(&small)?;
+    if let Some(disks) = &mut scene.disks {
+        let image = small.join("disk.img");
+        // What the machine has on it takes 300 KiB.
+        let script = format!(
+            "mount -t tmpfs -o size=1m none {}; cp --sparse=always {} {}",
+            small.display(),
+            disks[0].display(),
+            image.display()
+        );
+        scene.pair.prepare(0, script);
+        disks[0] = image;
+    }
+    let Protected {
+        mut primary,
+        backup,
+        counter,
+        scene,
+        ..
+    } = scene.open()?;
+    primary
+        .run
+        .type_text("cat /bin/busybox /bin/busybox >/data/big && fsync /data/big && echo WRIT''TEN\n")?;
+    let alone = Alone::new(scene, backup, counter)?;
+    alone.live.run.wait_for("WRITTEN", LIMIT)?;
+    primary.run.messages.wait_for("No space left on device", LIMIT)?;
+    alone.settle()
+}
