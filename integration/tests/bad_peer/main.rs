@@ -220,7 +220,7 @@ const PRIMARIES: [(Primary, &str); 12] = [
     (Primary::UnknownVersion, "the primary speaks protocol versions 2 to 9"),
     (Primary::HelloTwice, "the primary sent a message out of turn"),
     (Primary::LogFirst, "the primary is silent past the deadline"),
-    (Primary::BrokenLog, "record"),
+    (Primary::BrokenLog, "a frame of a kind that a log does not have"),
     (Primary::PagesBeyond, "page"),
     (
         Primary::NoSuchDisk,
