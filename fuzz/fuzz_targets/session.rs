@@ -154,7 +154,11 @@ fn primary(mut bytes: &[u8]) {
         }
         let ack = session.ack();
         assert!(ack.verified <= ack.received && ack.received <= logged);
-        assert!(session.wake().is_none_or(|_| !matches!(session.state(), PrimaryState::Alone(_))));
+        assert!(
+            session
+                .wake()
+                .is_none_or(|_| !matches!(session.state(), PrimaryState::Alone(_)))
+        );
     }
 }
 
@@ -214,7 +218,10 @@ fn backup(mut bytes: &[u8]) {
                 BackupAction::Send(message) => {
                     named |= matches!(message.kind, Some(to_primary::Kind::Ready(_)));
                     let acknowledges = matches!(message.kind, Some(to_primary::Kind::Ack(_)));
-                    assert!(!acknowledges || !is_claiming(session.state()), "it claims and acknowledges");
+                    assert!(
+                        !acknowledges || !is_claiming(session.state()),
+                        "it claims and acknowledges"
+                    );
                 }
                 BackupAction::Arbitrate { expected, new } => {
                     assert!(named, "it claims and was not named");
@@ -228,7 +235,10 @@ fn backup(mut bytes: &[u8]) {
             }
         }
         assert!(asked <= 1, "one question at a time");
-        assert!(was != BackupState::Live || session.state() == BackupState::Live, "live is final");
+        assert!(
+            was != BackupState::Live || session.state() == BackupState::Live,
+            "live is final"
+        );
         assert!(session.released() <= session.ack().received);
         assert!(session.ack().verified <= session.ack().received);
         session.lag(now);

@@ -70,18 +70,14 @@ impl Backup {
             // A field's number without its value.
             Self::Garbage => line.raw(&[&header(1, 0)[..], &[0x0a]].concat()).await,
             Self::Oversize => line.raw(&header(OVERSIZE, 0)).await,
-            Self::OldVersion => {
-                line.say_to_primary(Answer::Welcome(Welcome { version: 0, ..welcome }))
-                    .await
-            }
+            Self::OldVersion => line.answer(Answer::Welcome(Welcome { version: 0, ..welcome })).await,
             Self::WrongClass => {
                 let host_class = "another".into();
-                line.say_to_primary(Answer::Welcome(Welcome { host_class, ..welcome }))
-                    .await
+                line.answer(Answer::Welcome(Welcome { host_class, ..welcome })).await
             }
-            Self::AckFirst => line.say_to_primary(Answer::Ack(Ack::default())).await,
+            Self::AckFirst => line.answer(Answer::Ack(Ack::default())).await,
             Self::TooManyDigests => {
-                line.say_to_primary(Answer::Welcome(welcome)).await?;
+                line.answer(Answer::Welcome(welcome)).await?;
                 let pages = hello.machine.context("no machine")?.memory_bytes as usize / PAGE;
                 let have = Have {
                     memory: true,
@@ -95,18 +91,18 @@ impl Backup {
                 Ok(())
             }
             Self::JoinedTwice | Self::AckOfWhatIsNotThere => {
-                line.say_to_primary(Answer::Welcome(welcome)).await?;
+                line.answer(Answer::Welcome(welcome)).await?;
                 let join = take_join(line, hello).await?;
-                line.say_to_primary(Answer::Joined(Joined {})).await?;
+                line.answer(Answer::Joined(Joined {})).await?;
                 if matches!(self, Self::JoinedTwice) {
-                    return line.say_to_primary(Answer::Joined(Joined {})).await;
+                    return line.answer(Answer::Joined(Joined {})).await;
                 }
                 let received = join.state.position + (1 << 40);
                 let ack = Ack {
                     received,
                     ..Ack::default()
                 };
-                line.say_to_primary(Answer::Ack(ack)).await
+                line.answer(Answer::Ack(ack)).await
             }
         }
     }
@@ -221,13 +217,13 @@ const PRIMARIES: [(Primary, &str); 12] = [
     (Primary::HelloTwice, "the primary sent a message out of turn"),
     (Primary::LogFirst, "the primary is silent past the deadline"),
     (Primary::BrokenLog, "a frame of a kind that a log does not have"),
-    (Primary::PagesBeyond, "page"),
+    (Primary::PagesBeyond, "page frame number"),
     (
         Primary::NoSuchDisk,
         "a chunk of disk 7, which the machine does not have",
     ),
     (Primary::NoSuchPosition, "a position that no log reaches"),
-    (Primary::WrongDigest, "memory"),
+    (Primary::WrongDigest, "guest memory has another digest"),
     (Primary::NoSuchStream, "a stream of kind 9, which is not known"),
 ];
 
@@ -246,11 +242,11 @@ impl Primary {
                     version_max: 9,
                     ..hello
                 };
-                line.say_to_backup(Say::Hello(hello)).await?;
+                line.say(Say::Hello(hello)).await?;
             }
             Self::HelloTwice => {
-                line.say_to_backup(Say::Hello(hello.clone())).await?;
-                line.say_to_backup(Say::Hello(hello)).await?;
+                line.say(Say::Hello(hello.clone())).await?;
+                line.say(Say::Hello(hello)).await?;
             }
             Self::LogFirst | Self::BrokenLog | Self::NoSuchStream => {
                 // QUIC tells of the control stream with its first byte, and only then there is a session.
@@ -265,7 +261,7 @@ impl Primary {
             Self::PagesBeyond => {
                 let page = [1; PAGE];
                 let frame = wire::frame(BULK_PAGES, &pack_pages([(1 << 30, &page[..])])?);
-                line.say_to_backup(Say::Hello(hello)).await?;
+                line.say(Say::Hello(hello)).await?;
                 stream = Some(line.stream(BULK_STREAM, &frame).await?);
             }
             Self::NoSuchDisk => {
@@ -273,7 +269,7 @@ impl Primary {
                     disk: 7,
                     ..DiskChunk::default()
                 };
-                line.say_to_backup(Say::Hello(hello)).await?;
+                line.say(Say::Hello(hello)).await?;
                 stream = Some(line.stream(BULK_STREAM, &wire::frame(BULK_CHUNK, &chunk)).await?);
             }
             Self::NoSuchPosition => {
@@ -281,16 +277,16 @@ impl Primary {
                     position: u64::MAX,
                     ..join.state.clone()
                 };
-                line.say_to_backup(Say::Hello(hello)).await?;
-                line.say_to_backup(Say::State(state)).await?;
+                line.say(Say::Hello(hello)).await?;
+                line.say(Say::State(state)).await?;
             }
             Self::WrongDigest => {
                 let state = JoinState {
                     memory_digest: vec![7; 16].into(),
                     ..join.state.clone()
                 };
-                line.say_to_backup(Say::Hello(hello)).await?;
-                line.say_to_backup(Say::State(state)).await?;
+                line.say(Say::Hello(hello)).await?;
+                line.say(Say::State(state)).await?;
                 stream = Some(line.stream(BULK_STREAM, &join.bulk).await?);
             }
         }
@@ -324,9 +320,9 @@ fn a_standby_outlives_what_a_primary_says() -> Result<()> {
             node: "b".into(),
             host_class: hello.host_class.clone(),
         };
-        line.say_to_primary(Answer::Welcome(welcome)).await?;
+        line.answer(Answer::Welcome(welcome)).await?;
         heard = Some(take_join(line, hello).await?);
-        line.say_to_primary(Answer::Ack(Ack::default())).await
+        line.answer(Answer::Ack(Ack::default())).await
     })?;
     let join = heard.context("nothing was heard")?;
     primary.run.kill()?;

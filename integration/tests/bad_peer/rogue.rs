@@ -122,12 +122,12 @@ impl Line {
     }
 
     /// A message to a primary.
-    pub async fn say_to_primary(&mut self, kind: lockstep_proto::to_primary::Kind) -> Result<()> {
+    pub async fn answer(&mut self, kind: lockstep_proto::to_primary::Kind) -> Result<()> {
         self.raw(&wire::frame(0, &ToPrimary { kind: Some(kind) })).await
     }
 
     /// A message to a backup.
-    pub async fn say_to_backup(&mut self, kind: lockstep_proto::to_backup::Kind) -> Result<()> {
+    pub async fn say(&mut self, kind: lockstep_proto::to_backup::Kind) -> Result<()> {
         self.raw(&wire::frame(0, &ToBackup { kind: Some(kind) })).await
     }
 
