@@ -180,9 +180,10 @@ impl HostDevices {
     /// Marks the disks as a replica's, of the primary with this name: no machine boots from them.
     pub fn mark_replica(&self, primary: &str) -> Result<()> {
         for path in &self.paths {
-            let mark = mark_of(path);
-            durable::stage(&mark, format!("{primary}\n").as_bytes(), 0o644)
-                .and_then(|()| durable::settle(&mark))
+            // A mark that is there stays until the new one takes its place: a full disk must not take it away.
+            let staged = beside(path, ".replica.new");
+            durable::stage(&staged, format!("{primary}\n").as_bytes(), 0o644)
+                .and_then(|()| durable::publish(&staged, &mark_of(path)))
                 .with_context(|| format!("cannot mark {} as a backup's", path.display()))?;
         }
         Ok(())

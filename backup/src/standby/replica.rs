@@ -132,8 +132,9 @@ impl Replica {
 
     /// Throws away what has come of a machine; its disks stay marked as no machine's.
     fn discard(&mut self, arriving: &mut Option<Arriving>, devices: &mut HostDevices) -> Result<()> {
-        if let Some(arriving) = arriving.take() {
-            self.retained = Some(arriving.memory);
+        // What else came is dropped here, the images' locks with it: they are opened anew.
+        if let Some(memory) = arriving.take().map(|arriving| arriving.memory) {
+            self.retained = Some(memory);
             devices.put_images(&self.options.disks)?;
         }
         Ok(())
