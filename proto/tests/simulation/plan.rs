@@ -89,7 +89,7 @@ impl Plan {
             arbiter_loss: rng.pick(&[0, 0, 50, 300]),
             arbiter_slow: rng.pick(&[0, 50, 300]),
             produce: (MILLI / 2, rng.pick(&[2 * MILLI, 10 * MILLI, 30 * MILLI, 120 * MILLI])),
-            release: (MICRO, rng.pick(&[200 * MICRO, 200 * MICRO, 4 * MILLI])),
+            release: (MICRO, rng.pick(&[200 * MICRO, 4 * MILLI, 8 * MILLI])),
             verify: (MILLI / 10, rng.pick(&[MILLI, 4 * MILLI, 8 * MILLI])),
             pages: (MILLI, rng.pick(&[20 * MILLI, 150 * MILLI])),
             build: (MILLI, rng.pick(&[5 * MILLI, 20 * MILLI, 100 * MILLI])),
