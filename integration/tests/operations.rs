@@ -13,7 +13,7 @@ use lockstep_integration::{Booted, Kind, work_dir};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(120);
 const HEARTBEAT: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(3);
 const SOME: u64 = 15;

@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const LIMIT_SECONDS: &str = "120";
+const LIMIT_SECONDS: &str = "240";
 const HEARTBEAT: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(3);
 

@@ -8,7 +8,7 @@ use super::{Counter, Journal, Node, Scene, check_equal};
 use crate::load::redis_cli;
 
 /// What happens in seconds on an idle machine has happened after this on a busy one.
-pub const LIMIT: Duration = Duration::from_secs(120);
+pub const LIMIT: Duration = Duration::from_secs(240);
 /// Answers that the client gets between two events.
 pub const SOME: u64 = 15;
 
