@@ -43,6 +43,18 @@ pub fn require_program(program: &str, package: &str) -> bool {
     met(program_in_path(program, package))
 }
 
+/// Whether a file is there; the Debian package that has it is named if not.
+///
+/// # Panics
+/// As [`require_kvm`].
+pub fn require_file(path: &str, package: &str) -> bool {
+    met(if Path::new(path).exists() {
+        Ok(())
+    } else {
+        Err(format!("{path} is missing (Debian package {package})"))
+    })
+}
+
 /// Whether files can be mounted by a loop device.
 ///
 /// # Panics

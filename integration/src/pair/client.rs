@@ -1,7 +1,7 @@
 //! A client that counts: INCR on one TCP connection, every answer kept.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::net::{GUEST_IP, Namespace, enter};
+use crate::net::{Namespace, enter};
 
-/// Redis' port.
-const PORT: u16 = 6379;
+/// Where the guest's Redis listens: `GUEST_IP`, as an address.
+pub(super) const REDIS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 2), 6379);
 /// A silence that is longer than this ends the count.
-const LONGEST: Duration = Duration::from_secs(60);
+pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
 /// What the client saw.
 #[derive(Clone, Debug, Default)]
@@ -118,8 +118,7 @@ fn count_up(
     answers: &AtomicU64,
     quiet: &AtomicU64,
 ) -> Result<Tally> {
-    let address: SocketAddr = format!("{GUEST_IP}:{PORT}").parse()?;
-    let stream = TcpStream::connect_timeout(&address, LONGEST).context("cannot connect to the guest's Redis")?;
+    let stream = TcpStream::connect_timeout(&REDIS.into(), LONGEST).context("cannot connect to the guest's Redis")?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(LONGEST))?;
     let mut requests = stream.try_clone()?;

@@ -1,6 +1,7 @@
 //! A pair on one machine: two hosts, a witness and a client in network namespaces of their own, joined by a bridge.
 
 mod client;
+mod clocks;
 mod disks;
 mod flip;
 mod network;
@@ -10,6 +11,7 @@ mod proxy;
 mod scene;
 
 pub use client::{Counter, Tally};
+pub use clocks::{FAKETIME, TimeWatch, set_clocks};
 pub use disks::{FailingDisk, Journal, check_equal};
 pub use flip::flip_tick;
 pub use network::{Host, Network, Place};

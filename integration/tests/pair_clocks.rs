@@ -1,0 +1,79 @@
+//! Hosts whose clocks are days apart: the guest's neither step back nor leap when it changes hosts.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, ensure};
+use lockstep_integration::gate::{require_file, require_root_net, soak};
+use lockstep_integration::pair::{Alone, FAKETIME, LIMIT, Protected, Setup, TimeWatch, set_clocks};
+use lockstep_integration::snapshot::BOOT_LIMIT;
+
+const DAY: u64 = 86_400;
+/// Answers about the time between two events.
+const SOME: u64 = 20;
+
+/// The guest's clock program looks at both of the guest's clocks, ten times a second, and says so if one goes back.
+const CLOCKS: &str = "clock 100 &\n";
+
+/// The last time that the clock program told, by the clock that starts with the guest.
+fn last_monotonic(console: &str) -> Result<f64> {
+    let whole = console.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let line = whole.lines().rev().find_map(|line| line.strip_prefix("CLOCK "));
+    let told = line.and_then(|line| line.split(' ').next()?.parse().ok());
+    told.context("the clock program tells nothing")
+}
+
+/// One host is a day ahead, and was started a day earlier, too; the other one is a day behind.
+#[test]
+fn clocks_of_the_guest_go_on_though_the_hosts_are_two_days_apart() -> Result<()> {
+    if !require_root_net() || !require_file(FAKETIME, "libfaketime") {
+        return Ok(());
+    }
+    let mut scene = Setup::new("pair-clocks").build()?;
+    scene.pair.prepare(0, set_clocks(DAY as i64, DAY));
+    scene.pair.prepare(1, set_clocks(-(DAY as i64), 0));
+    let mut primary = scene.boot_primary(0)?;
+    primary.run.wait_for("LOCKSTEP-READY", BOOT_LIMIT)?;
+    let backup = scene.start_backup(1)?;
+    primary.wait_for_state("protected", LIMIT)?;
+    primary.run.type_text(CLOCKS)?;
+    primary.run.wait_for("CLOCK ", LIMIT)?;
+    let counter = scene.count()?;
+    let watch = TimeWatch::start(&scene.pair.network.client)?;
+    let mut protected = Protected::new(scene, primary, backup, counter)?;
+    let mut last = 0.0;
+    // One more comes after these.
+    for round in 0..if soak() { 9 } else { 3 } {
+        watch.wait_for(SOME, LIMIT)?;
+        let alone = protected.kill_primary()?;
+        watch.wait_for(SOME, LIMIT)?;
+        alone.live.run.wait_for("CLOCK ", LIMIT)?;
+        for console in [
+            alone.scene.consoles.last().context("no console")?,
+            &alone.live.run.console.text(),
+        ] {
+            let now = last_monotonic(console)?;
+            ensure!(now >= last, "{now} s after {last} s, in round {round}");
+            last = now;
+        }
+        protected = alone.protect()?;
+    }
+    let Alone { live, counter, scene } = protected.kill_primary()?;
+    let times = watch.finish()?;
+    let texts = [live.run.console.text()];
+    ensure!(
+        !texts
+            .iter()
+            .chain(&scene.consoles)
+            .any(|text| text.contains("CLOCK-FAIL")),
+        "a clock went back: {texts:?}"
+    );
+    // It has kept the calendar of the host that it was booted on.
+    let ours = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    let ahead = times.last().context("no answer")?.saturating_sub(ours);
+    println!("{} answers; {ahead:?} ahead of us", times.len());
+    ensure!(
+        ahead > Duration::from_secs(DAY / 2) && ahead < Duration::from_secs(DAY + DAY / 2),
+        "the guest is {ahead:?} ahead: the hosts' clocks were not apart"
+    );
+    Alone { live, counter, scene }.settle()
+}
