@@ -1,6 +1,7 @@
 //! What end-to-end tests and the demo stand on: processes, networks, disks and recordings, each of which cleans up after
 //! itself when it is dropped, after a panic too.
 
+pub mod cpu;
 pub mod disk;
 pub mod etcd;
 pub mod gate;

@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use lockstep_integration::{Run, work_dir};
 
 use crate::Scale;
-use crate::pairs::cpu_ns;
 use crate::table::{Row, Table};
+use lockstep_integration::cpu::cpu_ns;
 
 /// `out 0x80, al` and back: nothing is listening there, so nothing is logged.
 const PORT: &[u8] = &[0xe6, 0x80, 0xeb, 0xfc];

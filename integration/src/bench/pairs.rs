@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lockstep_integration::Running;
+use lockstep_integration::cpu::cpu_ns;
 use serde_json::json;
 
 use crate::table::Row;
@@ -29,16 +30,6 @@ pub struct Sample {
 
 /// Two samples, of an unrecorded and a recorded run say, taken one right after the other.
 pub type Pair = (Sample, Sample);
-
-/// Nanoseconds that the vCPU's thread has run so far. It is the process' first.
-pub fn cpu_ns(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/task/{pid}/schedstat");
-    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    text.split_whitespace()
-        .next()
-        .and_then(|ns| ns.parse().ok())
-        .with_context(|| format!("{path}: {text}"))
-}
 
 /// Types a `bench` command into the guest; the rate comes from the line that it prints.
 pub fn bench(run: &mut Running, arguments: &str) -> Result<Sample> {

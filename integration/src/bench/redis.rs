@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use lockstep_integration::cpu::cpu_ns;
 use lockstep_integration::load::Benchmark;
 use lockstep_integration::{Booted, Kind, Namespace, Verify, work_dir};
 use serde_json::json;
 
 use crate::Scale;
 use crate::log::Log;
-use crate::pairs::{KINDS, Pair, Sample, alternate, bench, cpu_ns, median, ratio};
+use crate::pairs::{KINDS, Pair, Sample, alternate, bench, median, ratio};
 use crate::table::{Row, Table};
 
 struct Measured {

@@ -9,6 +9,8 @@ mod node;
 mod protected;
 mod proxy;
 mod scene;
+mod slow;
+mod status;
 
 pub use client::{Counter, Tally};
 pub use clocks::{FAKETIME, TimeWatch, set_clocks};
@@ -19,3 +21,5 @@ pub use node::{Arbiter, Node, PORT, Pair};
 pub use protected::{Alone, LIMIT, Protected, SOME};
 pub use proxy::{Proxy, Weather};
 pub use scene::{Scene, Setup};
+pub use slow::{SlowVcpu, StoppedVcpu};
+pub use status::{number, status, wait_for_status};

@@ -4,14 +4,16 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lockstep_integration::Kind;
+use lockstep_integration::cpu::{CpuTime, Shares, cpu_ns};
 use lockstep_integration::load::{Benchmark, redis_cli};
+use lockstep_integration::pair::number;
 use serde_json::{Value, json};
 
 use super::cores::Cores;
 use super::machine::{Machine, Round, Way, rounds};
-use super::watch::{LagWatch, growth, number, quantile};
+use super::watch::{LagWatch, growth, quantile};
 use crate::Scale;
-use crate::pairs::{Pair, Sample, cpu_ns, median, ratio};
+use crate::pairs::{Pair, Sample, median, ratio};
 use crate::redis::command;
 use crate::table::{Row, Table};
 
@@ -39,6 +41,8 @@ struct Told {
     after: Value,
     /// Bytes of frames for the guest.
     bytes_in: f64,
+    /// Where the primary's and the backup's vCPU time went; none of a machine without a backup.
+    spent: Vec<Shares>,
 }
 
 impl Told {
@@ -55,12 +59,21 @@ fn observe<T>(machine: &mut Machine, way: Way, load: impl FnOnce(&mut Machine) -
     let host = machine.node.host;
     let (before, bytes) = (machine.status()?, machine.scene.pair.network.bytes_in(host)?);
     let watch = LagWatch::start(machine.socket())?;
+    let pids: Vec<u32> = [Some(&machine.node), machine.backup.as_ref()]
+        .into_iter()
+        .flatten()
+        .map(|node| node.run.pid())
+        .collect();
+    let times = || pids.iter().map(|&pid| CpuTime::now(pid)).collect::<Result<Vec<_>>>();
+    let began = times()?;
     let result = load(machine)?;
+    let ended = times()?;
     let told = Told {
         lags: watch.finish()?,
         before,
         after: machine.status()?,
         bytes_in: (machine.scene.pair.network.bytes_in(host)? - bytes) as f64,
+        spent: ended.iter().zip(&began).map(|(end, begin)| end.since(begin)).collect(),
     };
     Ok((result, told))
 }
@@ -97,7 +110,27 @@ fn add_lag(table: &mut Table, what: &str, told: &[&Told]) -> Result<()> {
     table.add(
         Row::new("  held back for it", throttled, "%").note(format!("{forced:.1} forced stops/s, {pages:.0} pages/s")),
     );
+    for (index, side) in ["primary", "backup"].into_iter().enumerate() {
+        add_spent(table, side, told.iter().filter_map(|told| told.spent.get(index)));
+    }
     Ok(())
+}
+
+/// Why it lags, or does not: a vCPU that waits for a core is slowed by its neighbours, one that sleeps has nothing to do.
+fn add_spent<'a>(table: &mut Table, side: &str, spent: impl Iterator<Item = &'a Shares> + Clone) {
+    let percent = |of: fn(&Shares) -> f64| median(spent.clone().map(|shares| 100.0 * of(shares)));
+    let row = Row::new(
+        format!("  the {side}'s vCPU thread waits for a core"),
+        percent(|shares| shares.waited),
+        "%",
+    );
+    let note = format!(
+        "on one {:.0} %, asleep {:.0} %",
+        percent(|shares| shares.ran),
+        percent(|shares| shares.slept)
+    );
+    let all: Vec<_> = spent.map(|shares| [shares.ran, shares.waited, shares.slept]).collect();
+    table.add(row.note(note).data(json!(all)));
 }
 
 /// Registers, cache, and a memory writer.

@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lockstep_integration::pair::{Node, Scene, Setup};
+use lockstep_integration::pair::{Node, Scene, Setup, status};
 use lockstep_integration::{Booted, Kind, Namespace, Run, Running, work_dir};
 use serde_json::Value;
 
 use super::cores::Cores;
-use super::watch::status;
 use crate::pairs::{LIMIT, PROMPT, Sample, bench};
 
 /// How a machine is run.
@@ -26,7 +25,8 @@ pub struct Machine {
     // Dropped in this order: programs, then their networks.
     /// The machine.
     pub node: Node,
-    _backup: Option<Node>,
+    /// Its backup, if it has one.
+    pub backup: Option<Node>,
     /// The machine beside it.
     pub beside: Option<Beside>,
     /// Its hosts.
@@ -80,7 +80,7 @@ impl Machine {
         cores.pin(node.run.pid())?;
         Ok(Self {
             node,
-            _backup: backup,
+            backup,
             beside,
             scene,
         })

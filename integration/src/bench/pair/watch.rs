@@ -1,37 +1,18 @@
 //! What a node tells over its socket, asked now and then.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use anyhow::{Result, bail};
+use lockstep_integration::pair::{number, status};
 
 use crate::pairs::median;
 
 /// From one look at the lag to the next.
 const EVERY: Duration = Duration::from_millis(50);
-
-/// The status of the node whose socket this is.
-pub fn status(socket: &Path) -> Result<Value> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    Ok(serde_json::from_str(body)?)
-}
-
-/// A number of a status.
-pub fn number(status: &Value, name: &str) -> Result<f64> {
-    status[name]
-        .as_f64()
-        .with_context(|| format!("the status has no {name}: {status}"))
-}
 
 /// Looks at a primary's lag, in a thread.
 pub struct LagWatch {
