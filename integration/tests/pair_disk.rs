@@ -1,8 +1,10 @@
 //! Disks of a pair: copied whole while they are written, and what becomes of the pair where one of them fails.
 
 use anyhow::{Result, ensure};
-use lockstep_integration::gate::{require_loop_device, require_root_net};
-use lockstep_integration::pair::{Alone, FailingDisk, Journal, LIMIT, Protected, Proxy, SOME, Scene, Setup, Weather};
+use lockstep_integration::gate::{require_file, require_loop_device, require_root_net};
+use lockstep_integration::pair::{
+    Alone, FailingDisk, Fault, FaultyDisk, Journal, LIMIT, Protected, Proxy, SOME, Scene, Setup, Weather,
+};
 use lockstep_integration::random::Random;
 
 /// Reads what the guest has not read before.
@@ -221,4 +223,89 @@ fn a_primary_without_room_hands_over() -> Result<()> {
     alone.live.run.wait_for("WRITTEN", LIMIT)?;
     primary.run.messages.wait_for("No space left on device", LIMIT)?;
     alone.settle()
+}
+
+/// Writes something, and has it on the disk before it says so.
+const WRITE_AND_SYNC: &str = "echo text >/data/file && fsync /data/file && echo WRIT''TEN || echo CANNOT''WRITE\n";
+
+/// A protected machine whose image on `host` fails when it is told to.
+fn with_faulty_disk(name: &str, host: usize) -> Result<(Protected, FaultyDisk)> {
+    let mut scene = Setup::new(name).disk().build()?;
+    let Some(disks) = &mut scene.disks else {
+        anyhow::bail!("the machine has no disk");
+    };
+    let faulty = FaultyDisk::new(&disks[host])?;
+    disks[host] = faulty.path().to_owned();
+    Ok((scene.open()?, faulty))
+}
+
+/// The primary's disk refuses to write or to sync: the guest does not notice, as the backup does what it asked for.
+fn primary_fails(name: &str, fault: Fault) -> Result<()> {
+    if !require_root_net() || !require_file("/dev/fuse", "none: FUSE of the kernel") {
+        return Ok(());
+    }
+    let (protected, faulty) = with_faulty_disk(name, 0)?;
+    faulty.fail(fault);
+    let Protected {
+        mut primary,
+        backup,
+        counter,
+        scene,
+        ..
+    } = protected;
+    primary.run.type_text(WRITE_AND_SYNC)?;
+    let live = Alone::new(scene, backup, counter)?;
+    live.live.run.wait_for("WRITTEN", LIMIT)?;
+    primary.run.messages.wait_for("disk request failed", LIMIT)?;
+    primary.wait_for_state("frozen (lost-term)", LIMIT)?;
+    for node in [&primary, &live.live] {
+        let console = node.run.console.text();
+        ensure!(!console.contains("CANNOTWRITE"), "the guest was told: {console}");
+    }
+    live.settle()
+}
+
+/// The backup's disk refuses: the session ends and says why, and the machine goes on where it is.
+fn backup_refuses(name: &str, fault: Fault) -> Result<()> {
+    if !require_root_net() || !require_file("/dev/fuse", "none: FUSE of the kernel") {
+        return Ok(());
+    }
+    let (protected, faulty) = with_faulty_disk(name, 1)?;
+    faulty.fail(fault);
+    let Protected {
+        mut primary,
+        backup,
+        counter,
+        scene,
+        ..
+    } = protected;
+    primary.run.type_text(WRITE_AND_SYNC)?;
+    primary.wait_for_state("not-protected (refused: this node's disk has failed", LIMIT)?;
+    backup.run.messages.wait_for("disk request failed", LIMIT)?;
+    primary.run.wait_for("WRITTEN", LIMIT)?;
+    counter.wait_for(SOME, LIMIT)?;
+    let tally = counter.finish()?;
+    ensure!(tally.broken == 0 && tally.jumps == 0, "{tally:?}");
+    drop((primary, backup, scene));
+    Ok(())
+}
+
+#[test]
+fn a_primary_whose_writes_fail_hands_over() -> Result<()> {
+    primary_fails("pair-primary-write", Fault::Writes)
+}
+
+#[test]
+fn a_primary_whose_syncs_fail_hands_over() -> Result<()> {
+    primary_fails("pair-primary-sync", Fault::Syncs)
+}
+
+#[test]
+fn a_backup_whose_writes_fail_ends_the_session() -> Result<()> {
+    backup_refuses("pair-backup-write", Fault::Writes)
+}
+
+#[test]
+fn a_backup_whose_syncs_fail_ends_the_session() -> Result<()> {
+    backup_refuses("pair-backup-sync", Fault::Syncs)
 }

@@ -43,7 +43,8 @@ impl TimeWatch {
         let (told, count) = (stop.clone(), answers.clone());
         let thread = std::thread::Builder::new().name("time".into()).spawn(move || {
             enter(&place)?;
-            watch(&told, &count)
+            // Whoever waits for it ends before it is asked.
+            watch(&told, &count).inspect_err(|error| eprintln!("{error:#}"))
         })?;
         Ok(Self { stop, answers, thread })
     }
@@ -51,7 +52,8 @@ impl TimeWatch {
     /// Waits for `more` further answers.
     pub fn wait_for(&self, more: u64, limit: Duration) -> Result<()> {
         let (from, begin) = (self.answers.load(Ordering::Relaxed), Instant::now());
-        while self.answers.load(Ordering::Relaxed) < from + more && !self.thread.is_finished() {
+        while self.answers.load(Ordering::Relaxed) < from + more {
+            ensure!(!self.thread.is_finished(), "the guest's clock is not read any more");
             ensure!(begin.elapsed() < limit, "the guest does not tell the time");
             std::thread::sleep(Duration::from_millis(5));
         }

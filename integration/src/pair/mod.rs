@@ -3,6 +3,7 @@
 mod client;
 mod clocks;
 mod disks;
+mod faulty;
 mod flip;
 mod network;
 mod node;
@@ -15,6 +16,7 @@ mod status;
 pub use client::{Counter, Tally};
 pub use clocks::{FAKETIME, TimeWatch, set_clocks};
 pub use disks::{FailingDisk, Journal, check_equal};
+pub use faulty::{Fault, FaultyDisk};
 pub use flip::flip_tick;
 pub use network::{Host, Network, Place};
 pub use node::{Arbiter, Node, PORT, Pair};
