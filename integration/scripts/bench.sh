@@ -3,7 +3,8 @@
 # bench.sh: measures; prints a table and writes target/bench/results.json. The build is done before (`make bench`).
 #   QUICK=1        five minutes and not twenty
 #   ONLY=a,b       only these sections: boot snapshot loop compute memwrite redis idle codec pair-compute pair-redis
-#                  pair-failover pair-join; pair: all of a pair's
+#                  pair-failover pair-join; pair: all of a pair's; memory: half an hour (LOCKSTEP_MEMORY_MINUTES),
+#                  only where it is named
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$REPO_DIR"

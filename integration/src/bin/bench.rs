@@ -3,7 +3,8 @@
 //!
 //! It never judges: a goal that is missed is a line in the table. The exit status is 1 only if something did not run.
 //! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,codec,
-//! pair-compute,pair-redis,pair-failover,pair-join picks sections; ONLY=pair picks all of a pair's.
+//! pair-compute,pair-redis,pair-failover,pair-join picks sections; ONLY=pair picks all of a pair's. ONLY=memory watches what a
+//! busy pair holds in memory, for half an hour or LOCKSTEP_MEMORY_MINUTES.
 
 #[path = "../bench/boot.rs"]
 mod boot;
@@ -50,7 +51,7 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table) -> Result<()>);
 
-const SECTIONS: [Section; 12] = [
+const SECTIONS: [Section; 13] = [
     ("boot", boot::boot),
     ("snapshot", boot::snapshot),
     ("loop", cycle::run),
@@ -63,7 +64,10 @@ const SECTIONS: [Section; 12] = [
     ("pair-redis", pair::redis),
     ("pair-failover", pair::failover),
     ("pair-join", pair::join),
+    ("memory", pair::memory),
 ];
+/// Only where it is named: half an hour.
+const LONG: &str = "memory";
 
 fn main() -> Result<ExitCode> {
     let scale = Scale {
@@ -79,13 +83,18 @@ fn main() -> Result<ExitCode> {
     let kvm = gate::kvm();
     for (name, section) in SECTIONS {
         let is_wanted = |wanted: &str| wanted == name || wanted == "pair" && name.starts_with("pair-");
-        if !only.is_empty() && !only.split(',').any(is_wanted) {
+        let is_named = only.split(',').any(is_wanted);
+        if !is_named && (!only.is_empty() || name == LONG) {
             continue;
         }
         let needs = match name {
             "codec" => Ok(()),
-            _ if name.starts_with("pair-") && cores < 2 => Err("a pair is measured on two cores".into()),
-            _ if name == "redis" || name.starts_with("pair-") => kvm.clone().and_then(|()| gate::root_net()),
+            _ if (name == LONG || name.starts_with("pair-")) && cores < 2 => {
+                Err("a pair is measured on two cores".into())
+            }
+            _ if name == "redis" || name == LONG || name.starts_with("pair-") => {
+                kvm.clone().and_then(|()| gate::root_net())
+            }
             _ => kvm.clone(),
         };
         if let Err(reason) = needs {

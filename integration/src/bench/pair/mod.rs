@@ -5,8 +5,10 @@ mod failover;
 mod join;
 mod load;
 mod machine;
+mod memory;
 mod watch;
 
 pub use failover::run as failover;
 pub use join::run as join;
 pub use load::{compute, redis};
+pub use memory::run as memory;
