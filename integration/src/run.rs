@@ -46,13 +46,14 @@ impl Run {
     /// Boots the guest's kernel with `initrd` and `words`.
     #[must_use]
     pub fn boot(self, guest: &Guest, initrd: &Path, memory_mib: u64, words: &str) -> Self {
-        self.args([
-            OsStr::new("--kernel"),
-            guest.vmlinux.as_os_str(),
-            OsStr::new("--initrd"),
-            initrd.as_os_str(),
-        ])
-        .args([
+        self.boot_disk(guest, memory_mib, words)
+            .args([OsStr::new("--initrd"), initrd.as_os_str()])
+    }
+
+    /// The same without an initrd: `words` say where its root is.
+    #[must_use]
+    pub fn boot_disk(self, guest: &Guest, memory_mib: u64, words: &str) -> Self {
+        self.args([OsStr::new("--kernel"), guest.vmlinux.as_os_str()]).args([
             "--memory-mib",
             &memory_mib.to_string(),
             "--cmdline",

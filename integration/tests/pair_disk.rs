@@ -235,7 +235,7 @@ fn with_faulty_disk(name: &str, host: usize) -> Result<(Protected, FaultyDisk)> 
         anyhow::bail!("the machine has no disk");
     };
     let faulty = FaultyDisk::new(&disks[host])?;
-    disks[host] = faulty.path().to_owned();
+    faulty.path().clone_into(&mut disks[host]);
     Ok((scene.open()?, faulty))
 }
 

@@ -5,9 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use lockstep_integration::gate::require_root_net;
 use lockstep_integration::load::Benchmark;
-use lockstep_integration::pair::{
-    LIMIT, Protected, Setup, SlowVcpu, StoppedVcpu, number, status, wait_for_status,
-};
+use lockstep_integration::pair::{LIMIT, Protected, Setup, SlowVcpu, StoppedVcpu, number, status, wait_for_status};
 
 /// Batches of the log: more than are under way between the hosts at any moment.
 const BATCHES: f64 = 20.0;

@@ -86,7 +86,7 @@ fn watch(stop: &AtomicBool, answers: &AtomicU64) -> Result<Vec<Duration>> {
             let since = asked_last.elapsed();
             ensure!(time >= last, "the guest's clock went back from {last:?} to {time:?}");
             ensure!(
-                time - last <= since + SLACK,
+                time.saturating_sub(last) <= since + SLACK,
                 "the guest's clock went from {last:?} to {time:?} in {since:?}"
             );
         }

@@ -2,6 +2,7 @@
 
 mod client;
 mod clocks;
+mod debian;
 mod disks;
 mod faulty;
 mod flip;
@@ -15,6 +16,7 @@ mod status;
 
 pub use client::{Counter, Tally};
 pub use clocks::{FAKETIME, TimeWatch, set_clocks};
+pub use debian::{boot_debian, copy_debian, rounds};
 pub use disks::{FailingDisk, Journal, check_equal};
 pub use faulty::{Fault, FaultyDisk};
 pub use flip::flip_tick;
@@ -22,6 +24,6 @@ pub use network::{Host, Network, Place};
 pub use node::{Arbiter, Node, PORT, Pair};
 pub use protected::{Alone, LIMIT, Protected, SOME};
 pub use proxy::{Proxy, Weather};
-pub use scene::{Scene, Setup};
+pub use scene::{Scene, Setup, blank_like};
 pub use slow::{SlowVcpu, StoppedVcpu};
 pub use status::{number, status, wait_for_status};

@@ -197,7 +197,7 @@ impl Scene {
 }
 
 /// A blank image as large as another, for a host that has never had the machine.
-fn blank_like(image: &Path, to: PathBuf) -> Result<PathBuf> {
+pub fn blank_like(image: &Path, to: PathBuf) -> Result<PathBuf> {
     std::fs::File::create(&to)?.set_len(std::fs::metadata(image)?.len())?;
     Ok(to)
 }

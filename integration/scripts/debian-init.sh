@@ -1,0 +1,38 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# The first program of the Debian guest: does what is typed, `load COUNT` above all, and says what came of it.
+#
+# What it does between two commands starts no program: each one of glibc's runs CPUID and RDTSC, which no host of a pair
+# with software virtualization can trap.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
+# The guest's kernel saves no registers of AVX, and CPUID in user code tells of the host's all the same.
+export GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-BMI2,-ERMS,-FSRM,-RTM,-MOVBE,-XSAVE,-XSAVEC
+export OPENSSL_ia32cap=0:0
+mount -t proc none /proc
+mount -t tmpfs none /tmp
+stty -echo
+
+# Programs of several kinds; the last line of each round is the same in every round.
+round() {
+    perl -e 'my %h; $h{$_ % 97} .= $_ for 1 .. 4000; print "$_ $h{$_}\n" for sort keys %h' >"/var/tmp/text$1"
+    gzip -c "/var/tmp/text$1" >"/var/tmp/text$1.gz"
+    dpkg-query -W -f '${Package} ${Version}\n' | sort >"/var/tmp/packages$1"
+    sum=$({ gzip -dc "/var/tmp/text$1.gz"; cat "/var/tmp/packages$1"; sort -r "/var/tmp/text$1"; } | openssl dgst -sha256 -r | cut -c 1-16)
+    sync
+    echo "ROUND $1 $sum"
+}
+
+echo DEBIAN-READY
+while read -r command count; do
+    case $command in
+        load)
+            done=0
+            while [ "$done" -lt "$count" ]; do
+                round "$done"
+                done=$((done + 1))
+            done
+            echo "LOAD-DONE $count"
+            ;;
+        ask) echo "HERE $count" ;;
+    esac
+done
