@@ -9,17 +9,18 @@ use lockstep_logcodec::{LogReader, Record, describe, positions};
 use lockstep_proto::Turn;
 
 use crate::Recording;
+use crate::position::Position;
 
 #[derive(Args)]
 pub struct EventsOptions {
     #[command(flatten)]
     recording: Recording,
-    /// First natural stop to list.
-    #[arg(long, value_name = "STOP", default_value_t = 0)]
-    from: u64,
-    /// Last natural stop to list.
-    #[arg(long, value_name = "STOP", default_value_t = u64::MAX, hide_default_value = true)]
-    to: u64,
+    /// Where the list begins: a natural stop (`1234`) or a guest time (`12.5s`).
+    #[arg(long, value_name = "STOP|TIME", default_value = "0", hide_default_value = true)]
+    from: Position,
+    /// Where the list ends, included: a natural stop, a guest time, or `end`.
+    #[arg(long, value_name = "STOP|TIME|END", default_value = "end", hide_default_value = true)]
+    to: Position,
     /// List only turns with something of this kind. Can be given several times.
     #[arg(long, value_name = "KIND")]
     kind: Vec<Kind>,
@@ -60,16 +61,16 @@ pub fn run(options: &EventsOptions) -> Result<ExitCode> {
     let mut reader = LogReader::open(&options.recording.directory)?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let mut guest_ns = 0;
-    while let Some(record) = reader.next_record()? {
+    'log: while let Some(record) = reader.next_record()? {
         let Record::Batch(batch) = record else { continue };
-        if batch.first_stop > options.to {
-            break;
-        }
         for (stop, turn) in positions(&batch) {
             guest_ns += turn.clock.unwrap_or(0);
             let kinds = kinds(turn);
             let wanted = options.kind.is_empty() || kinds.iter().any(|kind| options.kind.contains(kind));
-            if !wanted || !(options.from..=options.to).contains(&stop) {
+            if options.to.order_of(stop, guest_ns).is_gt() {
+                break 'log;
+            }
+            if !wanted || options.from.order_of(stop, guest_ns).is_lt() {
                 continue;
             }
             if options.json {

@@ -2,6 +2,7 @@
 
 mod events;
 mod info;
+mod position;
 mod symbols;
 mod verify;
 
