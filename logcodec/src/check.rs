@@ -123,6 +123,14 @@ pub fn identity(identity: &Identity) -> Checked {
             return Err(Violation::Rule("a MAC address has not six bytes"));
         }
     }
+    if let Some(tenure) = &identity.tenure {
+        at_most(
+            "length of the machine's name",
+            tenure.machine.len(),
+            max::MAX_TEXT_BYTES,
+        )?;
+        at_most("length of the node's name", tenure.node.len(), max::MAX_TEXT_BYTES)?;
+    }
     digest_or_none("length of the kernel's digest", &identity.kernel_digest)?;
     digest_or_none("length of the initrd's digest", &identity.initrd_digest)?;
     for disk in &identity.disk_digests {

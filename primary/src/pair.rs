@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use lockstep_proto::Hello;
 use lockstep_proto::session::{Commit, Record, Timing, Unprotected};
+use lockstep_proto::{Hello, Tenure};
 use lockstep_vmm::machine::Machine;
 
 use crate::host::inbox::Bell;
@@ -44,6 +44,15 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// Who records the machine.
+    pub(crate) fn tenure(&self) -> Tenure {
+        Tenure {
+            machine: self.machine_name.clone(),
+            node: self.node.clone(),
+            term: self.record.term,
+        }
+    }
+
     /// What the link needs, for `machine`.
     pub(crate) fn into_live(
         self,

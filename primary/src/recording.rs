@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use lockstep_proto::Identity;
+use lockstep_proto::{Identity, Tenure};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::snapshot;
 
@@ -25,7 +25,13 @@ pub fn start_disk(directory: &Path, disk: usize) -> PathBuf {
 }
 
 /// Makes the directory and keeps the start state in it.
-pub fn prepare(directory: &Path, started: &Started, host_class: &str, disks: &[DiskOption]) -> Result<Identity> {
+pub fn prepare(
+    directory: &Path,
+    started: &Started,
+    host_class: &str,
+    disks: &[DiskOption],
+    tenure: Option<Tenure>,
+) -> Result<Identity> {
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     if fs::read_dir(directory)?.next().is_some() {
         bail!(
@@ -58,6 +64,7 @@ pub fn prepare(directory: &Path, started: &Started, host_class: &str, disks: &[D
         start_digest: start_digest.to_vec().into(),
         start_stop: machine.stop(),
         start_chain: machine.chain().to_message(),
+        tenure,
     })
 }
 

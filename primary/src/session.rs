@@ -99,7 +99,8 @@ pub fn run_on(
     devices.check(started.machine.config())?;
     let log = match &options.record {
         Some(directory) => {
-            let identity = recording::prepare(directory, &started, &options.host_class, &options.disks)?;
+            let tenure = options.pair.as_ref().map(Pair::tenure);
+            let identity = recording::prepare(directory, &started, &options.host_class, &options.disks, tenure)?;
             Some(LogThread::start(directory, &identity, options.log).map_err(anyhow::Error::msg)?)
         }
         None => None,

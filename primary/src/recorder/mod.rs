@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
 use lockstep_proto::end::Reason;
+use lockstep_proto::session::PrimaryState;
 use lockstep_proto::{DiskCompletion, End, Forced, Frame, Turn};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Flow, Machine, MachineError, Oracle, Slice, Stop, StopKind, Taken};
@@ -36,7 +37,7 @@ use crate::host::inbox::Inbox;
 use crate::host::tap::Tap;
 use crate::link::Status;
 use crate::link::port::LogItem;
-use crate::link::status::count;
+use crate::link::status::{count, describe};
 
 /// A batch is closed at this encoded size, in bytes.
 const BATCH_BYTES: usize = 64 << 10;
@@ -208,9 +209,12 @@ impl Recorder {
             (None, Some(reason)) => reason,
             (None, None) => Reason::Quit,
         };
+        // A machine that another node has by now stood still to its end.
+        let frozen = self.world.outlet.port().and_then(|port| port.frozen());
+        let stood = frozen.map(|why| describe(&PrimaryState::Frozen(why)));
         let end = End {
             reason: reason.into(),
-            detail: failure.unwrap_or_default().into(),
+            detail: failure.map(ToOwned::to_owned).or(stood).unwrap_or_default(),
             last_stop: self.taken_stop,
             digest: machine.chain().to_message(),
             memory_digest: match failure {
@@ -218,6 +222,7 @@ impl Recorder {
                 None => bytes::Bytes::copy_from_slice(&machine.full_memory_digest()),
             },
             guest_ns: machine.now(),
+            term: self.status.get().term,
         };
         log.finish(end).map(Some).map_err(RecordError::Log)
     }
