@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_backup::cli;
-use lockstep_primary::cli::ops;
+use lockstep_primary::cli::{ops, packaging};
 
 /// Stands by for a Lockstep machine and goes on with it when its primary dies.
 #[derive(Parser)]
@@ -20,6 +20,8 @@ enum Command {
     Run(Box<cli::RunOptions>),
     #[command(flatten)]
     Ops(ops::OpsCommand),
+    #[command(flatten)]
+    Packaging(packaging::PackagingCommand),
 }
 
 fn main() -> ExitCode {
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(options) => cli::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ops(command) => ops::run(&command),
+        Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use lockstep_primary::cli;
 
 fn main() -> ExitCode {
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         cli::Command::Probe(options) => cli::probe::run(&options).map(done),
         cli::Command::Pki(options) => cli::pki::run(&options).map(done),
         cli::Command::Ops(command) => cli::ops::run(&command),
+        cli::Command::Packaging(command) => cli::packaging::run(&command, cli::Cli::command()).map(done),
     };
     match result {
         Ok(code) => code,

@@ -4,6 +4,7 @@ pub mod again;
 pub mod args;
 pub mod boot;
 pub mod ops;
+pub mod packaging;
 pub mod pair;
 pub mod pki;
 pub mod probe;
@@ -37,6 +38,9 @@ pub enum Command {
     /// Ask a machine that runs.
     #[command(flatten)]
     Ops(ops::OpsCommand),
+    /// Make what packages hold.
+    #[command(flatten)]
+    Packaging(packaging::PackagingCommand),
 }
 
 /// Messages go to standard error; LOCKSTEP_LOG says which (`info` by default).
