@@ -8,7 +8,8 @@ use lockstep_primary::host::disk::Disks;
 use lockstep_primary::host::image::Image;
 use lockstep_primary::recording::{digest_of, start_disk, start_snapshot};
 use lockstep_proto::Identity;
-use lockstep_vmm::machine::Machine;
+use lockstep_vmm::cpu::profile::Profile;
+use lockstep_vmm::machine::{MODEL_REVISION, Machine};
 use lockstep_vmm::probe::Start;
 use lockstep_vmm::snapshot::Restore;
 
@@ -29,11 +30,8 @@ pub fn open(directory: &Path, host: &Start) -> Result<Opened> {
     let host_class = &host.class;
     let reader = LogReader::open(directory)?;
     let identity = reader.identity().clone();
-    if identity.host_class != *host_class {
-        bail!(
-            "this recording was made on a host of class `{}` and this host is `{host_class}`: replay it on a host of its class",
-            identity.host_class
-        );
+    if let Some(obstacle) = obstacle(directory, &identity, host_class) {
+        bail!("this recording cannot be replayed here: {obstacle}");
     }
     let (mut machine, digest) = Restore::open(&start_snapshot(directory))?.finish(host_class)?;
     if identity.start_digest != digest[..] {
@@ -63,4 +61,39 @@ pub fn open(directory: &Path, host: &Start) -> Result<Opened> {
         replayer,
         identity,
     })
+}
+
+/// Why a recording cannot be replayed on a host of class `host_class`, as far as can be told without trying; `None` where
+/// nothing speaks against it.
+pub fn obstacle(directory: &Path, identity: &Identity, host_class: &str) -> Option<String> {
+    let machine = identity.machine.clone().unwrap_or_default();
+    if machine.model_revision != MODEL_REVISION {
+        return Some(format!(
+            "the machine is of model revision {} and this program has {MODEL_REVISION}: use the version that recorded it",
+            machine.model_revision
+        ));
+    }
+    let Some(profile) = Profile::by_name(&machine.cpu_profile) else {
+        return Some(format!(
+            "this program has no CPU profile `{}`: use the version that recorded it",
+            machine.cpu_profile
+        ));
+    };
+    if Profile::for_this_host() != Some(profile) {
+        return Some(format!(
+            "its CPU profile `{}` is not for this host's CPU: replay it on a host with a CPU of that kind",
+            machine.cpu_profile
+        ));
+    }
+    if identity.host_class != host_class {
+        return Some(format!(
+            "it was made on a host of class `{}` and this host is `{host_class}`: replay it on a host of its class",
+            identity.host_class
+        ));
+    }
+    let disks = (0..identity.disk_digests.len()).map(|disk| start_disk(directory, disk));
+    std::iter::once(start_snapshot(directory))
+        .chain(disks)
+        .find(|path| !path.is_file())
+        .map(|path| format!("{} is missing: copy the directory again, as a whole", path.display()))
 }

@@ -1,15 +1,20 @@
 //! `lockstep-debug events`.
 
-use std::io::Write;
+use std::io::{StdoutLock, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use lockstep_logcodec::{LogReader, Record, describe, positions};
+use lockstep_logcodec::{Ending, describe};
 use lockstep_proto::Turn;
+use regex::bytes::Regex;
+use serde_json::{Value, json};
 
 use crate::Recording;
+use crate::entries::{Entries, Entry};
+use crate::follow::Changes;
 use crate::position::Position;
+use crate::totals::describe_ending;
 
 #[derive(Args)]
 pub struct EventsOptions {
@@ -24,6 +29,12 @@ pub struct EventsOptions {
     /// List only turns with something of this kind. Can be given several times.
     #[arg(long, value_name = "KIND")]
     kind: Vec<Kind>,
+    /// List only turns whose line, typed bytes or received frames match this regular expression.
+    #[arg(long, value_name = "PATTERN")]
+    text: Option<Regex>,
+    /// Wait for more at the end of a log that is still being written, until it is closed, --to is passed, or SIGINT.
+    #[arg(long)]
+    follow: bool,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
@@ -57,41 +68,148 @@ fn kinds(turn: &Turn) -> Vec<Kind> {
     .collect()
 }
 
+impl Kind {
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
 pub fn run(options: &EventsOptions) -> Result<ExitCode> {
-    let mut reader = LogReader::open(&options.recording.directory)?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let mut guest_ns = 0;
-    'log: while let Some(record) = reader.next_record()? {
-        let Record::Batch(batch) = record else { continue };
-        for (stop, turn) in positions(&batch) {
-            guest_ns += turn.clock.unwrap_or(0);
-            let kinds = kinds(turn);
-            let wanted = options.kind.is_empty() || kinds.iter().any(|kind| options.kind.contains(kind));
-            if options.to.order_of(stop, guest_ns).is_gt() {
-                break 'log;
+    let directory = &options.recording.directory;
+    // Before the first read: what is written after a read is then told.
+    let changes = options.follow.then(|| Changes::watch(directory)).transpose()?;
+    let mut entries = Entries::open(directory)?;
+    let mut list = List::begin(options)?;
+    loop {
+        while let Some(entry) = entries.next()? {
+            if options.to.order_of(entry.stop, entry.guest_ns).is_gt() {
+                return list.end();
             }
-            if !wanted || options.from.order_of(stop, guest_ns).is_lt() {
-                continue;
+            list.entry(&entry)?;
+            if changes
+                .as_ref()
+                .is_some_and(|changes| changes.is_signalled().unwrap_or(true))
+            {
+                return list.end();
             }
-            if options.json {
-                let names: Vec<_> = kinds.iter().map(|kind| format!("{kind:?}").to_lowercase()).collect();
-                let value = serde_json::json!({
-                    "stop": stop,
-                    "guest_ns": guest_ns,
-                    "kinds": names,
-                    "text": describe::turn(turn),
-                });
-                writeln!(out, "{value}")?;
-            } else {
-                writeln!(
-                    out,
-                    "{stop:>10}  {:>14.6}  {}",
-                    guest_ns as f64 / 1e9,
-                    describe::turn(turn)
-                )?;
+        }
+        let ending = entries.ending();
+        list.out.flush()?;
+        match &changes {
+            Some(changes) if !matches!(ending, Ending::Clean(_)) => {
+                if !changes.wait()? {
+                    return list.end();
+                }
+            }
+            _ => {
+                tracing::info!("the log ends {}", describe_ending(&ending));
+                return list.end();
             }
         }
     }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
+}
+
+/// What is written.
+struct List<'a> {
+    options: &'a EventsOptions,
+    out: std::io::BufWriter<StdoutLock<'static>>,
+}
+
+impl<'a> List<'a> {
+    fn begin(options: &'a EventsOptions) -> Result<Self> {
+        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        if !options.json {
+            writeln!(out, "{:>10}  {:>16}  {:<7}  what entered", "stop", "guest time", "kind")?;
+        }
+        Ok(Self { options, out })
+    }
+
+    fn entry(&mut self, entry: &Entry) -> Result<()> {
+        let Entry {
+            batch,
+            stop,
+            guest_ns,
+            turn,
+        } = entry;
+        if self.options.from.order_of(*stop, *guest_ns).is_lt() {
+            return Ok(());
+        }
+        let kinds = kinds(turn);
+        if !self.options.kind.is_empty() && !kinds.iter().any(|kind| self.options.kind.contains(kind)) {
+            return Ok(());
+        }
+        let line = describe::turn(turn);
+        if self
+            .options
+            .text
+            .as_ref()
+            .is_some_and(|text| !matches(text, &line, turn))
+        {
+            return Ok(());
+        }
+        if self.options.json {
+            let mut value = json!({
+                "batch": batch,
+                "stop": stop,
+                "guest_ns": guest_ns,
+                "kinds": kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>(),
+                "text": line,
+            });
+            add_details(&mut value, turn);
+            writeln!(self.out, "{value}")?;
+        } else {
+            // The rarest kind of the turn says most; the clock is in nearly all of them.
+            let kind = kinds.iter().rev().find(|kind| **kind != Kind::Epoch).or(kinds.last());
+            let kind = kind.map_or_else(String::new, |kind| kind.name());
+            let (seconds, rest) = (guest_ns / 1_000_000_000, guest_ns % 1_000_000_000);
+            writeln!(self.out, "{stop:>10}  {seconds:>6}.{rest:09}  {kind:<7}  {line}")?;
+        }
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<ExitCode> {
+        self.out.flush()?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn matches(text: &Regex, line: &str, turn: &Turn) -> bool {
+    text.is_match(line.as_bytes())
+        || text.is_match(&turn.console)
+        || turn.frames.iter().any(|frame| text.is_match(&frame.data))
+}
+
+/// What the turn's line only counts.
+fn add_details(value: &mut Value, turn: &Turn) {
+    if let Some(step) = turn.clock {
+        value["clock_ns"] = step.into();
+    }
+    if let Some(random) = turn.random {
+        value["random"] = format!("{random:#018x}").into();
+    }
+    if !turn.frames.is_empty() {
+        let frame = |frame: &lockstep_proto::Frame| json!({ "nic": frame.nic, "bytes": frame.data.len() });
+        value["frames"] = turn.frames.iter().map(frame).collect();
+    }
+    if !turn.console.is_empty() {
+        value["console"] = String::from_utf8_lossy(&turn.console).into();
+    }
+    if !turn.disks.is_empty() {
+        let done = |done: &lockstep_proto::DiskCompletion| json!({ "disk": done.disk, "request": done.request, "status": done.status });
+        value["disks"] = turn.disks.iter().map(done).collect();
+    }
+    if !turn.entropy.is_empty() {
+        value["entropy_bytes"] = turn.entropy.iter().map(bytes_of).sum::<usize>().into();
+    }
+    if let Some(forced) = &turn.forced {
+        value["forced"] = json!({ "pages": forced.pages, "slice_ns": forced.slice_ns });
+    }
+    if let Some(epoch) = &turn.epoch {
+        value["epoch"] = json!({ "pages": epoch.pages });
+    }
+}
+
+fn bytes_of(answer: &impl AsRef<[u8]>) -> usize {
+    answer.as_ref().len()
 }

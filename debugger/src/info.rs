@@ -1,4 +1,4 @@
-//! `lockstep-debug info`, and what a log sums up to.
+//! `lockstep-debug info`.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -6,13 +6,18 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use lockstep_logcodec::{Ending, LogReader, Record, packed, positions};
+use lockstep_backup::open::obstacle;
+use lockstep_logcodec::{Ending, LogReader};
 use lockstep_proto::end::Reason;
-use lockstep_proto::{Batch, Identity, Turn};
+use lockstep_proto::{Identity, MachineConfig};
 use lockstep_vmm::probe::host_class;
-use prost::Message;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::Recording;
+use crate::entries::start_time;
+use crate::totals::{Totals, describe_ending};
 
 #[derive(Args)]
 pub struct InfoOptions {
@@ -23,139 +28,221 @@ pub struct InfoOptions {
     json: bool,
 }
 
-/// Sums over a whole log.
-#[derive(Clone, Debug, Default)]
-pub struct Totals {
-    pub last_stop: u64,
-    pub batches: u64,
-    pub turns: u64,
-    pub clock: u64,
-    pub random: u64,
-    pub frames: u64,
-    pub frame_bytes: u64,
-    pub console: u64,
-    pub disk: u64,
-    pub entropy: u64,
-    pub forced: u64,
-    pub delta_pages: u64,
-    pub epochs: u64,
-    pub guest_ns: u64,
-    pub batch_bytes: u64,
-    pub page_bytes: u64,
-    pub file_bytes: u64,
-    pub ending: Option<Ending>,
-}
-
-impl Totals {
-    /// Reads the log in `directory` from its beginning to its end.
-    pub fn of(directory: &Path) -> Result<Self> {
-        let mut reader = LogReader::open(directory)?;
-        let mut totals = Self {
-            last_stop: reader.identity().start_stop,
-            ..Self::default()
-        };
-        while let Some(record) = reader.next_record()? {
-            match record {
-                Record::Pages(chunk) => totals.page_bytes += chunk.encoded_len() as u64,
-                Record::End(_) => {}
-                Record::Batch(batch) => {
-                    totals.batches += 1;
-                    let bytes = packed::pack(&batch).encoded_len() as u64;
-                    let states: u64 = forced_bytes(&batch);
-                    totals.batch_bytes += bytes.saturating_sub(states);
-                    totals.page_bytes += states;
-                    totals.last_stop = batch.last_stop;
-                    for (_, turn) in positions(&batch) {
-                        totals.add(turn);
-                    }
-                }
-            }
-        }
-        totals.ending = Some(reader.ending());
-        for entry in std::fs::read_dir(directory)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with("segment-") {
-                totals.file_bytes += entry.metadata()?.len();
-            }
-        }
-        Ok(totals)
-    }
-
-    fn add(&mut self, turn: &Turn) {
-        self.turns += 1;
-        self.clock += u64::from(turn.clock.is_some());
-        self.guest_ns += turn.clock.unwrap_or(0);
-        self.random += u64::from(turn.random.is_some());
-        self.frames += turn.frames.len() as u64;
-        self.frame_bytes += turn.frames.iter().map(|frame| frame.data.len() as u64).sum::<u64>();
-        self.console += turn.console.len() as u64;
-        self.disk += turn.disks.len() as u64;
-        self.entropy += turn.entropy.len() as u64;
-        self.epochs += u64::from(turn.epoch.is_some());
-        if let Some(forced) = &turn.forced {
-            self.forced += 1;
-            self.delta_pages += u64::from(forced.pages);
-        }
-    }
-
-    /// All bytes of the log's files.
-    pub fn all_bytes(&self) -> u64 {
-        self.file_bytes
-    }
-
-    /// Bytes that are neither turns nor delta pages.
-    pub fn other_bytes(&self) -> u64 {
-        self.file_bytes.saturating_sub(self.batch_bytes + self.page_bytes)
-    }
-}
-
-/// Bytes of the vCPU states in a batch: part of its deltas.
-fn forced_bytes(batch: &Batch) -> u64 {
-    batch
-        .turns
-        .iter()
-        .filter_map(|turn| turn.forced.as_ref())
-        .map(|forced| forced.encoded_len() as u64)
-        .sum()
-}
-
-/// How a log ends, in words.
-pub fn describe_ending(ending: &Ending) -> String {
-    match ending {
-        Ending::Clean(end) => match end.reason() {
-            Reason::Quit => "in order (ended from outside)".into(),
-            Reason::Reset => "in order (the guest reset)".into(),
-            Reason::Halted => "in order (the guest halted with interrupts off)".into(),
-            Reason::Failed => format!("because the recorder failed: {}", end.detail),
-            Reason::Unspecified => "in order".into(),
-        },
-        Ending::Torn {
-            segment,
-            offset,
-            bytes_lost,
-        } => {
-            format!("torn: segment {segment} at offset {offset}, {bytes_lost} bytes of an unfinished record left out")
-        }
-        Ending::Unfinished => "without an end: the recorder was killed, or still writes".into(),
-    }
-}
-
 pub fn run(options: &InfoOptions) -> Result<ExitCode> {
     let directory = &options.recording.directory;
-    let identity = LogReader::open(directory)?.identity().clone();
-    let totals = Totals::of(directory)?;
-    let here = host_class();
-    let replayable = match &here {
-        Ok(class) if *class == identity.host_class => Ok(()),
-        Ok(class) => Err(format!("this host is `{class}`")),
-        Err(error) => Err(error.to_string()),
+    let reader = LogReader::open(directory)?;
+    let identity = reader.identity().clone();
+    let (totals, damage) = Totals::up_to_damage(reader, directory)?;
+    let info = Info {
+        start_ns: start_time(directory),
+        why_not: why_not(directory, &identity),
+        machine: identity.machine.clone().unwrap_or_default(),
+        ends: match (&damage, &totals.ending) {
+            (Some(damage), _) => format!("in damage: {damage}"),
+            (None, ending) => ending.as_ref().map_or_else(String::new, describe_ending),
+        } + lost(&identity, &totals),
+        identity,
+        totals,
     };
     if options.json {
-        print_json(&identity, &totals, &replayable);
+        println!("{:#}", info.json());
     } else {
-        print_text(&identity, &totals, &replayable);
+        info.print();
     }
-    Ok(ExitCode::SUCCESS)
+    // What is good was told; the damage is the error.
+    damage.map_or(Ok(ExitCode::SUCCESS), |damage| Err(damage.into()))
+}
+
+/// Why this host cannot replay the recording; `None` where nothing speaks against it.
+fn why_not(directory: &Path, identity: &Identity) -> Option<String> {
+    match host_class() {
+        Ok(class) => obstacle(directory, identity, &class),
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+/// What to look at where a pair's recording has no end: the log cannot know who went on.
+fn lost(identity: &Identity, totals: &Totals) -> &'static str {
+    match totals.ending {
+        Some(Ending::Torn { .. } | Ending::Unfinished) if identity.tenure.is_some() => {
+            "; if the arbiter has a later term than this recording, the other node went on from here"
+        }
+        _ => "",
+    }
+}
+
+/// What is told of a recording.
+struct Info {
+    identity: Identity,
+    machine: MachineConfig,
+    totals: Totals,
+    start_ns: u64,
+    why_not: Option<String>,
+    ends: String,
+}
+
+impl Info {
+    fn digests(&self) -> Vec<(String, &[u8])> {
+        let identity = &self.identity;
+        let mut digests = vec![
+            ("kernel".to_owned(), &identity.kernel_digest[..]),
+            ("initrd".to_owned(), &identity.initrd_digest[..]),
+            ("start state".to_owned(), &identity.start_digest[..]),
+        ];
+        let disks = identity.disk_digests.iter().enumerate();
+        digests.extend(disks.map(|(index, digest)| (format!("disk {index}"), &digest[..])));
+        digests
+    }
+
+    /// The last term that the recorder held, where the log tells.
+    fn last_term(&self) -> Option<u64> {
+        match &self.totals.ending {
+            Some(Ending::Clean(end)) if end.term > 0 => Some(end.term),
+            _ => None,
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.totals.guest_ns as f64 / 1e9
+    }
+
+    fn print(&self) {
+        let (identity, machine, totals) = (&self.identity, &self.machine, &self.totals);
+        println!("recorded by   {} at {}", identity.program, date(identity.created));
+        println!("host class    {}", identity.host_class);
+        if let Some(tenure) = &identity.tenure {
+            println!(
+                "pair          machine `{}`, recorded by node `{}` from term {} on{}",
+                tenure.machine,
+                tenure.node,
+                tenure.term,
+                self.last_term()
+                    .map_or_else(String::new, |term| format!(" to term {term}"))
+            );
+        }
+        match &self.why_not {
+            None => println!("replay here   possible"),
+            Some(why) => println!("replay here   not possible: {why}"),
+        }
+        println!(
+            "machine       {} MiB, CPU profile {}, model revision {}",
+            machine.memory_bytes >> 20,
+            machine.cpu_profile,
+            machine.model_revision
+        );
+        for (index, disk) in machine.disks.iter().enumerate() {
+            let read_only = if disk.read_only { ", read-only" } else { "" };
+            println!("disk {index}        {} bytes{read_only}", disk.bytes);
+        }
+        for (index, nic) in machine.nics.iter().enumerate() {
+            println!("network {index}     {}", mac(&nic.mac));
+        }
+        if !identity.kernel_path.is_empty() {
+            println!("kernel        {}", identity.kernel_path);
+        }
+        if !machine.cmdline.is_empty() {
+            println!("cmdline       {}", machine.cmdline);
+        }
+        for (name, digest) in self.digests() {
+            if !digest.is_empty() {
+                println!("{name:<13} xxh3-128 {}", hex(digest));
+            }
+        }
+        println!("stops         {} to {}", identity.start_stop + 1, totals.last_stop);
+        let start = self.start_ns as f64 / 1e9;
+        println!(
+            "guest time    {:.3} s, from {start:.3} s to {:.3} s",
+            self.seconds(),
+            start + self.seconds()
+        );
+        println!("turns         {} in {} batches", totals.turns, totals.batches);
+        println!("  clock       {}", totals.clock);
+        println!("  random      {}", totals.random);
+        println!("  frames      {} ({} bytes)", totals.frames, totals.frame_bytes);
+        println!("  console     {} bytes", totals.console);
+        println!("  disk        {}", totals.disk);
+        println!("  entropy     {}", totals.entropy);
+        println!("  forced      {} ({} pages)", totals.forced, totals.delta_pages);
+        println!("  epochs      {}", totals.epochs);
+        println!(
+            "size          {} bytes: turns {}, delta pages {}, other {}",
+            totals.file_bytes,
+            totals.batch_bytes,
+            totals.page_bytes,
+            totals.other_bytes()
+        );
+        println!("ends          {}", self.ends);
+    }
+
+    fn json(&self) -> Value {
+        let (identity, machine, totals) = (&self.identity, &self.machine, &self.totals);
+        json!({
+            "program": identity.program,
+            "created": identity.created,
+            "host_class": identity.host_class,
+            "pair": identity.tenure.as_ref().map(|tenure| json!({
+                "machine": tenure.machine,
+                "node": tenure.node,
+                "first_term": tenure.term,
+                "last_term": self.last_term(),
+            })),
+            "replayable": self.why_not.is_none(),
+            "why_not": self.why_not,
+            "memory_bytes": machine.memory_bytes,
+            "cpu_profile": machine.cpu_profile,
+            "model_revision": machine.model_revision,
+            "cmdline": machine.cmdline,
+            "disks": machine.disks.iter().map(|disk| json!({ "bytes": disk.bytes, "read_only": disk.read_only })).collect::<Vec<_>>(),
+            "nics": machine.nics.iter().map(|nic| json!({ "mac": mac(&nic.mac) })).collect::<Vec<_>>(),
+            "kernel": identity.kernel_path,
+            "kernel_digest": hex(&identity.kernel_digest),
+            "initrd_digest": hex(&identity.initrd_digest),
+            "disk_digests": identity.disk_digests.iter().map(|digest| hex(digest)).collect::<Vec<_>>(),
+            "start_digest": hex(&identity.start_digest),
+            "first_stop": identity.start_stop + 1,
+            "last_stop": totals.last_stop,
+            "start_ns": self.start_ns,
+            "guest_seconds": self.seconds(),
+            "batches": totals.batches,
+            "turns": totals.turns,
+            "clock": totals.clock,
+            "random": totals.random,
+            "frames": totals.frames,
+            "frame_bytes": totals.frame_bytes,
+            "console_bytes": totals.console,
+            "disk": totals.disk,
+            "entropy": totals.entropy,
+            "forced": totals.forced,
+            "delta_pages": totals.delta_pages,
+            "epochs": totals.epochs,
+            "bytes": totals.file_bytes,
+            "batch_bytes": totals.batch_bytes,
+            "delta_bytes": totals.page_bytes,
+            "ending": match &totals.ending {
+                None => "damaged",
+                Some(Ending::Clean(end)) if end.reason() == Reason::Failed => "failed",
+                Some(Ending::Clean(_)) => "clean",
+                Some(Ending::Torn { .. }) => "torn",
+                Some(Ending::Unfinished) => "unfinished",
+            },
+            "ends": self.ends,
+        })
+    }
+}
+
+fn date(unix: i64) -> String {
+    OffsetDateTime::from_unix_timestamp(unix)
+        .ok()
+        .and_then(|date| date.format(&Rfc3339).ok())
+        .unwrap_or_else(|| format!("unix time {unix}"))
+}
+
+fn mac(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect::<Vec<_>>()
+        .join(":")
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -164,96 +251,4 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-fn print_text(identity: &Identity, totals: &Totals, replayable: &Result<(), String>) {
-    println!("recorded by   {} at unix time {}", identity.program, identity.created);
-    println!("host class    {}", identity.host_class);
-    match replayable {
-        Ok(()) => println!("replay here   possible"),
-        Err(why) => println!("replay here   not possible: {why}"),
-    }
-    if let Some(machine) = &identity.machine {
-        println!(
-            "machine       {} MiB, CPU profile {}, model revision {}, {} disks, {} NICs",
-            machine.memory_bytes >> 20,
-            machine.cpu_profile,
-            machine.model_revision,
-            machine.disks.len(),
-            machine.nics.len()
-        );
-        println!("command line  {}", machine.cmdline);
-    }
-    for (name, digest) in [
-        ("kernel", &identity.kernel_digest),
-        ("initrd", &identity.initrd_digest),
-        ("start state", &identity.start_digest),
-    ] {
-        if !digest.is_empty() {
-            println!("{name:<13} xxh3-128 {}", hex(digest));
-        }
-    }
-    for (index, digest) in identity.disk_digests.iter().enumerate() {
-        println!("disk {index}        xxh3-128 {}", hex(digest));
-    }
-    println!("stops         {} to {}", identity.start_stop + 1, totals.last_stop);
-    println!("guest time    {:.3} s", totals.guest_ns as f64 / 1e9);
-    println!("turns         {} in {} batches", totals.turns, totals.batches);
-    println!("  clock       {}", totals.clock);
-    println!("  random      {}", totals.random);
-    println!("  frames      {} ({} bytes)", totals.frames, totals.frame_bytes);
-    println!("  console     {} bytes", totals.console);
-    println!("  disk        {}", totals.disk);
-    println!("  entropy     {}", totals.entropy);
-    println!("  forced      {} ({} pages)", totals.forced, totals.delta_pages);
-    println!("  epochs      {}", totals.epochs);
-    println!(
-        "size          {} bytes: turns {}, delta pages {}, other {}",
-        totals.file_bytes,
-        totals.batch_bytes,
-        totals.page_bytes,
-        totals.other_bytes()
-    );
-    if let Some(ending) = &totals.ending {
-        println!("ends          {}", describe_ending(ending));
-    }
-}
-
-fn print_json(identity: &Identity, totals: &Totals, replayable: &Result<(), String>) {
-    let machine = identity.machine.clone().unwrap_or_default();
-    let value = serde_json::json!({
-        "program": identity.program,
-        "created": identity.created,
-        "host_class": identity.host_class,
-        "replayable": replayable.is_ok(),
-        "why_not": replayable.as_ref().err(),
-        "memory_bytes": machine.memory_bytes,
-        "cpu_profile": machine.cpu_profile,
-        "model_revision": machine.model_revision,
-        "cmdline": machine.cmdline,
-        "kernel_digest": hex(&identity.kernel_digest),
-        "initrd_digest": hex(&identity.initrd_digest),
-        "disk_digests": identity.disk_digests.iter().map(|digest| hex(digest)).collect::<Vec<_>>(),
-        "start_digest": hex(&identity.start_digest),
-        "first_stop": identity.start_stop + 1,
-        "last_stop": totals.last_stop,
-        "guest_seconds": totals.guest_ns as f64 / 1e9,
-        "batches": totals.batches,
-        "turns": totals.turns,
-        "clock": totals.clock,
-        "random": totals.random,
-        "frames": totals.frames,
-        "frame_bytes": totals.frame_bytes,
-        "console_bytes": totals.console,
-        "disk": totals.disk,
-        "entropy": totals.entropy,
-        "forced": totals.forced,
-        "delta_pages": totals.delta_pages,
-        "epochs": totals.epochs,
-        "bytes": totals.file_bytes,
-        "batch_bytes": totals.batch_bytes,
-        "delta_bytes": totals.page_bytes,
-        "ends": totals.ending.as_ref().map(describe_ending),
-    });
-    println!("{value:#}");
 }

@@ -1,19 +1,32 @@
 //! `lockstep-debug`: reads, verifies and explains recordings.
 
+mod console;
+mod diff;
+mod entries;
 mod events;
+mod follow;
 mod info;
+mod pcap;
 mod position;
 mod symbols;
+mod totals;
 mod verify;
+mod watched;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use lockstep_primary::cli::packaging;
+
+const EXIT_STATUS: &str = "Exit status: 0, done; `verify`: identical; `diff`: no difference.\n\
+    1, failed: the recording is damaged, cannot be replayed here, or its replay diverged; `diff`: there is a difference.\n\
+    2, the command line is wrong; `diff`: failed.\n\
+    A log that ends without an end is no failure: all that is whole in it is used.";
 
 /// Reads, verifies and explains recordings of Lockstep machines.
 #[derive(Parser)]
-#[command(name = "lockstep-debug", version, about)]
+#[command(name = "lockstep-debug", version, about, after_long_help = EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -27,6 +40,14 @@ enum Command {
     Info(info::InfoOptions),
     /// List what entered the machine, stop by stop.
     Events(events::EventsOptions),
+    /// Print what the guest printed on its console.
+    Console(console::ConsoleOptions),
+    /// Write every frame that the machine received and sent into a pcapng file, for Wireshark and tcpdump.
+    ExportPcap(pcap::PcapOptions),
+    /// Tell the first difference: of two logs of one machine, of a log and its replay, or in a pair's divergence report.
+    Diff(diff::DiffOptions),
+    #[command(flatten)]
+    Packaging(packaging::PackagingCommand),
 }
 
 /// Where a recording lies.
@@ -39,10 +60,17 @@ struct Recording {
 
 fn main() -> ExitCode {
     lockstep_primary::cli::start_messages();
-    let result = match Cli::parse().command {
+    let command = Cli::parse().command;
+    // As diff(1): 1 is a difference, so a failure is 2.
+    let failure = if matches!(command, Command::Diff(_)) { 2 } else { 1 };
+    let result = match command {
         Command::Verify(options) => verify::run(&options),
         Command::Info(options) => info::run(&options),
         Command::Events(options) => events::run(&options),
+        Command::Console(options) => console::run(&options),
+        Command::ExportPcap(options) => pcap::run(&options),
+        Command::Diff(options) => diff::run(&options),
+        Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),
     };
     match result {
         Ok(code) => code,
@@ -50,7 +78,7 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lockstep-debug: {error:#}");
-            ExitCode::from(1)
+            ExitCode::from(failure)
         }
     }
 }

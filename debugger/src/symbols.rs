@@ -27,14 +27,23 @@ impl Symbols {
     }
 
     fn read(path: &Path, identity: &Identity) -> Result<Self> {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = contents(path)?;
         if !identity.kernel_digest.is_empty() && identity.kernel_digest != xxh3_128(&bytes).to_be_bytes()[..] {
             bail!(
                 "{} is not the kernel that was recorded: give the vmlinux of the recording's kernel",
                 path.display()
             );
         }
-        let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF file", path.display()))?;
+        Self::parse(path, &bytes)
+    }
+
+    /// Of a vmlinux of which nothing says whether it is the right one.
+    pub fn of(path: &Path) -> Result<Self> {
+        Self::parse(path, &contents(path)?)
+    }
+
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let file = object::File::parse(bytes).with_context(|| format!("{} is no ELF file", path.display()))?;
         let mut sorted: Vec<_> = file
             .symbols()
             .filter(|symbol| symbol.kind() == object::SymbolKind::Text)
@@ -51,4 +60,13 @@ impl Symbols {
         // Beyond the largest function there is no code of this name any more.
         (address - start < 1 << 16).then(|| format!("{name}+{:#x}", address - start))
     }
+}
+
+/// A whole file. A pipe or a device may have no end.
+fn contents(path: &Path) -> Result<Vec<u8>> {
+    let cannot = || format!("cannot read {}", path.display());
+    if !std::fs::metadata(path).with_context(cannot)?.is_file() {
+        bail!("{} is no regular file", path.display());
+    }
+    std::fs::read(path).with_context(cannot)
 }

@@ -1,7 +1,7 @@
 //! `lockstep-debug verify`.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ use lockstep_vmm::machine::Flow;
 use lockstep_vmm::probe::at_start;
 
 use crate::Recording;
-use crate::info::{Totals, describe_ending};
 use crate::symbols::Symbols;
+use crate::totals::{Totals, describe_ending};
 
 #[derive(Args)]
 pub struct VerifyOptions {
@@ -35,20 +35,47 @@ pub struct VerifyOptions {
 }
 
 pub fn run(options: &VerifyOptions) -> Result<ExitCode> {
-    let directory = &options.recording.directory;
+    let verified = verify(
+        &options.recording.directory,
+        &Wanted {
+            vmlinux: options.vmlinux.as_deref(),
+            kicks: options.kicks,
+            quiet: options.json,
+        },
+    )?;
+    if options.json {
+        println!("{}", verified.json());
+    } else {
+        verified.print();
+    }
+    Ok(ExitCode::from(u8::from(verified.divergence.is_some())))
+}
+
+/// How to verify.
+pub struct Wanted<'a> {
+    /// For symbols.
+    pub vmlinux: Option<&'a Path>,
+    /// Random kicks a second.
+    pub kicks: Option<u32>,
+    /// Without a progress bar.
+    pub quiet: bool,
+}
+
+/// Replays the recording in `directory` and compares everything that the log has to compare with.
+pub fn verify(directory: &Path, wanted: &Wanted<'_>) -> Result<Verified> {
     let totals = Totals::of(directory)?;
     let Opened {
         mut machine,
         mut replayer,
         identity,
     } = open(directory, &at_start()?)?;
-    let symbols = Symbols::load(options.vmlinux.as_deref(), &identity)?;
-    let kicker = match (options.kicks, machine.kick_handle()) {
+    let symbols = Symbols::load(wanted.vmlinux, &identity)?;
+    let kicker = match (wanted.kicks, machine.kick_handle()) {
         (Some(rate), Some(handle)) => Some(Kicker::start(handle, rate)?),
         _ => None,
     };
     let start = (machine.stop(), machine.now());
-    let bar = progress_bar(totals.last_stop - start.0, options.json);
+    let bar = progress_bar(totals.last_stop.saturating_sub(start.0), wanted.quiet);
     let begin = Instant::now();
     let mut shown = begin;
     let result = loop {
@@ -71,25 +98,18 @@ pub fn run(options: &VerifyOptions) -> Result<ExitCode> {
         Err(ReplayError::Diverged(divergence)) => Some(divergence),
         Err(error) => return Err(error.into()),
     };
-    let ending = replayer.ending();
-    let report = Report {
-        identical: divergence.is_none(),
+    Ok(Verified {
         stops: machine.stop() - start.0,
         guest: Duration::from_nanos(machine.now() - start.1),
         wall,
         kicks,
         divergence,
-        ending,
+        ending: replayer.ending(),
         totals,
         progress: replayer.progress(),
         counters: machine.counters(),
-    };
-    if options.json {
-        println!("{}", report.json(symbols.as_ref()));
-    } else {
-        report.print(symbols.as_ref());
-    }
-    Ok(ExitCode::from(u8::from(!report.identical)))
+        symbols,
+    })
 }
 
 fn progress_bar(stops: u64, quiet: bool) -> ProgressBar {
@@ -104,28 +124,37 @@ fn progress_bar(stops: u64, quiet: bool) -> ProgressBar {
     bar
 }
 
-struct Report {
-    identical: bool,
-    stops: u64,
+/// What a verification found.
+pub struct Verified {
+    /// Natural stops replayed.
+    pub stops: u64,
+    /// The first divergence, if there is one.
+    pub divergence: Option<Box<Divergence>>,
+    /// How the log ends.
+    pub ending: Ending,
+    /// The kernel's symbols, if they are there.
+    pub symbols: Option<Symbols>,
     guest: Duration,
     wall: Duration,
     kicks: Option<u64>,
-    divergence: Option<Box<Divergence>>,
-    ending: Ending,
     totals: Totals,
     progress: lockstep_backup::Progress,
     counters: lockstep_vmm::machine::Counters,
 }
 
-impl Report {
-    fn print(&self, symbols: Option<&Symbols>) {
+impl Verified {
+    fn symbol(&self, address: u64) -> Option<String> {
+        self.symbols.as_ref().and_then(|symbols| symbols.name(address))
+    }
+
+    fn print(&self) {
         let (progress, counters, totals) = (&self.progress, &self.counters, &self.totals);
         let guest = self.guest.as_secs_f64();
         let wall = self.wall.as_secs_f64();
         if let Some(divergence) = &self.divergence {
             println!("verify: DIVERGED");
             print!("{divergence}");
-            if let Some(name) = symbols.and_then(|symbols| symbols.name(divergence.registers.rip())) {
+            if let Some(name) = self.symbol(divergence.registers.rip()) {
                 println!("  rip is in {name}");
             }
         } else {
@@ -178,10 +207,10 @@ impl Report {
         );
     }
 
-    fn json(&self, symbols: Option<&Symbols>) -> serde_json::Value {
+    fn json(&self) -> serde_json::Value {
         let (progress, counters, totals) = (&self.progress, &self.counters, &self.totals);
         serde_json::json!({
-            "identical": self.identical,
+            "identical": self.divergence.is_none(),
             "ending": describe_ending(&self.ending),
             "stops": self.stops,
             "batches": progress.batches,
@@ -211,7 +240,7 @@ impl Report {
                 "last_stop": divergence.batch.last_stop,
                 "stop": divergence.stop,
                 "rip": format!("{:#x}", divergence.registers.rip()),
-                "symbol": symbols.and_then(|symbols| symbols.name(divergence.registers.rip())),
+                "symbol": self.symbol(divergence.registers.rip()),
             })),
         })
     }

@@ -2,6 +2,7 @@
 //! itself when it is dropped, after a panic too.
 
 pub mod cpu;
+pub mod debug;
 pub mod disk;
 pub mod etcd;
 pub mod gate;
@@ -19,6 +20,7 @@ pub mod tiny;
 pub mod transcript;
 pub mod verify;
 
+pub use debug::Debug;
 pub use net::Namespace;
 pub use paths::{Guest, work_dir};
 pub use run::{Outcome, Run, Running};

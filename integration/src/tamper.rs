@@ -4,14 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use lockstep_logcodec::{Ending, LogReader, LogWriter, Record, WriterOptions};
-use lockstep_proto::Turn;
+use lockstep_logcodec::limits::MAX_CLOCK_STEP_NS;
+use lockstep_logcodec::{LogReader, LogWriter, Record, WriterOptions};
+use lockstep_proto::{Identity, Turn};
 
 /// The value of a turn that is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
     /// The clock sample.
     Clock,
+    /// The clock sample: not one bit of it, but the longest step that a log may have.
+    LongClock,
     /// A byte typed on the console.
     Console,
     /// A byte of a received frame.
@@ -30,6 +33,7 @@ impl Value {
         }
         match self {
             Self::Clock => turn.clock.as_mut().map(|clock| *clock ^= 1 << 4).is_some(),
+            Self::LongClock => turn.clock.as_mut().map(|clock| *clock = MAX_CLOCK_STEP_NS).is_some(),
             Self::Random => turn.random.as_mut().map(|random| *random ^= 1 << 33).is_some(),
             Self::Console => {
                 !turn.console.is_empty() && {
@@ -70,9 +74,6 @@ pub fn flip_bit(from: &Path, to: &Path, value: Value, share: f64) -> Result<u64>
     while let Some(record) = reader.next_record()? {
         records.push(record);
     }
-    let Ending::Clean(_) = reader.ending() else {
-        bail!("{} has no end", from.display())
-    };
     let batches = records
         .iter()
         .filter(|record| matches!(record, Record::Batch(_)))
@@ -89,18 +90,33 @@ pub fn flip_bit(from: &Path, to: &Path, value: Value, share: f64) -> Result<u64>
     }
     let changed = changed.with_context(|| format!("no {value:?} in the last of {batches} batches"))?;
     copy_start(from, to)?;
-    let mut writer = LogWriter::create(to, reader.identity(), WriterOptions::default())?;
+    write(to, reader.identity(), records)?;
+    Ok(changed)
+}
+
+/// Copies the recording `from` to `to` with another identity.
+pub fn change_identity(from: &Path, to: &Path, change: impl FnOnce(&mut Identity)) -> Result<()> {
+    let mut reader = LogReader::open(from)?;
+    let mut identity = reader.identity().clone();
+    change(&mut identity);
+    let records = std::iter::from_fn(|| reader.next_record().transpose()).collect::<Result<Vec<_>, _>>()?;
+    copy_start(from, to)?;
+    write(to, &identity, records)
+}
+
+fn write(to: &Path, identity: &Identity, records: Vec<Record>) -> Result<()> {
+    let mut writer = LogWriter::create(to, identity, WriterOptions::default())?;
     for record in records {
         match record {
             Record::Pages(chunk) => writer.append_pages(&chunk)?,
             Record::Batch(batch) => writer.append_batch(&batch)?,
             Record::End(end) => {
                 writer.finish(end)?;
-                return Ok(changed);
+                return Ok(());
             }
         }
     }
-    bail!("{} has no end", from.display())
+    bail!("the log has no end")
 }
 
 /// Copies a recording.

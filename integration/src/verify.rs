@@ -2,13 +2,12 @@
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::paths::program;
-use crate::process::bound;
+use crate::debug::Debug;
 
 /// What a verification said.
 #[derive(Debug)]
@@ -29,28 +28,17 @@ impl Verify {
 
     /// The same with more arguments.
     pub fn run_with<S: Into<OsString>>(directory: &Path, arguments: impl IntoIterator<Item = S>) -> Result<Self> {
-        let mut command = bound(program("lockstep-debug")?);
-        command
-            .args(["verify", "--json"])
-            .arg(directory)
-            .args(arguments.into_iter().map(Into::into));
-        let output = command
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot start {command:?}"))?;
-        let messages = String::from_utf8_lossy(&output.stderr).into_owned();
-        if messages.contains("panicked") {
-            bail!("verify panicked: {messages}");
-        }
-        let text = String::from_utf8_lossy(&output.stdout);
+        let start = ["verify".into(), "--json".into(), directory.as_os_str().to_owned()];
+        let verify = Debug::run(start.into_iter().chain(arguments.into_iter().map(Into::into)))?;
+        let text = verify.text();
         let report = match text.trim() {
             "" => None,
             text => Some(serde_json::from_str(text).with_context(|| format!("no JSON: {text}"))?),
         };
         Ok(Self {
-            status: output.status,
+            status: verify.status,
             report,
-            messages,
+            messages: verify.messages,
         })
     }
 

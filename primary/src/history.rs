@@ -11,7 +11,7 @@ use lockstep_vmm::machine::Machine;
 /// Stops that are kept.
 pub const KEPT: usize = 4096;
 /// Names of the registers, in the order of KVM's `struct kvm_regs`.
-const NAMES: [&str; 18] = [
+pub const NAMES: [&str; 18] = [
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
     "rip", "rflags",
 ];

@@ -182,6 +182,11 @@ impl Restore {
         &self.header.host_class
     }
 
+    /// Guest time when it was saved, in nanoseconds.
+    pub fn guest_ns(&self) -> u64 {
+        self.header.guest_ns
+    }
+
     /// Builds the machine. Returns it with the digest that names the snapshot.
     pub fn finish(mut self, host_class: &str) -> Result<(Machine, [u8; 16]), SnapshotError> {
         let path = self.path.clone();

@@ -1,0 +1,104 @@
+//! A log and its replay on this host.
+
+use std::path::Path;
+
+use anyhow::Result;
+use lockstep_backup::{Divergence, Mismatch};
+
+use super::{Difference, Differs, Found};
+use crate::symbols::Symbols;
+use crate::totals::describe_ending;
+use crate::verify::{Wanted, verify};
+
+/// Pages that are named one by one.
+const NAMED_PAGES: usize = 64;
+
+/// Replays the log in `directory`, and tells where the replay differs first.
+pub fn compare(directory: &Path, vmlinux: Option<&Path>, quiet: bool) -> Result<Found> {
+    let verified = verify(
+        directory,
+        &Wanted {
+            vmlinux,
+            kicks: None,
+            quiet,
+        },
+    )?;
+    let symbols = verified.symbols.as_ref();
+    Ok(match &verified.divergence {
+        None => Found::Same(format!(
+            "{} stops were replayed as they were recorded; the log ends {}",
+            verified.stops,
+            describe_ending(&verified.ending)
+        )),
+        Some(divergence) => Found::Difference(Box::new(difference(divergence, symbols))),
+    })
+}
+
+fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference {
+    let mut values = Vec::new();
+    let mut notes = Vec::new();
+    match &divergence.mismatch {
+        Mismatch::Epoch {
+            only_logged,
+            only_here,
+            different,
+            detail,
+            counts,
+        } => {
+            values.push(Differs::new(
+                "epoch's dirty pages",
+                counts.0.to_string(),
+                counts.1.to_string(),
+            ));
+            let pages = [
+                (different, "as recorded", "other content"),
+                (only_logged, "written", "not written"),
+                (only_here, "not written", "written"),
+            ];
+            for (frames, expected, actual) in pages {
+                let named = frames.iter().take(NAMED_PAGES);
+                values.extend(named.map(|frame| Differs::new(format!("page {:#x}", frame << 12), expected, actual)));
+                if let Some(more) = frames.len().checked_sub(NAMED_PAGES).filter(|more| *more > 0) {
+                    values.push(Differs::new(format!("and {more} pages more"), expected, actual));
+                }
+            }
+            if !detail {
+                notes.push(
+                    "The log has no hashes of single pages: record with --epoch-detail to have them named.".into(),
+                );
+            }
+        }
+        Mismatch::Stop { logged, here } => values.push(Differs::new("stop", *logged, here.to_string())),
+        Mismatch::Chain => values.push(Differs::new(
+            "digest chain",
+            format!("{:x}", divergence.batch.digest),
+            "another",
+        )),
+        Mismatch::Silent | Mismatch::Refused(_) | Mismatch::Memory | Mismatch::Ending => {}
+    }
+    notes.push(format!(
+        "The batch has the stops {} to {}: the replay was as recorded before them.",
+        divergence.batch.first_stop + 1,
+        divergence.batch.last_stop
+    ));
+    notes.push("Registers of the replay there:".into());
+    notes.push(divergence.registers.to_string());
+    if let Some(name) = symbols.and_then(|symbols| symbols.name(divergence.registers.rip())) {
+        notes.push(format!("  rip is in {name}"));
+    }
+    notes.push("The log before it:".into());
+    notes.extend(
+        divergence
+            .around
+            .iter()
+            .map(|(stop, turn)| format!("{stop:>10}  {turn}")),
+    );
+    Difference {
+        what: divergence.mismatch.to_string(),
+        stop: divergence.stop,
+        guest_ns: Some(divergence.guest_ns),
+        batch: (Some(divergence.batch.batch), None),
+        values,
+        notes,
+    }
+}

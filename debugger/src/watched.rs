@@ -1,0 +1,125 @@
+//! A replay that is watched: what enters and what leaves, each with its stop and guest time.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use lockstep_backup::open::{Opened, open};
+use lockstep_backup::{ReplayError, Replayer};
+use lockstep_proto::{Identity, Turn};
+use lockstep_vmm::devices::Effect;
+use lockstep_vmm::machine::{Flow, Machine, Oracle, Slice, Stop, Taken};
+use lockstep_vmm::probe::at_start;
+
+use crate::position::Position;
+
+/// What was exchanged at one turn. What left, left before `turn` entered.
+pub struct Exchange<'a> {
+    /// The natural stop, or the one before it at a forced stop.
+    pub stop: u64,
+    /// Guest time, in nanoseconds since the machine was made.
+    pub guest_ns: u64,
+    /// What entered.
+    pub turn: &'a Turn,
+    /// What left.
+    pub effects: &'a [Effect],
+}
+
+/// The replayer with a view on what passes.
+struct Watched<S> {
+    replayer: Replayer,
+    see: S,
+}
+
+impl<S: FnMut(&Exchange<'_>)> Oracle for Watched<S> {
+    type Error = ReplayError;
+
+    fn slice(&mut self, machine: &Machine) -> Result<Slice, ReplayError> {
+        self.replayer.slice(machine)
+    }
+
+    fn is_due(&mut self, machine: &Machine) -> Result<bool, ReplayError> {
+        self.replayer.is_due(machine)
+    }
+
+    fn forced(&mut self, machine: &mut Machine) -> Result<(), ReplayError> {
+        self.replayer.forced(machine)
+    }
+
+    fn turn(&mut self, machine: &Machine, stop: &Stop) -> Result<Turn, ReplayError> {
+        self.replayer.turn(machine, stop)
+    }
+
+    fn disk_data(&mut self, disk: u32, request: u64) -> Result<Option<Vec<u8>>, ReplayError> {
+        self.replayer.disk_data(disk, request)
+    }
+
+    fn taken(&mut self, machine: &Machine, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, ReplayError> {
+        (self.see)(&Exchange {
+            stop: machine.stop(),
+            guest_ns: machine.now(),
+            turn: &turn,
+            effects: &taken.effects,
+        });
+        self.replayer.taken(machine, stop, turn, taken)
+    }
+}
+
+/// A recording that is about to be replayed.
+pub struct Replay(Opened);
+
+impl Replay {
+    /// Opens the recording in `directory`.
+    pub fn open(directory: &Path) -> Result<Self> {
+        Ok(Self(open(directory, &at_start()?)?))
+    }
+
+    /// Who was recorded.
+    pub fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    /// Replays up to and including `to`, and shows `see` what passes; after every step `go_on` is asked whether to. A
+    /// divergence is an error that tells where: what was shown before it was recorded so.
+    pub fn show(
+        self,
+        to: Position,
+        mut see: impl FnMut(&Exchange<'_>),
+        mut go_on: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let Opened {
+            mut machine, replayer, ..
+        } = self.0;
+        let within = |exchange: &Exchange<'_>| !to.order_of(exchange.stop, exchange.guest_ns).is_gt();
+        let mut watched = Watched {
+            replayer,
+            see: |exchange: &Exchange<'_>| {
+                if within(exchange) {
+                    see(exchange);
+                }
+            },
+        };
+        while !to.order_of(machine.stop(), machine.now()).is_gt() {
+            let flow = machine.step(&mut watched);
+            go_on()?;
+            match flow {
+                Ok(Flow::Continue) => {}
+                Ok(Flow::End) => {
+                    watched.replayer.finish(&machine)?;
+                    if to != Position::End && to.order_of(machine.stop(), machine.now()).is_lt() {
+                        tracing::warn!(
+                            "the log ends at stop {}, {}, before {to}",
+                            machine.stop(),
+                            Position::Time(machine.now())
+                        );
+                    }
+                    return Ok(());
+                }
+                Err(error) => match watched.replayer.explain(&machine, error) {
+                    ReplayError::Diverged(divergence) => bail!("the replay is not what was recorded: {divergence}"),
+                    error => return Err(error.into()),
+                },
+            }
+        }
+        Ok(())
+    }
+}
