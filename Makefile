@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh Debian machine: `make demo` and `make test`.
 SCRIPTS := integration/scripts
 
-.PHONY: help demo recording test soak bench guest build lint setup clean
+.PHONY: help demo recording test soak bench guest build man lint setup clean
 help:
 	@echo 'make demo   a pair with Redis whose hosts are killed under a client (2 minutes after the first build)'
 	@echo 'make recording   record a Redis machine under load, verify the recording (2 minutes)'
@@ -10,6 +10,7 @@ help:
 	@echo 'make bench  measure; tables and target/bench/*.json'
 	@echo 'make guest  build the test guest into target/guest'
 	@echo 'make build  build the programs into target/release'
+	@echo 'make man    manual pages and completions of all programs, into target/man and target/completions'
 	@echo 'make lint   formatting and lints'
 
 setup:
@@ -36,6 +37,9 @@ soak:
 
 bench: guest build
 	@$(SCRIPTS)/bench.sh
+
+man: build
+	@$(SCRIPTS)/man.sh
 
 lint:
 	@$(SCRIPTS)/lint.sh

@@ -103,7 +103,9 @@ pub fn run(options: &EventsOptions) -> Result<ExitCode> {
                 }
             }
             _ => {
-                tracing::info!("the log ends {}", describe_ending(&ending));
+                if !matches!(ending, Ending::Clean(_)) {
+                    tracing::warn!("the log ends {}", describe_ending(&ending));
+                }
                 return list.end();
             }
         }

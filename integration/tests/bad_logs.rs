@@ -105,7 +105,7 @@ fn cases() -> Vec<Case> {
         name: "torn",
         make: |good, to| cut(good, to, 0.6),
         info: (0, "torn: segment 0"),
-        events: good,
+        events: (0, "torn: segment 0"),
         replay: (0, ""),
         diff: (1, "one log goes on where the other has no more"),
     });

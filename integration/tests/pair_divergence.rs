@@ -11,11 +11,35 @@ use lockstep_integration::pair::{
     number, rounds, status, wait_for_status,
 };
 use lockstep_integration::snapshot::BOOT_LIMIT;
-use lockstep_integration::{Guest, work_dir};
+use lockstep_integration::{Debug, Guest, work_dir};
 use serde_json::Value;
 
 /// Pages of the machine's memory.
 const PAGES: u64 = 64 << 8;
+
+/// What `diff --report` makes of the primary's messages is what stands in them.
+fn explains(messages: &str) -> Result<()> {
+    let file = work_dir("divergence-report")?.join("messages");
+    // More may have come since; the report is in what was there.
+    std::fs::write(&file, messages)?;
+    let file = file.to_string_lossy().into_owned();
+    let found = Debug::run(["diff", "--report", &file, "--json"])?;
+    found.expect(1, "")?;
+    let found = found.json()?;
+    println!("{found:#}");
+    let what = found["what"].as_str().context("what")?;
+    let stop = found["stop"].as_u64().context("stop")?;
+    ensure!(messages.contains(&format!("first divergence: {what}")), "{found:#}");
+    let values = found["values"].as_array().context("values")?;
+    let first = messages.contains(&format!("registers differ first at stop {stop}:"));
+    ensure!(first != values.is_empty(), "registers that differ: {first}, {found:#}");
+    for value in values {
+        let [name, expected, actual] = ["name", "expected", "actual"].map(|key| value[key].as_str().unwrap_or(""));
+        let line = format!("* {name:>6} expected {expected} actual {actual}");
+        ensure!(messages.contains(&line), "`{line}` is not in the messages");
+    }
+    Ok(())
+}
 
 /// Waits until the pair has found a divergence and is protected again; most of memory did not have to travel.
 fn is_healed(protected: &Protected) -> Result<()> {
@@ -23,6 +47,7 @@ fn is_healed(protected: &Protected) -> Result<()> {
     primary.run.messages.wait_for("the backup diverged", LIMIT)?;
     // The program differs in what it prints, or in memory before.
     primary.run.messages.wait_for("registers ", LIMIT)?;
+    explains(&primary.run.messages.text())?;
     primary.wait_for_state("protected term=2", LIMIT)?;
     let sent = primary.number("sent_pages").context("nothing was said of a join")?;
     let same = primary.number("same_pages").context("nothing was said of a join")?;

@@ -6,6 +6,8 @@ use anyhow::{Result, ensure};
 use lockstep_integration::gate::require_root_net;
 use lockstep_integration::pair::{LIMIT, Node, Pair, Protected, SOME, Setup};
 use lockstep_integration::process::check;
+use lockstep_integration::{Debug, Verify, work_dir};
+use serde_json::json;
 
 /// Types a command on a node's host; what is not carried out says `why`.
 fn ask(pair: &Pair, node: &Node, words: &[&str], why: Option<&str>) -> Result<()> {
@@ -51,6 +53,34 @@ fn a_switchover_there_and_back() -> Result<()> {
     ask(&there.scene.pair, &there.primary, &["switchover"], None)?;
     let back = has_changed_hands(there, 3)?;
     back.kill_primary()?.settle()
+}
+
+#[test]
+fn a_recording_tells_where_its_machine_was_handed_over() -> Result<()> {
+    if !require_root_net() {
+        return Ok(());
+    }
+    let log = work_dir("handover-recording")?
+        .join("log")
+        .to_string_lossy()
+        .into_owned();
+    let protected = Setup::new("handover-recorded")
+        .arguments(0, &["--record", &log])
+        .open()?;
+    ask(&protected.scene.pair, &protected.primary, &["switchover"], None)?;
+    let Protected { primary, backup, .. } = protected;
+    backup.wait_for_state("not-protected (lost-connection) term=2", LIMIT)?;
+    primary.wait_for_state("frozen (lost-term)", LIMIT)?;
+    primary.run.terminate()?.report()?;
+    let info = Debug::run(["info", &log, "--json"])?.json()?;
+    ensure!(
+        info["pair"] == json!({ "machine": "pair", "node": "a", "first_term": 1, "last_term": 1 }),
+        "{info:#}"
+    );
+    let text = Debug::run(["info", &log])?;
+    text.expect(0, "ends          at a failover: in term 1, frozen (lost-term)")?;
+    Verify::run(log.as_ref())?.identical()?;
+    Ok(())
 }
 
 #[test]

@@ -155,14 +155,14 @@ pub fn compare(log: &Path, other: &Path, vmlinux: Option<&Path>) -> Result<Found
             }
             (Item::End(_), _) | (_, Item::End(_)) => Some(("one log goes on where the other has no more", Vec::new())),
         };
-        if let Some((what, mut values)) = difference {
-            values.insert(0, Differs::new("log", right.describe(), wrong.describe()));
+        if let Some((what, values)) = difference {
             let first = if right.stop() <= wrong.stop() { &right } else { &wrong };
             return Ok(Found::Difference(Box::new(Difference {
                 what: what.into(),
                 stop: first.stop(),
                 guest_ns: Some(first.guest_ns),
                 batch: (Some(right.feed.mark.batch), Some(wrong.feed.mark.batch)),
+                lines: Some((right.describe(), wrong.describe())),
                 values,
                 notes: Vec::new(),
             })));

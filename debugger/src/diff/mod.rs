@@ -71,6 +71,8 @@ struct Difference {
     guest_ns: Option<u64>,
     /// The batch's number in what is right, and in the other.
     batch: (Option<u64>, Option<u64>),
+    /// What stands there in what is right, and in the other.
+    lines: Option<(String, String)>,
     /// Single values that differ.
     values: Vec<Differs>,
     /// What else is known, as text.
@@ -114,11 +116,14 @@ impl Found {
             (None, None) => {}
         }
         println!();
+        if let Some((expected, actual)) = &difference.lines {
+            println!("  expected  {expected}\n  actual    {actual}");
+        }
         if !difference.values.is_empty() {
-            println!("  {:<34}  {:<32}  actual", "value", "expected");
+            println!("  {:<38}  {:<26}  actual", "value", "expected");
         }
         for Differs { name, expected, actual } in &difference.values {
-            println!("  {name:<34}  {expected:<32}  {actual}");
+            println!("  {name:<38}  {expected:<26}  {actual}");
         }
         for note in &difference.notes {
             for line in note.lines() {
@@ -137,6 +142,8 @@ impl Found {
                 "guest_ns": difference.guest_ns,
                 "batch": difference.batch.0,
                 "other_batch": difference.batch.1,
+                "expected": difference.lines.as_ref().map(|lines| &lines.0),
+                "actual": difference.lines.as_ref().map(|lines| &lines.1),
                 "values": difference.values.iter().map(|value| json!({
                     "name": value.name,
                     "expected": value.expected,

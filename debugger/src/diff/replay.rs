@@ -45,27 +45,39 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
             detail,
             counts,
         } => {
-            values.push(Differs::new(
-                "epoch's dirty pages",
-                counts.0.to_string(),
-                counts.1.to_string(),
-            ));
-            let pages = [
-                (different, "as recorded", "other content"),
-                (only_logged, "written", "not written"),
-                (only_here, "not written", "written"),
-            ];
-            for (frames, expected, actual) in pages {
-                let named = frames.iter().take(NAMED_PAGES);
-                values.extend(named.map(|frame| Differs::new(format!("page {:#x}", frame << 12), expected, actual)));
-                if let Some(more) = frames.len().checked_sub(NAMED_PAGES).filter(|more| *more > 0) {
-                    values.push(Differs::new(format!("and {more} pages more"), expected, actual));
-                }
+            if counts.0 != counts.1 {
+                values.push(Differs::new(
+                    "epoch's dirty pages",
+                    counts.0.to_string(),
+                    counts.1.to_string(),
+                ));
             }
-            if !detail {
-                notes.push(
-                    "The log has no hashes of single pages: record with --epoch-detail to have them named.".into(),
-                );
+            if *detail {
+                for (frames, expected, actual) in [
+                    (different, "as recorded", "other content"),
+                    (only_logged, "written", "not written"),
+                    (only_here, "not written", "written"),
+                ] {
+                    let named = frames.iter().take(NAMED_PAGES);
+                    values
+                        .extend(named.map(|frame| Differs::new(format!("page {:#x}", frame << 12), expected, actual)));
+                    if let Some(more) = frames.len().checked_sub(NAMED_PAGES).filter(|more| *more > 0) {
+                        values.push(Differs::new(format!("and {more} pages more"), expected, actual));
+                    }
+                }
+            } else {
+                let pages: Vec<_> = only_here
+                    .iter()
+                    .take(NAMED_PAGES)
+                    .map(|frame| format!("{:#x}", frame << 12))
+                    .collect();
+                notes.push(format!(
+                    "It is in a page that the epoch dirtied, in the vCPU or in a device; the replay dirtied {} pages: {}{}.",
+                    only_here.len(),
+                    pages.join(" "),
+                    if pages.len() < only_here.len() { "..." } else { "" }
+                ));
+                notes.push("Record with --epoch-detail, and the pages that differ are named.".into());
             }
         }
         Mismatch::Stop { logged, here } => values.push(Differs::new("stop", *logged, here.to_string())),
@@ -77,9 +89,8 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
         Mismatch::Silent | Mismatch::Refused(_) | Mismatch::Memory | Mismatch::Ending => {}
     }
     notes.push(format!(
-        "The batch has the stops {} to {}: the replay was as recorded before them.",
-        divergence.batch.first_stop + 1,
-        divergence.batch.last_stop
+        "Registers, inputs and effects were as recorded up to stop {}; the batch that differs ends at stop {}.",
+        divergence.batch.first_stop, divergence.batch.last_stop
     ));
     notes.push("Registers of the replay there:".into());
     notes.push(divergence.registers.to_string());
@@ -98,6 +109,7 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
         stop: divergence.stop,
         guest_ns: Some(divergence.guest_ns),
         batch: (Some(divergence.batch.batch), None),
+        lines: None,
         values,
         notes,
     }
