@@ -1,7 +1,7 @@
 //! Each limit: its last allowed value is, and the next one is not.
 
 use bytes::Bytes;
-use lockstep_proto::{DiskCompletion, DiskConfig, Frame, MachineConfig, Msr, NicConfig};
+use lockstep_proto::{DiskCompletion, DiskConfig, Frame, MachineConfig, Msr, NicConfig, Tenure};
 
 use super::*;
 use crate::limits::*;
@@ -284,6 +284,17 @@ fn identities() {
         nics: vec![nic(6); MAX_DEVICES],
         ..MachineConfig::default()
     };
+    let tenure = |machine: usize, node: usize| Identity {
+        tenure: Some(Tenure {
+            machine: "x".repeat(machine),
+            node: "x".repeat(node),
+            term: u64::MAX,
+        }),
+        ..who()
+    };
+    identity(&tenure(MAX_TEXT_BYTES, MAX_TEXT_BYTES)).unwrap();
+    assert!(identity(&tenure(MAX_TEXT_BYTES + 1, 1)).is_err());
+    assert!(identity(&tenure(1, MAX_TEXT_BYTES + 1)).is_err());
     identity(&Identity {
         machine: Some(full),
         kernel_digest: zeros(16),
