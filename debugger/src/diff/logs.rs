@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use lockstep_backup::feed::{Feed, Mark, Next, Placed};
 use lockstep_logcodec::limits::MAX_FRAME_NUMBER;
-use lockstep_logcodec::{LogReader, describe};
+use lockstep_logcodec::{Ending, LogReader, describe};
 use lockstep_proto::{End, Identity};
 
 use super::{Difference, Differs, Found, turns};
@@ -74,11 +74,15 @@ impl Side {
             Item::Turn(placed) => format!("stop {}: {}", placed.stop, describe::turn(&placed.turn)),
             Item::Mark(mark) => format!("no turn up to stop {}", mark.last_stop),
             Item::End(Some(end)) => format!("the end, at stop {}", end.last_stop),
-            Item::End(None) => format!(
-                "ends after stop {}, {}",
-                self.feed.mark.last_stop,
-                describe_ending(&self.feed.ending())
-            ),
+            Item::End(None) => format!("ends after stop {}, {}", self.feed.mark.last_stop, self.ending()),
+        }
+    }
+
+    /// How the log ends, in words.
+    fn ending(&self) -> String {
+        match &self.next {
+            Item::End(Some(end)) => describe_ending(&Ending::Clean((**end).clone())),
+            _ => describe_ending(&self.feed.ending()),
         }
     }
 
@@ -145,7 +149,7 @@ pub fn compare(log: &Path, other: &Path, vmlinux: Option<&Path>) -> Result<Found
             (Item::End(one), Item::End(two)) => {
                 let values = ends(one.as_deref(), two.as_deref(), &right, &wrong);
                 if values.is_empty() {
-                    let end = describe_ending(&right.feed.ending());
+                    let end = right.ending();
                     return Ok(Found::Same(format!(
                         "{} turns in {} stops are equal; both end {end}",
                         right.turns, right.feed.mark.last_stop,
@@ -194,17 +198,19 @@ fn same_machine(log: &Path, one: &Identity, other: &Path, two: &Identity) -> Res
 
 fn ends(one: Option<&End>, two: Option<&End>, right: &Side, wrong: &Side) -> Vec<Differs> {
     let mut values = Vec::new();
-    let (Some(one), Some(two)) = (one, two) else {
-        let [one, two] = [right, wrong].map(|side| (side.feed.mark.last_stop, describe_ending(&side.feed.ending())));
-        if one != two {
-            values.push(Differs::new("last stop", one.0.to_string(), two.0.to_string()));
-        }
-        return values;
-    };
     let mut value = |name: &str, one: String, two: String| {
         if one != two {
             values.push(Differs::new(name, one, two));
         }
+    };
+    let [last, other_last] = [right, wrong].map(|side| side.feed.mark.last_stop.to_string());
+    let (Some(one), Some(two)) = (one, two) else {
+        value("last stop", last, other_last);
+        // Where both have no end, it does not matter how much of a record was cut off.
+        if one.is_some() != two.is_some() {
+            value("ends", right.ending(), wrong.ending());
+        }
+        return values;
     };
     value(
         "reason",
@@ -212,7 +218,7 @@ fn ends(one: Option<&End>, two: Option<&End>, right: &Side, wrong: &Side) -> Vec
         two.reason().as_str_name().into(),
     );
     value("detail", one.detail.clone(), two.detail.clone());
-    value("last stop", one.last_stop.to_string(), two.last_stop.to_string());
+    value("last stop", last, other_last);
     value("digest chain", format!("{:x}", one.digest), format!("{:x}", two.digest));
     value("guest time", one.guest_ns.to_string(), two.guest_ns.to_string());
     value(
