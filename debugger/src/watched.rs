@@ -79,7 +79,7 @@ impl Replay {
     }
 
     /// Replays up to and including `to`, and shows `see` what passes; after every step `go_on` is asked whether to. A
-    /// divergence is an error that tells where: what was shown before it was recorded so.
+    /// divergence is an error that tells where: what was shown of the batches before it is as it was recorded.
     pub fn show(
         self,
         to: Position,

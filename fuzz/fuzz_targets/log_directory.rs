@@ -40,7 +40,9 @@ fuzz_target!(|bytes: &[u8]| {
 
 fn directory() -> &'static Path {
     static DIRECTORY: OnceLock<tempfile::TempDir> = OnceLock::new();
-    DIRECTORY.get_or_init(|| tempfile::tempdir().expect("a temporary directory")).path()
+    DIRECTORY
+        .get_or_init(|| tempfile::tempdir().expect("a temporary directory"))
+        .path()
 }
 
 /// The bytes as a small program: each step takes one byte for what to do.
@@ -128,7 +130,9 @@ fn segment(steps: &mut Steps, number: u32, stop: &mut u64) -> Vec<u8> {
                     turns: vec![turn],
                 };
                 *stop = last_stop;
-                frames.write_message(kind::BATCH, &packed::pack(&batch)).expect("memory");
+                frames
+                    .write_message(kind::BATCH, &packed::pack(&batch))
+                    .expect("memory");
             }
             // Any payload.
             3 | 4 => {
@@ -230,7 +234,12 @@ fn seek(dir: &Path, whole: &Whole, bytes: &[u8]) {
 
 /// A reader that follows a log's last segment delivers what one does that comes later.
 fn grow(dir: &Path, whole: &Whole, first: usize) {
-    let Some(number) = (0..SEGMENTS).rev().find(|number| dir.join(plain_name(*number)).exists()) else { return };
+    let Some(number) = (0..SEGMENTS)
+        .rev()
+        .find(|number| dir.join(plain_name(*number)).exists())
+    else {
+        return;
+    };
     let later = (0..SEGMENTS).any(|other| other > number && dir.join(compressed_name(other)).exists());
     let path = dir.join(plain_name(number));
     let bytes = fs::read(&path).expect("read");
