@@ -15,7 +15,7 @@ use crate::limits::MAX_CHUNKS;
 use crate::pages::{self, Span};
 use crate::record::Record;
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Continuity {
     devices: Devices,
     stop: u64,

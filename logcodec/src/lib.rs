@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+mod bookmark;
 pub mod check;
 pub mod compress;
 mod continuity;
@@ -43,6 +44,7 @@ mod tail;
 pub mod writer;
 
 pub use batch::{BatchBuilder, positions};
+pub use bookmark::Bookmark;
 pub use error::{LogError, Result, Violation};
 pub use pages::{PagePacker, Pages, pack_pages, unpack_pages};
 pub use reader::{Ending, LogReader};

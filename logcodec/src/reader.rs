@@ -179,6 +179,19 @@ impl LogReader {
         &mut self.segment
     }
 
+    pub(crate) fn segment_ref(&self) -> &SegmentReader<Source> {
+        &self.segment
+    }
+
+    /// The end, once it was read.
+    pub(crate) fn read_end(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
+    pub(crate) fn set_end(&mut self, end: Option<End>) {
+        self.end = end;
+    }
+
     /// Makes another segment the one that is read.
     pub(crate) fn enter(&mut self, number: u32, segment: Box<SegmentReader<Source>>) {
         (self.number, self.segment, self.end, self.ending) = (number, segment, None, None);

@@ -208,11 +208,16 @@ impl<R: Read> SegmentReader<R> {
 
     /// Goes to `offset`, where the first record of a batch at natural stop `stop` begins; `source` stands there.
     pub(crate) fn jump(&mut self, source: R, whole: bool, offset: u64, stop: u64) {
-        self.frames = FrameReader::resume(source, LOG_FORMAT, self.frames.version(), offset);
-        self.frames.set_whole(whole);
         let devices = devices(&self.header);
         let digest = (stop == self.header.first_stop).then(|| self.header.chain.clone());
-        self.continuity = Continuity::new(devices, stop, digest);
+        self.resume(source, whole, offset, Continuity::new(devices, stop, digest));
+    }
+
+    /// Goes to `offset`, where `continuity` was kept; `source` stands there.
+    pub(crate) fn resume(&mut self, source: R, whole: bool, offset: u64, continuity: Continuity) {
+        self.frames = FrameReader::resume(source, LOG_FORMAT, self.frames.version(), offset);
+        self.frames.set_whole(whole);
+        self.continuity = continuity;
     }
 }
 

@@ -44,6 +44,41 @@ fn seeking_finds_every_stop() {
     }
 }
 
+#[test]
+fn a_reader_returns_to_its_bookmarks() {
+    for segment_bytes in [SMALL, 64 << 20] {
+        let dir = tempfile::tempdir().unwrap();
+        let records = write(dir.path(), 200, options(segment_bytes));
+        let mut log = LogReader::open(dir.path()).unwrap();
+        let mut places = vec![(log.bookmark().unwrap(), 0)];
+        let mut read = 0;
+        while let Some(record) = log.next_record().unwrap() {
+            read += 1;
+            let place = log.bookmark();
+            let between = !matches!(record, Record::Pages(_));
+            assert_eq!(place.is_some(), between, "not between pages and their batch");
+            places.extend(place.map(|place| (place, read)));
+        }
+        assert_eq!(read, records.len());
+        // Backwards, forwards, and by a reader that has never been there.
+        let order = places.iter().rev().chain(&places);
+        for (place, read) in order.clone() {
+            log.return_to(place).unwrap();
+            assert_eq!(log.next_record().unwrap().as_ref(), records.get(*read));
+        }
+        let mut other = LogReader::open(dir.path()).unwrap();
+        for (place, read) in order.step_by(17) {
+            other.return_to(place).unwrap();
+            let mut rest = Vec::new();
+            while let Some(record) = other.next_record().unwrap() {
+                rest.push(record);
+            }
+            assert_eq!(rest, records[*read..]);
+            assert!(matches!(other.ending(), lockstep_logcodec::Ending::Clean(_)));
+        }
+    }
+}
+
 /// A log of 3 MB in one segment, with an index of some ten entries.
 fn large(dir: &Path) -> Vec<Record> {
     let mut log = LogWriter::create(dir, &identity(), WriterOptions::default()).unwrap();
