@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use lockstep_logcodec::record::{Record, unpack_pages};
-use lockstep_logcodec::{Ending, LogError, LogReader};
+use lockstep_logcodec::{Bookmark, Ending, LogError, LogReader};
 use lockstep_proto::{Batch, End, Turn};
 use lockstep_vmm::machine::Delta;
 
@@ -14,6 +14,18 @@ pub trait Source {
 
     /// How the log ends, as far as is known.
     fn ending(&self) -> Ending;
+
+    /// A place to come back to: between two batches of a log that lies in files.
+    fn bookmark(&self) -> Option<Bookmark> {
+        None
+    }
+
+    /// Comes back to such a place.
+    fn return_to(&mut self, _: &Bookmark) -> Result<(), LogError> {
+        Err(LogError::damaged(
+            "a log that is still on its way has no places to come back to",
+        ))
+    }
 }
 
 impl Source for LogReader {
@@ -23,6 +35,14 @@ impl Source for LogReader {
 
     fn ending(&self) -> Ending {
         Self::ending(self)
+    }
+
+    fn bookmark(&self) -> Option<Bookmark> {
+        Self::bookmark(self)
+    }
+
+    fn return_to(&mut self, bookmark: &Bookmark) -> Result<(), LogError> {
+        Self::return_to(self, bookmark)
     }
 }
 
@@ -57,6 +77,26 @@ pub struct Mark {
     pub last_stop: u64,
     /// The digest chain at its end.
     pub digest: bytes::Bytes,
+}
+
+/// Where a feed stands between two turns.
+#[derive(Clone, Debug)]
+pub struct FeedPlace {
+    bookmark: Bookmark,
+    turns: VecDeque<Placed>,
+    mark: Mark,
+    batches: u64,
+}
+
+impl FeedPlace {
+    /// Bytes that are kept, roughly.
+    pub fn bytes(&self) -> usize {
+        let turn = |placed: &Placed| {
+            let frames: usize = placed.turn.frames.iter().map(|frame| frame.data.len()).sum();
+            size_of::<Placed>() + frames + placed.pages.1.len() + placed.pages.0.len() * 8
+        };
+        size_of::<Self>() + self.turns.iter().map(turn).sum::<usize>()
+    }
 }
 
 /// The next thing in a log.
@@ -104,6 +144,27 @@ impl Feed {
     /// How the log ends, as far as is known.
     pub fn ending(&self) -> Ending {
         self.source.ending()
+    }
+
+    /// Where it stands; `None` for a log that is still on its way.
+    pub fn place(&self) -> Option<FeedPlace> {
+        Some(FeedPlace {
+            bookmark: self.source.bookmark()?,
+            turns: self.turns.clone(),
+            mark: self.mark.clone(),
+            batches: self.batches,
+        })
+    }
+
+    /// Comes back to where it stood.
+    pub fn return_to(&mut self, place: &FeedPlace) -> Result<(), LogError> {
+        self.source.return_to(&place.bookmark)?;
+        self.turns.clone_from(&place.turns);
+        self.mark = place.mark.clone();
+        self.batches = place.batches;
+        self.frames.clear();
+        self.pages.clear();
+        Ok(())
     }
 
     /// Reads up to and including the next batch.

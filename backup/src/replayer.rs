@@ -21,6 +21,10 @@ use crate::divergence::kvm_regs_display::Registers;
 use crate::divergence::{Divergence, Mismatch};
 use crate::feed::{Feed, Next, Placed, Source};
 
+mod place;
+
+pub use place::Place;
+
 /// Turns that a divergence report shows.
 const AROUND: usize = 12;
 /// A slice that takes longer than this has gone astray: ring-0 code runs at no less than a million instructions a
@@ -76,6 +80,18 @@ type EffectSink = Box<dyn FnMut(u64, Effect)>;
 /// Told when the chain at the end of a batch was equal: how many batches there were, and the stop.
 type BatchSink = Box<dyn FnMut(u64, u64)>;
 
+/// Where a replay lets go of the machine before the log ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pause {
+    /// Nowhere.
+    #[default]
+    Never,
+    /// After the first turn of this stop.
+    At(u64),
+    /// After every turn.
+    EveryTurn,
+}
+
 /// Replays a log.
 pub struct Replayer {
     feed: Feed,
@@ -88,9 +104,11 @@ pub struct Replayer {
     effects: Option<EffectSink>,
     verified: Option<BatchSink>,
     history: Option<History>,
-    stop_at: Option<u64>,
+    pause: Pause,
     /// The last natural stop whose turn was taken.
     taken_stop: u64,
+    /// Turns taken since then: of a halted guest, or forced.
+    further_turns: u32,
     last_kind: Option<StopKind>,
     guest_ended: bool,
 }
@@ -110,8 +128,9 @@ impl Replayer {
             effects: None,
             verified: None,
             history: None,
-            stop_at: None,
+            pause: Pause::Never,
             taken_stop: machine.stop(),
+            further_turns: 0,
             last_kind: None,
             guest_ended: false,
         }
@@ -137,9 +156,19 @@ impl Replayer {
         self.history = Some(history);
     }
 
-    /// Ends the replay at this stop.
-    pub fn stop_at(&mut self, stop: u64) {
-        self.stop_at = Some(stop);
+    /// Says where the replay lets go of the machine.
+    pub fn pause(&mut self, pause: Pause) {
+        self.pause = pause;
+    }
+
+    /// Whether the log has nothing more for the machine.
+    pub fn is_at_end(&self) -> bool {
+        self.at_end && self.feed.turns.is_empty()
+    }
+
+    /// How many turns the machine has taken at its stop since the stop's own: of a halted guest, or forced.
+    pub fn further_turns(&self) -> u32 {
+        self.further_turns
     }
 
     /// What was compared so far.
@@ -293,7 +322,7 @@ impl Oracle for Replayer {
 
     fn slice(&mut self, machine: &Machine) -> Result<Slice, ReplayError> {
         self.look_ahead(machine)?;
-        if self.stop_at.is_some_and(|stop| machine.stop() >= stop) {
+        if matches!(self.pause, Pause::At(stop) if machine.stop() >= stop) {
             return Ok(Slice::End);
         }
         self.slice_since = Instant::now();
@@ -365,6 +394,11 @@ impl Oracle for Replayer {
     }
 
     fn taken(&mut self, machine: &Machine, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, ReplayError> {
+        self.further_turns = if self.taken_stop == machine.stop() {
+            self.further_turns.saturating_add(1)
+        } else {
+            0
+        };
         self.taken_stop = machine.stop();
         if let Some(history) = &self.history {
             history.keep(machine);
@@ -397,7 +431,11 @@ impl Oracle for Replayer {
                 return Err(self.diverged(machine, Mismatch::Ending));
             }
         }
-        let reached = self.stop_at.is_some_and(|at| stop.number >= at);
+        let reached = match self.pause {
+            Pause::Never => false,
+            Pause::At(at) => stop.number >= at,
+            Pause::EveryTurn => true,
+        };
         Ok(if reached { Flow::End } else { Flow::Continue })
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -23,6 +23,7 @@ pub const IO_ERROR: u8 = 1;
 const QUEUE: usize = 1024;
 
 /// A finished request.
+#[derive(Clone, Debug)]
 pub struct Done {
     /// The disk.
     pub disk: u32,
@@ -44,6 +45,7 @@ impl Done {
 /// All disks of a machine.
 pub struct Disks {
     queues: Vec<Sender<DiskRequest>>,
+    images: Vec<Arc<Mutex<Image>>>,
     finished: Receiver<Done>,
     /// Submitted, and not yet taken by a turn.
     submitted: HashSet<(u32, u64)>,
@@ -60,17 +62,19 @@ impl Disks {
         let (done, finished) = unbounded();
         let mut queues = Vec::new();
         let mut threads = Vec::new();
-        for (disk, image) in images.into_iter().enumerate() {
+        let images: Vec<_> = images.into_iter().map(|image| Arc::new(Mutex::new(image))).collect();
+        for (disk, image) in images.iter().cloned().enumerate() {
             let (queue, requests) = bounded(QUEUE);
             queues.push(queue);
             let (done, bell) = (done.clone(), bell.cloned());
             let thread = std::thread::Builder::new()
                 .name(format!("disk-{disk}"))
-                .spawn(move || serve(disk as u32, image, &requests, &done, bell.as_ref()))?;
+                .spawn(move || serve(disk as u32, &image, &requests, &done, bell.as_ref()))?;
             threads.push(thread);
         }
         Ok(Self {
             queues,
+            images,
             finished,
             submitted: HashSet::new(),
             waiting: HashMap::new(),
@@ -140,6 +144,51 @@ impl Disks {
     }
 }
 
+/// The requests that were outstanding at some moment, all of them done.
+#[derive(Clone, Debug, Default)]
+pub struct Outstanding(Vec<Done>);
+
+impl Outstanding {
+    /// Bytes that are kept.
+    pub fn bytes(&self) -> usize {
+        let data = |done: &Done| done.data.as_ref().map_or(0, Vec::len);
+        self.0.iter().map(|done| size_of::<Done>() + data(done)).sum()
+    }
+}
+
+/// For time travel: a replay's disks stand still between two requests, and go back to what they were.
+impl Disks {
+    /// Waits until everything that was submitted is done, though not taken.
+    pub fn settle(&mut self) -> io::Result<Outstanding> {
+        while self.waiting.len() < self.submitted.len() {
+            let done = self.finished.recv();
+            let done = done.map_err(|_| io::Error::other("the disk threads have ended"))?;
+            self.waiting.insert((done.disk, done.request), done);
+        }
+        Ok(Outstanding(self.waiting.values().cloned().collect()))
+    }
+
+    /// Replaces what is outstanding. The disks must be settled.
+    pub fn set_outstanding(&mut self, outstanding: &Outstanding) {
+        let entries = outstanding
+            .0
+            .iter()
+            .map(|done| ((done.disk, done.request), done.clone()));
+        self.waiting = entries.collect();
+        self.submitted = self.waiting.keys().copied().collect();
+    }
+
+    /// How many disks there are.
+    pub fn count(&self) -> usize {
+        self.images.len()
+    }
+
+    /// A disk's image. The disks must be settled, and nothing is submitted while it is held.
+    pub fn image(&self, disk: usize) -> Option<MutexGuard<'_, Image>> {
+        self.images.get(disk).map(|image| lock(image))
+    }
+}
+
 /// A watch and the writes that it will be told of.
 struct Watching {
     watch: Arc<ChunkWatch>,
@@ -184,9 +233,14 @@ impl Drop for Disks {
     }
 }
 
-fn serve(disk: u32, mut image: Image, requests: &Receiver<DiskRequest>, done: &Sender<Done>, bell: Option<&Bell>) {
+/// An image; a thread that panicked in the middle of a request has been told of by its own message.
+fn lock(image: &Mutex<Image>) -> MutexGuard<'_, Image> {
+    image.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn serve(disk: u32, image: &Mutex<Image>, requests: &Receiver<DiskRequest>, done: &Sender<Done>, bell: Option<&Bell>) {
     for request in requests {
-        let (status, data) = match image.execute(&request.op) {
+        let (status, data) = match lock(image).execute(&request.op) {
             Ok(data) => (OK, data),
             Err(error) => {
                 tracing::error!(disk, request = request.request, %error, "disk request failed");

@@ -11,6 +11,8 @@ use rustix::io::Errno;
 
 /// Bytes of a sector, the unit of virtio block requests.
 pub const SECTOR: u64 = 512;
+/// Bytes of a block, the unit in which an overlay's writes are told of and taken back.
+pub const BLOCK: u64 = 4096;
 /// Zeroes are written in pieces of this size where the file system cannot punch holes.
 const ZERO_PIECE: usize = 1 << 16;
 
@@ -26,6 +28,8 @@ pub enum Image {
         top: File,
         /// One bit for each sector: it is in `top`.
         written: Vec<u64>,
+        /// One bit for each block: it was written since [`Image::take_touched`] was called last.
+        touched: Vec<u64>,
     },
 }
 
@@ -55,6 +59,7 @@ impl Image {
             base,
             top,
             written: vec![0; (bytes / SECTOR).div_ceil(64) as usize],
+            touched: vec![0; bytes.div_ceil(BLOCK).div_ceil(64) as usize],
         })
     }
 
@@ -84,7 +89,7 @@ impl Image {
     fn read(&self, sector: u64, data: &mut [u8]) -> io::Result<()> {
         match self {
             Self::Raw(file) => file.read_exact_at(data, sector * SECTOR),
-            Self::Overlay { base, top, written } => {
+            Self::Overlay { base, top, written, .. } => {
                 for (index, piece) in data.chunks_mut(SECTOR as usize).enumerate() {
                     let at = sector + index as u64;
                     let file = if is_set(written, at) { top } else { base };
@@ -98,14 +103,62 @@ impl Image {
     fn write(&mut self, sector: u64, data: &[u8]) -> io::Result<()> {
         match self {
             Self::Raw(file) => file.write_all_at(data, sector * SECTOR),
-            Self::Overlay { top, written, .. } => {
+            Self::Overlay {
+                top, written, touched, ..
+            } => {
                 top.write_all_at(data, sector * SECTOR)?;
                 for at in sector..sector + data.len() as u64 / SECTOR {
                     set(written, at);
+                    set(touched, at / (BLOCK / SECTOR));
                 }
                 Ok(())
             }
         }
+    }
+
+    /// The blocks of an overlay that were written since the last call, ascending.
+    pub fn take_touched(&mut self) -> Vec<u64> {
+        let Self::Overlay { touched, .. } = self else {
+            return Vec::new();
+        };
+        let mut blocks = Vec::new();
+        for (word, bits) in touched.iter_mut().enumerate() {
+            let mut bits = std::mem::take(bits);
+            while bits != 0 {
+                blocks.push(word as u64 * 64 + u64::from(bits.trailing_zeros()));
+                bits &= bits - 1;
+            }
+        }
+        blocks
+    }
+
+    /// One block as it is now; beyond the image's end it reads as zeroes.
+    pub fn read_block(&self, block: u64, data: &mut [u8; BLOCK as usize]) -> io::Result<()> {
+        data.fill(0);
+        let sectors = self.sectors_of(block)?;
+        self.read(block * (BLOCK / SECTOR), &mut data[..(sectors * SECTOR) as usize])
+    }
+
+    /// Makes one block of an overlay what it was: `data`, or the base's content.
+    pub fn put_back(&mut self, block: u64, data: Option<&[u8; BLOCK as usize]>) -> io::Result<()> {
+        let first = block * (BLOCK / SECTOR);
+        let sectors = self.sectors_of(block)?;
+        if let Some(data) = data {
+            return self.write(first, &data[..(sectors * SECTOR) as usize]);
+        }
+        if let Self::Overlay { written, touched, .. } = self {
+            for at in first..first + sectors {
+                clear(written, at);
+            }
+            set(touched, block);
+        }
+        Ok(())
+    }
+
+    /// How many sectors of this block the image has.
+    fn sectors_of(&self, block: u64) -> io::Result<u64> {
+        let bytes = self.bytes()?.saturating_sub(block.saturating_mul(BLOCK));
+        Ok(bytes.min(BLOCK) / SECTOR)
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -144,6 +197,12 @@ fn is_set(bits: &[u64], index: u64) -> bool {
 fn set(bits: &mut [u64], index: u64) {
     if let Some(word) = bits.get_mut((index / 64) as usize) {
         *word |= 1 << (index % 64);
+    }
+}
+
+fn clear(bits: &mut [u64], index: u64) {
+    if let Some(word) = bits.get_mut((index / 64) as usize) {
+        *word &= !(1 << (index % 64));
     }
 }
 
@@ -207,6 +266,42 @@ mod tests {
             .unwrap();
         assert_eq!(read, expected);
         assert_eq!(std::fs::read(&path).unwrap(), base);
+    }
+
+    #[test]
+    fn an_overlay_tells_what_was_written_and_takes_it_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        // The last block is half a block.
+        let base = pattern(20, 1);
+        std::fs::write(&path, &base).unwrap();
+        let mut image = Image::overlay(&path, dir.path()).unwrap();
+        assert_eq!(image.take_touched(), []);
+        let write = |image: &mut Image, sector, seed| {
+            let data = pattern(2, seed);
+            image.execute(&DiskOp::Write { sector, data }).unwrap();
+        };
+        let whole = |image: &mut Image| {
+            let bytes = 20 * 512;
+            image.execute(&DiskOp::Read { sector: 0, bytes }).unwrap().unwrap()
+        };
+        write(&mut image, 7, 5);
+        write(&mut image, 18, 6);
+        assert_eq!(image.take_touched(), [0, 1, 2]);
+        assert_eq!(image.take_touched(), []);
+        let then = whole(&mut image);
+        let mut kept = [0; 4096];
+        image.read_block(2, &mut kept).unwrap();
+        assert_eq!((&kept[..2048], &kept[2048..]), (&then[8192..], &[0; 2048][..]));
+        write(&mut image, 17, 7);
+        assert_ne!(whole(&mut image), then);
+        image.put_back(2, Some(&kept)).unwrap();
+        assert_eq!(whole(&mut image), then);
+        assert_eq!(image.take_touched(), [2], "what is put back is a write");
+        for block in 0..3 {
+            image.put_back(block, None).unwrap();
+        }
+        assert_eq!(whole(&mut image), base);
     }
 
     #[test]

@@ -11,18 +11,22 @@ mod access;
 mod assist;
 mod boot;
 mod chain;
+mod debug;
 mod delta;
 mod epoch;
 mod error;
+mod moment;
 mod run;
 mod stop;
 mod transfer;
 mod turn;
 
 pub use chain::Chain;
+pub use debug::{BREAKPOINTS, Trace};
 pub use delta::Delta;
 pub use epoch::EpochReport;
 pub use error::MachineError;
+pub use moment::Moment;
 pub use run::{Flow, Oracle, Slice};
 pub use stop::{Stop, StopKind};
 pub use transfer::Transfer;
@@ -82,6 +86,10 @@ pub struct Machine {
     trap_pages: [(u64, u64); TRAP_PAGES],
     window_requested: bool,
     reset_slots: bool,
+    /// Where a debugger wants stops inside slices, and what KVM has been told of it.
+    trace: Trace,
+    armed: Trace,
+    in_slice: bool,
     kicks: Option<Kicks>,
 }
 
@@ -122,6 +130,9 @@ impl Machine {
             trap_pages: [(u64::MAX, 0); TRAP_PAGES],
             window_requested: false,
             reset_slots: true,
+            trace: Trace::default(),
+            armed: Trace::default(),
+            in_slice: false,
             kicks: None,
         })
     }

@@ -7,6 +7,16 @@ use super::{Delta, Machine, MachineError, Stop, StopKind, Taken};
 use crate::loader::trap::Trapped;
 use crate::sys::vcpu::Exit;
 
+/// How the vCPU came out of a slice.
+enum Left {
+    /// By a natural stop.
+    Natural(Cause),
+    /// By force.
+    Forced,
+    /// It has not left it: a debugger wanted a stop inside.
+    Inside,
+}
+
 /// What ended a slice by a natural stop.
 pub(super) enum Cause {
     /// An exit of KVM.
@@ -79,21 +89,26 @@ impl Machine {
                 self.counters.forced += 1;
                 self.take_turns(oracle, StopKind::Forced, None)
             }
-            Slice::Run => {
-                if let Some(cause) = self.run_slice(oracle)? {
+            Slice::Run => match self.run_slice(oracle)? {
+                Left::Natural(cause) => {
                     self.stop += 1;
                     let kind = match &cause {
                         Cause::Exit(exit) => classify(exit),
                         Cause::Declined(trapped, _) => StopKind::Trap(*trapped),
                     };
                     self.take_turns(oracle, kind, Some(cause))
-                } else {
+                }
+                Left::Forced => {
                     self.regs = self.read_regs()?;
                     self.counters.forced += 1;
                     oracle.forced(self)?;
                     self.take_turns(oracle, StopKind::Forced, None)
                 }
-            }
+                Left::Inside => {
+                    self.in_slice = true;
+                    Ok(Flow::End)
+                }
+            },
         }
     }
 
@@ -123,8 +138,9 @@ impl Machine {
         }
     }
 
-    /// Runs the guest to its next stop: natural (its cause) or forced (`None`).
-    fn run_slice<O: Oracle>(&mut self, oracle: &mut O) -> Result<Option<Cause>, O::Error> {
+    /// Runs the guest to its next stop.
+    fn run_slice<O: Oracle>(&mut self, oracle: &mut O) -> Result<Left, O::Error> {
+        self.arm()?;
         loop {
             let exit = self
                 .vm
@@ -140,17 +156,22 @@ impl Machine {
                         self.set_window(false);
                         self.complete_quietly()?;
                         if self.vm.vcpu.ready_for_interrupt() {
-                            return Ok(None);
+                            return Ok(Left::Forced);
                         }
                     }
                     self.set_window(due);
                 }
                 Exit::EmulationFailed => {
                     if let Some((trapped, length)) = self.assist()? {
+                        self.disarm_step()?;
                         self.set_window(false);
-                        return Ok(Some(Cause::Declined(trapped, length)));
+                        return Ok(Left::Natural(Cause::Declined(trapped, length)));
+                    }
+                    if self.trace.step {
+                        return Ok(Left::Inside);
                     }
                 }
+                Exit::Debug { .. } if self.is_traced() => return Ok(Left::Inside),
                 Exit::Debug { rip, dr6 } => {
                     return Err(self.unknown_exit(kvm_bindings::KVM_EXIT_DEBUG, dr6, rip).into());
                 }
@@ -159,8 +180,9 @@ impl Machine {
                     return Err(self.unknown_exit(reason, detail, rip).into());
                 }
                 natural => {
+                    self.disarm_step()?;
                     self.set_window(false);
-                    return Ok(Some(Cause::Exit(natural)));
+                    return Ok(Left::Natural(Cause::Exit(natural)));
                 }
             }
         }
