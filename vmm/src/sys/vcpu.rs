@@ -328,6 +328,8 @@ impl RawVcpu {
         }
         self.fd.set_sync_valid_reg(SyncReg::SystemRegister);
         self.fd.set_sync_valid_reg(SyncReg::VcpuEvents);
+        // KVM sets the bit of an interrupt that waits to be delivered, and never clears that of an earlier one here.
+        self.fd.sync_regs_mut().sregs.interrupt_bitmap = [0; 4];
         let completed = self.complete();
         self.fd.clear_sync_valid_reg(SyncReg::SystemRegister);
         self.fd.clear_sync_valid_reg(SyncReg::VcpuEvents);
