@@ -1,14 +1,19 @@
 //! `lockstep-debug`: reads, verifies and explains recordings.
 
 mod console;
+mod core;
 mod diff;
 mod entries;
 mod events;
 mod follow;
+mod gdb;
 mod info;
 mod pcap;
 mod position;
+mod replay;
+mod show;
 mod symbols;
+mod timeline;
 mod totals;
 mod verify;
 mod watched;
@@ -38,6 +43,14 @@ enum Command {
     Verify(verify::VerifyOptions),
     /// Tell what a recording holds, and whether this host can replay it.
     Info(info::InfoOptions),
+    /// Replay a recording up to a position and tell how fast.
+    Replay(replay::ReplayOptions),
+    /// Show the machine as it was at a position.
+    Show(show::ShowOptions),
+    /// Write memory and registers at a position into an ELF core for gdb.
+    ExportMemory(core::ExportOptions),
+    /// Debug a recording with gdb, forwards and backwards.
+    Gdb(gdb::GdbOptions),
     /// List what entered the machine, stop by stop.
     Events(events::EventsOptions),
     /// Print what the guest printed on its console.
@@ -59,13 +72,18 @@ struct Recording {
 }
 
 fn main() -> ExitCode {
-    lockstep_primary::cli::start_messages();
+    // gdbstub tells of each packet that it leaves unanswered, as the protocol has it.
+    lockstep_primary::cli::start_messages_at("info,gdbstub=error");
     let command = Cli::parse().command;
     // As diff(1): 1 is a difference, so a failure is 2.
     let failure = if matches!(command, Command::Diff(_)) { 2 } else { 1 };
     let result = match command {
         Command::Verify(options) => verify::run(&options),
         Command::Info(options) => info::run(&options),
+        Command::Replay(options) => replay::run(&options),
+        Command::Show(options) => show::run(&options),
+        Command::ExportMemory(options) => core::run(&options),
+        Command::Gdb(options) => gdb::run(&options),
         Command::Events(options) => events::run(&options),
         Command::Console(options) => console::run(&options),
         Command::ExportPcap(options) => pcap::run(&options),

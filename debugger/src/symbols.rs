@@ -7,6 +7,18 @@ use lockstep_proto::Identity;
 use object::{Object, ObjectSymbol};
 use xxhash_rust::xxh3::xxh3_128;
 
+/// Reads `vmlinux`, which must be the recorded kernel.
+pub fn check_kernel(path: &Path, identity: &Identity) -> Result<Vec<u8>> {
+    let bytes = contents(path)?;
+    if !identity.kernel_digest.is_empty() && identity.kernel_digest != xxh3_128(&bytes).to_be_bytes()[..] {
+        bail!(
+            "{} is not the kernel that was recorded: give the vmlinux of the recording's kernel",
+            path.display()
+        );
+    }
+    Ok(bytes)
+}
+
 /// Function symbols of a vmlinux, by address.
 pub struct Symbols {
     sorted: Vec<(u64, String)>,
@@ -27,14 +39,7 @@ impl Symbols {
     }
 
     fn read(path: &Path, identity: &Identity) -> Result<Self> {
-        let bytes = contents(path)?;
-        if !identity.kernel_digest.is_empty() && identity.kernel_digest != xxh3_128(&bytes).to_be_bytes()[..] {
-            bail!(
-                "{} is not the kernel that was recorded: give the vmlinux of the recording's kernel",
-                path.display()
-            );
-        }
-        Self::parse(path, &bytes)
+        Self::parse(path, &check_kernel(path, identity)?)
     }
 
     /// Of a vmlinux of which nothing says whether it is the right one.

@@ -45,8 +45,13 @@ pub enum Command {
 
 /// Messages go to standard error; LOCKSTEP_LOG says which (`info` by default).
 pub fn start_messages() {
+    start_messages_at("info");
+}
+
+/// The same, with another filter where the environment has none.
+pub fn start_messages_at(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LOCKSTEP_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))

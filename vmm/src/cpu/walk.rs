@@ -4,7 +4,7 @@
 use kvm_bindings::kvm_sregs;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Memory};
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 1 << 1;
@@ -65,4 +65,115 @@ pub fn translate(ram: &GuestRam, sregs: &kvm_sregs, address: u64, wanted: Wanted
         table = entry & ADDRESS;
     }
     Err(NoTranslation::Unsupported)
+}
+
+/// A stretch of virtual memory that lies in one piece of physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Where it begins, canonical.
+    pub address: u64,
+    /// Where that is.
+    pub physical: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// Everything in RAM that the tables map, ascending, at most `limit` stretches. Without paging, RAM as it is; of modes that
+/// are not walked here, nothing.
+pub fn mappings(memory: &Memory, sregs: &kvm_sregs, limit: usize) -> Vec<Mapping> {
+    let mut found = Found {
+        memory,
+        list: Vec::new(),
+        limit,
+        looks: MAX_LOOKS,
+    };
+    if sregs.cr0 & CR0_PAGING == 0 {
+        for index in 0..memory.page_count() {
+            let at = memory.frame(index) * PAGE;
+            found.add(at, at, PAGE);
+        }
+    } else if sregs.efer & 0x400 != 0 && sregs.cr4 & CR4_LA57 == 0 {
+        found.table(sregs.cr3 & ADDRESS, 3, 0);
+    }
+    found.list
+}
+
+const PAGE: u64 = 4096;
+/// Tables and pages that are looked at, at most: tables may name each other in circles.
+const MAX_LOOKS: u64 = 1 << 26;
+
+struct Found<'a> {
+    memory: &'a Memory,
+    list: Vec<Mapping>,
+    limit: usize,
+    looks: u64,
+}
+
+impl Found<'_> {
+    fn table(&mut self, table: u64, level: u32, base: u64) {
+        let shift = 12 + 9 * level;
+        for index in 0..512u64 {
+            if self.list.len() >= self.limit || self.looks == 0 {
+                return;
+            }
+            self.looks -= 1;
+            let Ok(entry) = self.memory.ram().read_obj::<u64>(GuestAddress(table + index * 8)) else {
+                return;
+            };
+            if entry & PRESENT == 0 {
+                continue;
+            }
+            let mut address = base | index << shift;
+            if address >> 47 & 1 == 1 {
+                address |= !0 << 48;
+            }
+            if level == 0 || (entry & LARGE != 0 && level < 3) {
+                let size = 1u64 << shift;
+                self.add(address, entry & ADDRESS & !(size - 1), size);
+            } else {
+                self.table(entry & ADDRESS, level - 1, address);
+            }
+        }
+    }
+
+    /// Adds what of this stretch is RAM; all in one step where all of it is.
+    fn add(&mut self, address: u64, physical: u64, length: u64) {
+        let (first, last) = (physical / PAGE, (physical + length) / PAGE - 1);
+        let indices = (self.memory.index(first), self.memory.index(last));
+        if let (Some(low), Some(high)) = indices
+            && high - low == last - first
+        {
+            self.push(address, physical, length);
+            return;
+        }
+        for page in first..=last {
+            if self.looks == 0 {
+                return;
+            }
+            self.looks -= 1;
+            if self.memory.index(page).is_some() {
+                self.push(address + (page - first) * PAGE, page * PAGE, PAGE);
+            }
+        }
+    }
+
+    fn push(&mut self, address: u64, physical: u64, length: u64) {
+        if let Some(before) = self.list.last_mut()
+            && before.address + before.length == address
+            && before.physical + before.length == physical
+            && self.memory.index(physical / PAGE)
+                == self
+                    .memory
+                    .index(before.physical / PAGE)
+                    .map(|index| index + before.length / PAGE)
+        {
+            before.length += length;
+        } else if self.list.len() < self.limit {
+            self.list.push(Mapping {
+                address,
+                physical,
+                length,
+            });
+        }
+    }
 }

@@ -6,11 +6,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kvm_bindings::kvm_sregs;
 use lockstep_proto::VcpuState;
 
 use super::{Chain, Counters, Machine, MachineError, TRAP_PAGES};
-use crate::cpu::state;
 use crate::devices::Devices;
 use crate::memory::DirtyWatch;
 
@@ -92,11 +90,6 @@ impl Machine {
         self.counters = moment.counters;
         self.trap_pages = [(u64::MAX, 0); TRAP_PAGES];
         Ok(())
-    }
-
-    /// The special registers, between two steps.
-    pub fn sregs(&self) -> Result<kvm_sregs, MachineError> {
-        Ok(state::sregs(&self.vcpu_state()?)?)
     }
 
     fn collect(&mut self) -> Result<(), MachineError> {

@@ -1,0 +1,182 @@
+//! `lockstep-debug export-memory`: guest memory and registers at a position, as an ELF core that gdb opens with `vmlinux`.
+//!
+//! Memory is in the file once, by physical address; pages of zeroes are holes. The program headers map every range that the
+//! guest's page tables map there, so that virtual addresses read as the guest would read them.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use kvm_bindings::{kvm_regs, kvm_sregs};
+use lockstep_vmm::cpu::walk::{Mapping, mappings};
+use lockstep_vmm::memory::{Memory, PAGE_SIZE, Page};
+
+use crate::Recording;
+use crate::position::Position;
+use crate::show::go;
+use crate::timeline::{Timeline, TimelineOptions};
+
+#[derive(Args)]
+pub struct ExportOptions {
+    #[command(flatten)]
+    recording: Recording,
+    /// The file to write. It must not exist.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Where: a stop (`1234`), a guest time (`12.5s`) or `end`.
+    #[arg(long, value_name = "POSITION")]
+    at: Position,
+    #[command(flatten)]
+    timeline: TimelineOptions,
+}
+
+const HEADER: u64 = 64;
+const PROGRAM_HEADER: u64 = 56;
+const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+const NT_PRSTATUS: u32 = 1;
+/// `struct elf_prstatus` of x86-64, and where its registers begin.
+const PRSTATUS: usize = 336;
+const PRSTATUS_REGISTERS: usize = 112;
+/// Program headers that an ELF header can count.
+const MAX_RANGES: usize = 0xfff0;
+
+pub fn run(options: &ExportOptions) -> Result<ExitCode> {
+    ensure!(!options.file.exists(), "{} exists already", options.file.display());
+    let mut timeline = Timeline::open(&options.recording.directory, &options.timeline)?;
+    go(&mut timeline, options.at, false)?;
+    let (regs, sregs) = timeline.machine_mut().present_registers()?;
+    let memory = timeline.machine().memory();
+    let ranges = mappings(memory, &sregs, MAX_RANGES);
+    let count = ranges.len();
+    write(&options.file, memory, &regs, &sregs, &ranges)
+        .with_context(|| format!("cannot write {}", options.file.display()))?;
+    println!(
+        "{}: {} MiB of memory at stop {}, {count} mapped ranges; open it with: gdb VMLINUX {0}",
+        options.file.display(),
+        memory.bytes() >> 20,
+        timeline.point().stop
+    );
+    if count == MAX_RANGES {
+        println!("the guest maps more ranges than a core file can tell of: the rest is left out");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(path: &Path, memory: &Memory, regs: &kvm_regs, sregs: &kvm_sregs, ranges: &[Mapping]) -> Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let temporary = tempfile::NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))?;
+    let note = note(regs, sregs);
+    let note_at = HEADER + PROGRAM_HEADER * (ranges.len() as u64 + 1);
+    let memory_at = (note_at + note.len() as u64).next_multiple_of(PAGE_SIZE as u64);
+    let mut head = header(ranges.len() as u16 + 1);
+    program_header(&mut head, PT_NOTE, 0, note_at, 0, 0, note.len() as u64);
+    for range in ranges {
+        let index = memory
+            .index(range.physical / PAGE_SIZE as u64)
+            .context("a mapping outside memory")?;
+        // Readable, writable, executable.
+        program_header(
+            &mut head,
+            PT_LOAD,
+            7,
+            memory_at + index * PAGE_SIZE as u64,
+            range.address,
+            range.physical,
+            range.length,
+        );
+    }
+    head.extend(note);
+    let mut file = temporary.as_file();
+    file.write_all(&head)?;
+    file.set_len(memory_at + memory.bytes())?;
+    write_memory(file, memory, memory_at)?;
+    file.sync_all()?;
+    temporary.persist_noclobber(path)?;
+    Ok(())
+}
+
+fn write_memory(file: &File, memory: &Memory, at: u64) -> Result<()> {
+    let mut page: Page = [0; PAGE_SIZE];
+    for index in 0..memory.page_count() {
+        memory.read_page(memory.frame(index), &mut page);
+        if page.iter().any(|&byte| byte != 0) {
+            file.write_all_at(&page, at + index * PAGE_SIZE as u64)?;
+        }
+    }
+    Ok(())
+}
+
+fn header(count: u16) -> Vec<u8> {
+    let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    // ET_CORE, EM_X86_64.
+    bytes.extend([4, 0, 62, 0, 1, 0, 0, 0]);
+    for word in [0, HEADER, 0] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend(0u32.to_le_bytes());
+    for half in [HEADER as u16, PROGRAM_HEADER as u16, count, 0, 0, 0] {
+        bytes.extend(half.to_le_bytes());
+    }
+    bytes
+}
+
+fn program_header(out: &mut Vec<u8>, kind: u32, flags: u32, offset: u64, address: u64, physical: u64, length: u64) {
+    out.extend(kind.to_le_bytes());
+    out.extend(flags.to_le_bytes());
+    let align = if kind == PT_LOAD { PAGE_SIZE as u64 } else { 4 };
+    for word in [offset, address, physical, length, length, align] {
+        out.extend(word.to_le_bytes());
+    }
+}
+
+/// The registers, as the kernel writes them into a core (`struct elf_prstatus`).
+fn note(regs: &kvm_regs, sregs: &kvm_sregs) -> Vec<u8> {
+    let mut status = vec![0; PRSTATUS];
+    // A process number: gdb wants one.
+    status[32] = 1;
+    let registers = [
+        regs.r15,
+        regs.r14,
+        regs.r13,
+        regs.r12,
+        regs.rbp,
+        regs.rbx,
+        regs.r11,
+        regs.r10,
+        regs.r9,
+        regs.r8,
+        regs.rax,
+        regs.rcx,
+        regs.rdx,
+        regs.rsi,
+        regs.rdi,
+        u64::MAX,
+        regs.rip,
+        sregs.cs.selector.into(),
+        regs.rflags,
+        regs.rsp,
+        sregs.ss.selector.into(),
+        sregs.fs.base,
+        sregs.gs.base,
+        sregs.ds.selector.into(),
+        sregs.es.selector.into(),
+        sregs.fs.selector.into(),
+        sregs.gs.selector.into(),
+    ];
+    for (index, value) in registers.iter().enumerate() {
+        let at = PRSTATUS_REGISTERS + 8 * index;
+        status[at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    let mut note = Vec::new();
+    for word in [5, PRSTATUS as u32, NT_PRSTATUS] {
+        note.extend(word.to_le_bytes());
+    }
+    note.extend(b"CORE\0\0\0\0");
+    note.extend(status);
+    note
+}

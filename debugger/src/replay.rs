@@ -1,0 +1,155 @@
+//! `lockstep-debug replay`: the machine replayed to a position, in one go and without checkpoints.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use lockstep_backup::open::{Opened, open};
+use lockstep_logcodec::{LogReader, Record};
+use lockstep_vmm::probe::at_start;
+use serde_json::json;
+
+use crate::Recording;
+use crate::position::Position;
+use crate::timeline::{Goal, Reached, digest, point};
+
+#[derive(Args)]
+pub struct ReplayOptions {
+    #[command(flatten)]
+    recording: Recording,
+    /// Where to: a stop (`1234`), a guest time (`12.5s`) or `end`. Given several times, in ascending order, the replay
+    /// goes on from one to the next.
+    #[arg(long, value_name = "POSITION", default_value = "end")]
+    to: Vec<Position>,
+    /// Tell a digest of registers, devices, memory and disks at each position: equal states have equal digests.
+    #[arg(long)]
+    digest: bool,
+    /// One JSON object for each position.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
+    let directory = &options.recording.directory;
+    let last = last_stop(directory)?;
+    let Opened {
+        mut machine,
+        mut replayer,
+        ..
+    } = open(directory, &at_start()?)?;
+    let bar = bar(last.saturating_sub(machine.stop()), options.json);
+    let start = (machine.stop(), machine.now());
+    for &position in &options.to {
+        let goal = Goal::from(position);
+        let (from, begin) = ((machine.stop(), machine.now()), Instant::now());
+        let mut shown = begin;
+        let behind = match goal {
+            Goal::Point(to) => to < point(&machine, &replayer),
+            Goal::Time(to) => to < machine.now(),
+            Goal::End => false,
+        };
+        if behind {
+            bail!(
+                "{position} lies before stop {} and {} of guest time, where the replay is: a recording begins at its start, \
+                 and positions are given in ascending order",
+                machine.stop(),
+                Position::Time(machine.now())
+            );
+        }
+        let mut reached = goal.begin(&machine, &mut replayer);
+        while reached.is_none() {
+            reached = goal.step(&mut machine, &mut replayer)?;
+            if shown.elapsed() > Duration::from_millis(100) {
+                shown = Instant::now();
+                bar.set_position(machine.stop() - start.0);
+            }
+        }
+        let wall = begin.elapsed().as_secs_f64();
+        let guest = (machine.now() - from.1) as f64 / 1e9;
+        if reached == Some(Reached::End) {
+            bar.finish_and_clear();
+            bail!(
+                "{position} is not in this recording: it ends at stop {} and {} of guest time",
+                machine.stop(),
+                Position::Time(machine.now())
+            );
+        }
+        if replayer.is_at_end() {
+            replayer.finish(&machine)?;
+        }
+        let digest = if options.digest {
+            Some(hex(&digest(&machine, &mut replayer)?))
+        } else {
+            None
+        };
+        if options.json {
+            println!(
+                "{}",
+                json!({
+                    "stop": machine.stop(),
+                    "turn": replayer.further_turns(),
+                    "guest_ns": machine.now(),
+                    "at_end": replayer.is_at_end(),
+                    "stops_replayed": machine.stop() - from.0,
+                    "guest_seconds": guest,
+                    "wall_seconds": wall,
+                    "digest": digest,
+                })
+            );
+        } else {
+            bar.suspend(|| {
+                println!(
+                    "stop {}, {} of guest time: {} stops and {guest:.3} s replayed in {wall:.3} s ({:.1} x)",
+                    machine.stop(),
+                    Position::Time(machine.now()),
+                    machine.stop() - from.0,
+                    guest / wall.max(1e-9)
+                );
+                if let Some(digest) = &digest {
+                    println!("digest {digest}");
+                }
+            });
+        }
+    }
+    bar.finish_and_clear();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The last stop that the log covers.
+pub fn last_stop(directory: &std::path::Path) -> Result<u64> {
+    let mut reader = LogReader::open(directory)?;
+    // To its end: false, and that is where it stands.
+    reader.seek(u64::MAX)?;
+    while let Some(record) = reader.next_record()? {
+        if let Record::End(end) = record {
+            return Ok(end.last_stop);
+        }
+    }
+    Ok(reader.stop())
+}
+
+/// A bar of stops, where somebody sees it.
+pub fn bar(stops: u64, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(stops);
+    // The template is a constant; a wrong one would only cost the decoration.
+    if let Ok(style) = ProgressStyle::with_template("replaying [{bar:40}] {pos}/{len} stops, {per_sec}, {eta} to go") {
+        bar.set_style(style);
+    }
+    bar
+}

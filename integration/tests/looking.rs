@@ -1,0 +1,187 @@
+//! What a recording's machine looks like at a position: registers, code, tasks and memory, and the same in an ELF core that
+//! gdb opens.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lockstep_integration::gate::{require_kvm, require_program};
+use lockstep_integration::paths::program;
+use lockstep_integration::process::{bound, check};
+use lockstep_integration::{Booted, Guest, Kind, work_dir};
+use object::{Object, ObjectSymbol};
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(180);
+
+fn record(log: &Path) -> Result<()> {
+    let mut run = Booted::get(Kind::Shell)?.go_on()?.record(log).start()?;
+    run.type_text("echo SEEN-$((40 + 2))\n")?;
+    run.wait_for("SEEN-42", LIMIT)?;
+    run.terminate()?.report()?;
+    Ok(())
+}
+
+fn debug(arguments: &[&str]) -> Result<Output> {
+    Ok(bound(program("lockstep-debug")?)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()?)
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// What `show --json` tells.
+fn show(log: &str, more: &[&str]) -> Result<Value> {
+    let mut arguments = vec!["show", log, "--json"];
+    arguments.extend(more);
+    let output = debug(&arguments)?;
+    ensure!(output.status.success(), "{}", text(&output));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn symbol(vmlinux: &Path, name: &str) -> Result<u64> {
+    let bytes = fs::read(vmlinux)?;
+    let file = object::File::parse(&*bytes)?;
+    let found = file.symbols().find(|symbol| symbol.name() == Ok(name));
+    Ok(found.with_context(|| format!("no symbol {name}"))?.address())
+}
+
+fn unhex(text: &str) -> Result<Vec<u8>> {
+    let pairs = text.as_bytes().chunks(2);
+    let byte = |pair| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?);
+    pairs.map(byte).collect()
+}
+
+#[test]
+fn a_position_is_shown_and_exported() -> Result<()> {
+    if !require_kvm() || !require_program("gdb", "gdb") {
+        return Ok(());
+    }
+    let dir = work_dir("looking")?;
+    let log = dir.join("log");
+    record(&log)?;
+    let log = log.to_str().context("path")?;
+    let vmlinux = Guest::find()?.vmlinux;
+    let kernel = vmlinux.to_str().context("path")?;
+    let (banner, jiffies) = (symbol(&vmlinux, "linux_banner")?, symbol(&vmlinux, "jiffies_64")?);
+    let (banner_text, jiffies_text) = (format!("{banner:#x}"), format!("{jiffies:#x}"));
+    let shown = show(
+        log,
+        &[
+            "--at",
+            "end",
+            "--vmlinux",
+            kernel,
+            "--tasks",
+            "--devices",
+            "--mem",
+            &banner_text,
+            "60",
+            "--mem",
+            &jiffies_text,
+            "8",
+            "--mem",
+            "phys:0x1000000",
+            "16",
+            "--mem",
+            "0xffff800000000000",
+            "8",
+        ],
+    )?;
+    let memory = |index: usize| unhex(shown["memory"][index]["bytes"].as_str().unwrap_or_default());
+    ensure!(memory(0)?.starts_with(b"Linux version 6.1"), "{shown}");
+    ensure!(memory(2)?.len() == 16 && memory(3)?.is_empty(), "{shown}");
+    let ticks = u64::from_le_bytes(memory(1)?.try_into().map_err(|_| anyhow::anyhow!("{shown}"))?);
+    let tasks = shown["tasks"].as_array().context("no tasks")?;
+    ensure!(
+        tasks[0]["comm"] == "swapper" && tasks[0]["kernel_thread"] == true,
+        "{shown}"
+    );
+    let named = |pid: u64| tasks.iter().find(|task| task["pid"] == pid);
+    ensure!(named(1).is_some_and(|task| task["comm"] == "init"), "{shown}");
+    ensure!(named(2).is_some_and(|task| task["comm"] == "kthreadd"), "{shown}");
+    ensure!(tasks.iter().any(|task| task["comm"] == "sh"), "{shown}");
+    // It waits for the next key.
+    ensure!(shown["current"]["comm"] == "swapper", "{shown}");
+    let stack = shown["stack_by_frame_pointers"].as_array().context("no stack")?;
+    let calls: Vec<_> = stack.iter().filter_map(|frame| frame["symbol"].as_str()).collect();
+    ensure!(calls.iter().any(|name| name.starts_with("do_idle")), "{calls:?}");
+    ensure!(
+        calls
+            .last()
+            .is_some_and(|name| name.contains("start_kernel") || name.contains("startup")),
+        "{calls:?}"
+    );
+    ensure!(shown["code"].as_array().is_some_and(|code| code.len() > 3), "{shown}");
+    ensure!(
+        shown["devices"].as_str().is_some_and(|text| text.contains("pic")),
+        "{shown}"
+    );
+
+    let core = dir.join("core");
+    let output = debug(&["export-memory", log, core.to_str().context("path")?, "--at", "end"])?;
+    ensure!(output.status.success(), "{}", text(&output));
+    let read = check(
+        Command::new("gdb")
+            .args(["-q", "-batch"])
+            .arg(&vmlinux)
+            .arg(&core)
+            .args([
+                "-ex",
+                "p jiffies_64",
+                "-ex",
+                "x/s linux_banner",
+                "-ex",
+                "p $rip",
+                "-ex",
+                "p init_task.comm",
+                "-ex",
+                "backtrace",
+            ]),
+    )?;
+    ensure!(
+        read.contains(&format!("= {ticks}\n")),
+        "jiffies_64 is not {ticks}: {read}"
+    );
+    ensure!(read.contains("\"Linux version 6.1"), "{read}");
+    ensure!(read.contains("\"swapper\\000"), "{read}");
+    let rip = shown["registers"]["rip"].as_str().context("no rip")?;
+    ensure!(read.contains(rip), "{rip} is not gdb's: {read}");
+    ensure!(read.contains("do_idle"), "{read}");
+    let again = debug(&["export-memory", log, core.to_str().context("path")?, "--at", "end"])?;
+    ensure!(
+        again.status.code() == Some(1) && text(&again).contains("exists already"),
+        "{}",
+        text(&again)
+    );
+
+    for (arguments, why) in [
+        (&["show", log, "--at", "1s"][..], "is not in this recording: it begins"),
+        (&["show", log, "--at", "0"], "is not in this recording: it begins"),
+        (&["show", log, "--at", "99999999"], "is not in this recording: it ends"),
+        (&["show", log, "--at", "99h"], "is not in this recording: it ends"),
+        (
+            &["replay", log, "--to", "99999999"],
+            "is not in this recording: it ends",
+        ),
+        (&["replay", log, "--to", "end", "--to", "0"], "ascending order"),
+        (
+            &["show", log, "--at", "end", "--vmlinux", "/bin/true"],
+            "is not the kernel that was recorded",
+        ),
+        (&["show", log, "--at", "end", "--mem", "x", "4"], "is no number"),
+    ] {
+        let output = debug(arguments)?;
+        ensure!(
+            output.status.code() == Some(1) && text(&output).contains(why),
+            "{arguments:?} must say `{why}`, and says: {}",
+            text(&output)
+        );
+    }
+    Ok(())
+}
