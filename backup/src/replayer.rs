@@ -79,6 +79,8 @@ pub struct Progress {
 type EffectSink = Box<dyn FnMut(u64, Effect)>;
 /// Told when the chain at the end of a batch was equal: how many batches there were, and the stop.
 type BatchSink = Box<dyn FnMut(u64, u64)>;
+/// Told what the guest prints: the stop, and the bytes.
+type ConsoleSink = Box<dyn FnMut(u64, &[u8])>;
 
 /// Where a replay lets go of the machine before the log ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +104,7 @@ pub struct Replayer {
     progress: Progress,
     slice_since: Instant,
     effects: Option<EffectSink>,
+    console: Option<ConsoleSink>,
     verified: Option<BatchSink>,
     history: Option<History>,
     pause: Pause,
@@ -126,6 +129,7 @@ impl Replayer {
             progress: Progress::default(),
             slice_since: Instant::now(),
             effects: None,
+            console: None,
             verified: None,
             history: None,
             pause: Pause::Never,
@@ -144,6 +148,11 @@ impl Replayer {
     /// Gives what leaves the machine to `sink`, with the number of the batch in work, from 0.
     pub fn on_effect(&mut self, sink: impl FnMut(u64, Effect) + 'static) {
         self.effects = Some(Box::new(sink));
+    }
+
+    /// Tells `sink` what the guest prints: the natural stop, and all bytes of that stop at once.
+    pub fn on_console(&mut self, sink: impl FnMut(u64, &[u8]) + 'static) {
+        self.console = Some(Box::new(sink));
     }
 
     /// Tells `sink` of each batch whose chain was equal: how many there were, and the stop.
@@ -407,6 +416,20 @@ impl Oracle for Replayer {
         tracing::trace!(stop = machine.stop(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
         if let (Some(logged), Some(here)) = (&turn.epoch, &taken.epoch) {
             self.compare_epoch(machine, logged, here)?;
+        }
+        if let Some(sink) = &mut self.console {
+            let printed: Vec<u8> = taken
+                .effects
+                .iter()
+                .filter_map(|effect| match effect {
+                    Effect::Console(bytes) => Some(&bytes[..]),
+                    _ => None,
+                })
+                .collect::<Vec<_>>()
+                .concat();
+            if !printed.is_empty() {
+                sink(machine.stop(), &printed);
+            }
         }
         for effect in taken.effects {
             match effect {

@@ -64,6 +64,11 @@ impl Entries {
         Ok(self.waiting.pop_front())
     }
 
+    /// The last natural stop that the log covers, as far as it was read.
+    pub fn last_stop(&self) -> u64 {
+        self.reader.stop()
+    }
+
     /// Why the last [`Entries::next`] had none.
     pub fn ending(&self) -> Ending {
         self.reader.ending()

@@ -4,7 +4,7 @@ use std::io::{StdoutLock, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use lockstep_logcodec::{Ending, describe};
 use lockstep_proto::Turn;
 use regex::bytes::Regex;
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::Recording;
 use crate::entries::{Entries, Entry};
 use crate::follow::Changes;
+use crate::kinds::{Kind, Kinds};
 use crate::position::Position;
 use crate::totals::describe_ending;
 
@@ -38,41 +39,6 @@ pub struct EventsOptions {
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Kind {
-    Clock,
-    Random,
-    Frame,
-    Console,
-    Disk,
-    Entropy,
-    Forced,
-    Epoch,
-}
-
-fn kinds(turn: &Turn) -> Vec<Kind> {
-    [
-        (turn.clock.is_some(), Kind::Clock),
-        (turn.random.is_some(), Kind::Random),
-        (!turn.frames.is_empty(), Kind::Frame),
-        (!turn.console.is_empty(), Kind::Console),
-        (!turn.disks.is_empty(), Kind::Disk),
-        (!turn.entropy.is_empty(), Kind::Entropy),
-        (turn.forced.is_some(), Kind::Forced),
-        (turn.epoch.is_some(), Kind::Epoch),
-    ]
-    .into_iter()
-    .filter_map(|(present, kind)| present.then_some(kind))
-    .collect()
-}
-
-impl Kind {
-    fn name(self) -> String {
-        self.to_possible_value()
-            .map_or_else(String::new, |value| value.get_name().to_owned())
-    }
 }
 
 pub fn run(options: &EventsOptions) -> Result<ExitCode> {
@@ -137,8 +103,8 @@ impl<'a> List<'a> {
         if self.options.from.order_of(*stop, *guest_ns).is_lt() {
             return Ok(());
         }
-        let kinds = kinds(turn);
-        if !self.options.kind.is_empty() && !kinds.iter().any(|kind| self.options.kind.contains(kind)) {
+        let kinds = Kinds::of(turn);
+        if !self.options.kind.is_empty() && !kinds.iter().any(|kind| self.options.kind.contains(&kind)) {
             return Ok(());
         }
         let line = describe::turn(turn);
@@ -155,15 +121,13 @@ impl<'a> List<'a> {
                 "batch": batch,
                 "stop": stop,
                 "guest_ns": guest_ns,
-                "kinds": kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>(),
+                "kinds": kinds.iter().map(Kind::name).collect::<Vec<_>>(),
                 "text": line,
             });
             add_details(&mut value, turn);
             writeln!(self.out, "{value}")?;
         } else {
-            // The rarest kind of the turn says most; the clock is in nearly all of them.
-            let kind = kinds.iter().rev().find(|kind| **kind != Kind::Epoch).or(kinds.last());
-            let kind = kind.map_or_else(String::new, |kind| kind.name());
+            let kind = kinds.rarest().map_or_else(String::new, Kind::name);
             let (seconds, rest) = (guest_ns / 1_000_000_000, guest_ns % 1_000_000_000);
             writeln!(self.out, "{stop:>10}  {seconds:>6}.{rest:09}  {kind:<7}  {line}")?;
         }

@@ -8,6 +8,7 @@ mod events;
 mod follow;
 mod gdb;
 mod info;
+mod kinds;
 mod pcap;
 mod position;
 mod replay;
@@ -15,6 +16,7 @@ mod show;
 mod symbols;
 mod timeline;
 mod totals;
+mod tui;
 mod verify;
 mod watched;
 
@@ -59,6 +61,8 @@ enum Command {
     ExportPcap(pcap::PcapOptions),
     /// Tell the first difference: of two logs of one machine, of a log and its replay, or in a pair's divergence report.
     Diff(diff::DiffOptions),
+    /// Walk through a recording on a screen.
+    Tui(tui::TuiOptions),
     #[command(flatten)]
     Packaging(packaging::PackagingCommand),
 }
@@ -88,6 +92,7 @@ fn main() -> ExitCode {
         Command::Console(options) => console::run(&options),
         Command::ExportPcap(options) => pcap::run(&options),
         Command::Diff(options) => diff::run(&options),
+        Command::Tui(options) => tui::run(&options),
         Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),
     };
     match result {

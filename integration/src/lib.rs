@@ -13,6 +13,7 @@ pub mod paths;
 pub mod process;
 pub mod random;
 pub mod run;
+pub mod screen;
 pub mod signals;
 pub mod snapshot;
 pub mod tamper;

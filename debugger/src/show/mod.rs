@@ -1,18 +1,19 @@
 //! `lockstep-debug show`: the machine as it was at a position.
 
-mod code;
-mod kernel;
+pub mod code;
+pub mod kernel;
 mod memory;
-mod tasks;
-mod text;
-mod view;
+pub mod tasks;
+pub mod text;
+pub mod view;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use lockstep_proto::Identity;
 use serde_json::{Value, json};
 
 use crate::Recording;
@@ -62,7 +63,10 @@ pub fn run(options: &ShowOptions) -> Result<ExitCode> {
         .map(|pair| Ok((pair[0].parse()?, memory::length(&pair[1])?)))
         .collect::<Result<_>>()?;
     let mut timeline = Timeline::open(&options.recording.directory, &options.timeline)?;
-    let kernel = kernel(options, &timeline)?;
+    let kernel = kernel(options.vmlinux.as_deref(), timeline.identity())?;
+    if options.tasks && kernel.is_none() {
+        bail!("tasks need the DWARF of the guest's kernel: give its vmlinux with --vmlinux");
+    }
     for &position in &options.at {
         let begin = Instant::now();
         go(&mut timeline, position, options.json)?;
@@ -89,17 +93,14 @@ pub fn run(options: &ShowOptions) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn kernel(options: &ShowOptions, timeline: &Timeline) -> Result<Option<Kernel>> {
-    let identity = timeline.identity();
-    if let Some(path) = &options.vmlinux {
-        return Ok(Some(Kernel::read(path, identity)?));
+/// The recorded kernel: the one that was given, else the one that the log names, if it is there.
+pub fn kernel(given: Option<&Path>, identity: &Identity) -> Result<Option<Kernel>> {
+    if let Some(path) = given {
+        return Kernel::read(path, identity).map(Some);
     }
-    let named = PathBuf::from(&identity.kernel_path);
-    if check_kernel(&named, identity).is_ok() {
-        return Ok(Some(Kernel::read(&named, identity)?));
-    }
-    if options.tasks {
-        bail!("tasks need the DWARF of the guest's kernel: give its vmlinux with --vmlinux");
+    let named = Path::new(&identity.kernel_path);
+    if check_kernel(named, identity).is_ok() {
+        return Kernel::read(named, identity).map(Some);
     }
     Ok(None)
 }

@@ -168,6 +168,11 @@ impl Timeline {
         &self.identity
     }
 
+    /// Tells `sink` what the guest prints, each time that a replay passes it: the natural stop, and all bytes of that stop.
+    pub fn on_console(&mut self, sink: impl FnMut(u64, &[u8]) + 'static) {
+        self.replayer.on_console(sink);
+    }
+
     /// Where the machine stands.
     pub fn point(&self) -> Point {
         course::point(&self.machine, &self.replayer)
