@@ -13,6 +13,9 @@ use crate::verify::{Wanted, verify};
 /// Pages that are named one by one.
 const NAMED_PAGES: usize = 64;
 
+/// An epoch has the vCPU and the devices in its digest too.
+const SAME_PAGES: &str = "The pages that the epoch dirtied are as recorded: the vCPU or a device differs.";
+
 /// Replays the log in `directory`, and tells where the replay differs first.
 pub fn compare(directory: &Path, vmlinux: Option<&Path>, quiet: bool) -> Result<Found> {
     let verified = verify(
@@ -52,7 +55,13 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
                     counts.1.to_string(),
                 ));
             }
-            if *detail {
+            if *detail
+                && [different, only_logged, only_here]
+                    .iter()
+                    .all(|frames| frames.is_empty())
+            {
+                notes.push(SAME_PAGES.into());
+            } else if *detail {
                 for (frames, expected, actual) in [
                     (different, "as recorded", "other content"),
                     (only_logged, "written", "not written"),
