@@ -10,6 +10,9 @@ const INSTRUCTIONS: usize = 8;
 /// Frames that are shown.
 const MAX_FRAMES: usize = 64;
 const KERNEL_HALF: u64 = 1 << 63;
+const PT_REGS_BP: u64 = 32;
+const PT_REGS_IP: u64 = 128;
+const PT_REGS_CS: u64 = 136;
 
 /// An instruction.
 pub struct Line {
@@ -32,6 +35,9 @@ pub fn disassemble(view: &View<'_>, kernel: Option<&Kernel>) -> Vec<Line> {
     };
     let mut decoder = Decoder::with_ip(bits, &code[..length], rip, DecoderOptions::NONE);
     let mut formatter = GasFormatter::with_options(kernel.map(|kernel| Box::new(Names::of(kernel)) as _), None);
+    // As gdb writes numbers.
+    formatter.options_mut().set_uppercase_hex(false);
+    formatter.options_mut().set_small_hex_numbers_in_decimal(false);
     let mut lines = Vec::new();
     while lines.len() < INSTRUCTIONS && decoder.can_decode() {
         let start = decoder.position();
@@ -90,19 +96,27 @@ pub fn stack(view: &View<'_>, kernel: Option<&Kernel>) -> Vec<u64> {
     };
     frames.extend(early.and_then(|at| view.word(at).ok()));
     let mut frame = view.regs.rbp;
-    while frames.len() < MAX_FRAMES && frame >= KERNEL_HALF && frame.is_multiple_of(8) {
-        let (Ok(next), Ok(address)) = (view.word(frame), view.word(frame.wrapping_add(8))) else {
+    while frames.len() < MAX_FRAMES && frame >= KERNEL_HALF {
+        let Some((address, next)) = caller(view, frame) else {
             break;
         };
-        if address < KERNEL_HALF {
-            break;
-        }
         frames.push(address);
-        // The stack grows downwards: a frame that does not go up is none.
-        if next <= frame {
+        if next == frame {
             break;
         }
         frame = next;
     }
     frames
+}
+
+/// The address that a frame returns to, in ring 0, and the frame of that code. Where an exception or interrupt came in,
+/// Linux leaves the address of the registers that it saved, plus one (ENCODE_FRAME_POINTER, `struct pt_regs`).
+fn caller(view: &View<'_>, frame: u64) -> Option<(u64, u64)> {
+    let word = |at: u64| view.word(frame.wrapping_add(at)).ok();
+    let (address, next) = match frame % 8 {
+        0 => (word(8)?, word(0)?),
+        1 if word(PT_REGS_CS - 1)? & 3 == 0 => (word(PT_REGS_IP - 1)?, word(PT_REGS_BP - 1)?),
+        _ => return None,
+    };
+    (address >= KERNEL_HALF).then_some((address, next))
 }

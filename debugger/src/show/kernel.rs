@@ -8,6 +8,7 @@ use gimli::{AttributeValue, EndianSlice, LittleEndian, Unit};
 use lockstep_proto::Identity;
 use object::{Object, ObjectSection, ObjectSymbol};
 
+use super::view::View;
 use crate::symbols::check_kernel;
 
 type Slice<'a> = EndianSlice<'a, LittleEndian>;
@@ -24,6 +25,9 @@ const WANTED: [(&str, &str); 8] = [
     ("list_head", "next"),
 ];
 
+/// Bytes of `linux_banner` that are compared.
+const BANNER: u64 = 64;
+
 /// A kernel.
 pub struct Kernel {
     path: PathBuf,
@@ -31,6 +35,10 @@ pub struct Kernel {
     /// Functions by address.
     functions: Vec<(u64, String)>,
     offsets: HashMap<(&'static str, &'static str), u64>,
+    /// Where the kernel's version text lies, and its bytes.
+    banner: Option<(u64, Vec<u8>)>,
+    /// The recording's identity has this kernel's digest.
+    is_sure: bool,
 }
 
 impl Kernel {
@@ -48,12 +56,41 @@ impl Kernel {
             symbols.insert(name.to_owned(), symbol.address());
         }
         functions.sort();
+        let banner = symbols.get("linux_banner").and_then(|&address| {
+            let bytes = file
+                .sections()
+                .find_map(|section| section.data_range(address, BANNER).ok()?)?;
+            Some((address, bytes.to_vec()))
+        });
         Ok(Self {
+            banner,
+            is_sure: !identity.kernel_digest.is_empty(),
             path: path.to_owned(),
             symbols,
             functions,
             offsets: offsets(&file).with_context(|| format!("the DWARF of {} is damaged", path.display()))?,
         })
+    }
+
+    /// Where a recording began with a snapshot, nothing names its kernel: then the guest's memory must.
+    pub fn check(&self, view: &View<'_>) -> Result<()> {
+        if self.is_sure {
+            return Ok(());
+        }
+        let (address, text) = self
+            .banner
+            .as_ref()
+            .with_context(|| format!("{} is no Linux kernel", self.path.display()))?;
+        let mut here = vec![0; text.len()];
+        view.read(*address, &mut here)
+            .context("the guest's kernel is not there yet, or another one")?;
+        if here != *text {
+            bail!(
+                "{} is not the kernel that runs here: give the vmlinux of the recording's kernel",
+                self.path.display()
+            );
+        }
+        Ok(())
     }
 
     /// The address of a symbol.

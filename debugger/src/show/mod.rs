@@ -138,6 +138,9 @@ impl Shown {
             regs,
             sregs,
         };
+        if let Some(kernel) = kernel {
+            kernel.check(&view)?;
+        }
         let tasks = match kernel {
             Some(kernel) if options.tasks => Some(tasks::list(&view, kernel).context("the list of tasks")?),
             _ => None,
