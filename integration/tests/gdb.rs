@@ -14,7 +14,7 @@ use lockstep_integration::{Booted, Guest, Kind, work_dir};
 const LIMIT: Duration = Duration::from_secs(180);
 /// The guest is recorded again, with other times, where the store lies in a slice that a delta carried: on a busy machine
 /// that is not rare, and there are no instructions in it.
-const TRIES: u64 = 6;
+const TRIES: u64 = 16;
 
 /// Shared by the scripts: where the machine stands, and all of its registers.
 const PYTHON: &str = r"
@@ -62,6 +62,55 @@ for number in reversed(range(100)):
 print('FORWARD-WRONG', wrong)
 end
 "#;
+
+/// Slices that are stepped from end to end give the states that a replay gives; breakpoints and a watch in both directions.
+const WALK: &str = r"
+python
+gdb.execute('break panic')
+gdb.execute('continue')
+panic = place()
+gdb.execute('delete')
+gdb.execute('watch panic_on_oops')
+gdb.execute('reverse-continue')
+gdb.execute('delete')
+def stop():
+    return int(said('monitor when').split()[1])
+def digest():
+    said('maintenance flush register-cache')
+    return said('monitor digest')
+first = stop() - 3
+replayed = []
+for number in range(6):
+    said('monitor seek %d' % (first + number))
+    replayed.append((digest(), place()))
+said('monitor seek %d' % first)
+passed, steps, wrong, here = 0, 0, 0, first
+while passed < 5 and steps < 20000:
+    said('stepi')
+    steps += 1
+    if stop() != here:
+        here += 1
+        passed += 1
+        wrong += (digest(), place()) != replayed[passed]
+print('WALKED', passed, 'WRONG', wrong)
+gdb.execute('break do_proc_dointvec_conv')
+said('monitor seek %d' % first)
+said('maintenance flush register-cache')
+gdb.execute('continue')
+hit = place()
+said('continue')
+gdb.execute('reverse-continue')
+print('BREAKPOINT-AGAIN', place() == hit)
+gdb.execute('delete')
+gdb.execute('watch panic_on_oops')
+gdb.execute('continue')
+print('WATCH-FORWARD', value('panic_on_oops'))
+gdb.execute('delete')
+gdb.execute('break panic')
+gdb.execute('continue')
+print('PANIC-AGAIN', place() == panic)
+end
+";
 
 /// The ends of the recording, what is refused, and monitor's commands.
 const EDGES: &str = r"
@@ -166,9 +215,21 @@ fn gdb_goes_back_from_a_panic_to_the_store() -> Result<()> {
         ensure!(line(&text, "DISTINCT")? == "DISTINCT 101", "{text}");
         ensure!(line(&text, "FORWARD-WRONG")? == "FORWARD-WRONG 0", "{text}");
         println!("{}", line(&text, "=>")?);
+        walk(&dir)?;
         return edges(&dir);
     }
     bail!("in {TRIES} recordings the store was carried by a delta each time: this machine is too busy")
+}
+
+fn walk(dir: &Path) -> Result<()> {
+    let text = gdb(dir, WALK)?;
+    let walked = line(&text, "WALKED")?;
+    println!("{walked}");
+    ensure!(walked.ends_with("WRONG 0") && !walked.starts_with("WALKED 0"), "{text}");
+    ensure!(line(&text, "BREAKPOINT-AGAIN")? == "BREAKPOINT-AGAIN True", "{text}");
+    ensure!(line(&text, "WATCH-FORWARD")? == "WATCH-FORWARD 1", "{text}");
+    ensure!(line(&text, "PANIC-AGAIN")? == "PANIC-AGAIN True", "{text}");
+    Ok(())
 }
 
 fn edges(dir: &Path) -> Result<()> {

@@ -101,7 +101,14 @@ fn seeking_gives_what_a_straight_replay_gives() -> Result<()> {
     order.insert(0, last);
     // With so few checkpoints a jump takes as long as a replay of half of the recording: fewer of them will do.
     let few = &order[..=STOPS / 3];
-    for (order, more) in [(&order[..], &[][..]), (few, &["--checkpoint-memory-mib", "2"])] {
+    let spill = dir.join("spill");
+    std::fs::create_dir(&spill)?;
+    let spill = spill.to_str().context("path")?;
+    for (order, more) in [
+        (&order[..], &[][..]),
+        (few, &["--checkpoint-memory-mib", "2"]),
+        (few, &["--checkpoint-memory-mib", "2", "--checkpoint-dir", spill]),
+    ] {
         let shown = at("show", "--at", &log, order, more)?;
         ensure!(shown.len() == order.len());
         let mut seconds = Vec::new();
@@ -116,13 +123,16 @@ fn seeking_gives_what_a_straight_replay_gives() -> Result<()> {
         seconds.sort_unstable_by(f64::total_cmp);
         let kept = shown.last().context("nothing was shown")?;
         println!(
-            "{} random stops of {first} to {last} {more:?}: median seek {:.2} s, longest {:.2} s; {} checkpoints, {} KiB",
+            "{} random stops of {first} to {last} {more:?}: median seek {:.2} s, longest {:.2} s; {} checkpoints, {} KiB, {} KiB in a file",
             seconds.len(),
             seconds[seconds.len() / 2],
             seconds[seconds.len() - 1],
             kept["checkpoints"],
-            kept["checkpoint_bytes"].as_u64().unwrap_or(0) >> 10
+            kept["checkpoint_bytes"].as_u64().unwrap_or(0) >> 10,
+            kept["checkpoint_file_bytes"].as_u64().unwrap_or(0) >> 10
         );
+        let spilled = kept["checkpoint_file_bytes"].as_u64() > Some(0);
+        ensure!(spilled == more.contains(&spill), "{kept}");
         ensure!(kept["checkpoints"].as_u64() > Some(2), "{kept}");
     }
     Ok(())

@@ -4,12 +4,14 @@ use anyhow::{Result, bail};
 
 use super::target::Debuggee;
 use crate::position::Position;
+use crate::replay::hex;
 use crate::show::go;
 
 const HELP: &str = "\
 monitor when             where the machine stands: stop, turn, steps, guest time
 monitor seek POSITION    go to a stop (1234), a guest time (12.5s) or `end`; then `maintenance flush register-cache`
 monitor checkpoint       keep a checkpoint here (between slices), and tell what checkpoints take
+monitor digest           a digest of registers, devices, memory and disks: equal states have equal digests
 monitor why              why the last thing was refused, or what to know of the last stop";
 
 impl Debuggee {
@@ -25,6 +27,10 @@ impl Debuggee {
                 self.when()
             }
             (Some("checkpoint"), None) => self.checkpoint()?,
+            (Some("digest"), None) if self.walker.spot().steps > 0 => {
+                bail!("digests are of states between slices: this is inside one")
+            }
+            (Some("digest"), None) => hex(&self.walker.timeline_mut().digest()?),
             (Some("why"), None) => self.note.clone().unwrap_or_else(|| "nothing to tell".into()),
             (None | Some("help"), None) => HELP.into(),
             _ => bail!("there is no such command\n{HELP}"),

@@ -177,3 +177,70 @@ impl Found<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ENTRY: u64 = PRESENT | WRITABLE;
+
+    fn paged(cr3: u64) -> kvm_sregs {
+        kvm_sregs {
+            cr0: CR0_PAGING,
+            efer: 0x500,
+            cr3,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn stretches_are_joined_and_end_with_memory() {
+        let memory = Memory::new(4 << 20).unwrap();
+        let put = |at: u64, entry: u64| memory.ram().write_obj(entry, GuestAddress(at)).unwrap();
+        // The last entry of each table, down to three pages of which two lie side by side; and a page of 2 MiB, after
+        // which comes one that is no memory any more.
+        put(0x1000 + 511 * 8, 0x2000 | ENTRY);
+        put(0x2000 + 511 * 8, 0x3000 | ENTRY);
+        put(0x3000, 0x4000 | ENTRY);
+        put(0x3008, 0x20_0000 | ENTRY | LARGE);
+        put(0x3010, 0x40_0000 | ENTRY | LARGE);
+        put(0x4000, 0x8000 | ENTRY);
+        put(0x4008, 0x9000 | ENTRY);
+        put(0x4018, 0x7000 | ENTRY);
+        let base = 0xffff_ffff_c000_0000;
+        let found = mappings(&memory, &paged(0x1000), 100);
+        let expected = [
+            (base, 0x8000, 0x2000),
+            (base + 0x3000, 0x7000, 0x1000),
+            (base + 0x20_0000, 0x20_0000, 0x20_0000),
+        ];
+        let tuples: Vec<_> = found.iter().map(|m| (m.address, m.physical, m.length)).collect();
+        assert_eq!(tuples, expected);
+        for mapping in &found {
+            let wanted = Wanted {
+                write: false,
+                user: false,
+            };
+            let at = mapping.address + mapping.length - 1;
+            let end = mapping.physical + mapping.length - 1;
+            assert_eq!(translate(memory.ram(), &paged(0x1000), at, wanted), Ok(end));
+        }
+        assert_eq!(mappings(&memory, &paged(0x1000), 1).len(), 1);
+        let flat = mappings(&memory, &kvm_sregs::default(), 100);
+        assert_eq!((flat.len(), flat[0].length), (1, 4 << 20));
+    }
+
+    #[test]
+    fn tables_that_name_themselves_come_to_an_end() {
+        let memory = Memory::new(1 << 20).unwrap();
+        for index in 0..512 {
+            // All of them: itself, and beyond memory as a large page.
+            let entry = if index % 2 == 0 { 0x1000 } else { 0x4000_0000 | LARGE };
+            memory
+                .ram()
+                .write_obj(entry | ENTRY, GuestAddress(0x1000 + index * 8))
+                .unwrap();
+        }
+        assert!(mappings(&memory, &paged(0x1000), 1000).len() <= 1000);
+    }
+}
