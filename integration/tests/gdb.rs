@@ -1,6 +1,7 @@
 //! A recorded kernel crash, and Debian's gdb: from the panic backwards to the store that decided it.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -216,6 +217,7 @@ fn gdb_goes_back_from_a_panic_to_the_store() -> Result<()> {
         ensure!(line(&text, "FORWARD-WRONG")? == "FORWARD-WRONG 0", "{text}");
         println!("{}", line(&text, "=>")?);
         walk(&dir)?;
+        listening(&dir)?;
         return edges(&dir);
     }
     bail!("in {TRIES} recordings the store was carried by a delta each time: this machine is too busy")
@@ -229,6 +231,36 @@ fn walk(dir: &Path) -> Result<()> {
     ensure!(line(&text, "BREAKPOINT-AGAIN")? == "BREAKPOINT-AGAIN True", "{text}");
     ensure!(line(&text, "WATCH-FORWARD")? == "WATCH-FORWARD 1", "{text}");
     ensure!(line(&text, "PANIC-AGAIN")? == "PANIC-AGAIN True", "{text}");
+    Ok(())
+}
+
+/// A gdb of the user's own, by the network.
+fn listening(dir: &Path) -> Result<()> {
+    let mut server = bound(program("lockstep-debug")?)
+        .arg("gdb")
+        .arg(dir.join("log"))
+        .args(["--listen", "127.0.0.1:0", "--at", "end"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let messages = BufReader::new(server.stderr.take().context("no stderr")?);
+    let mut address = None;
+    for message in messages.lines() {
+        if let Some((_, found)) = message?.split_once("target remote ") {
+            address = Some(found.to_owned());
+            break;
+        }
+    }
+    let address = address.context("it does not say where it listens")?;
+    let output = bound("gdb")
+        .args(["-q", "-batch", "-ex", &format!("target remote {address}")])
+        .args(["-ex", "monitor when", "-ex", "stepi", "-ex", "p $cr0 != 0"])
+        .stdin(Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(text.contains("of guest time") && text.contains("= 1"), "{text}");
+    ensure!(text.contains("No more reverse-execution history"), "{text}");
+    ensure!(server.wait()?.success(), "the server ends with its gdb");
     Ok(())
 }
 
