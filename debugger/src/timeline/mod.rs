@@ -41,8 +41,8 @@ pub use walk::{READ, Step, Walker, read_virtual};
 const SPACING: Duration = Duration::from_millis(250);
 /// Taking checkpoints takes at most this part of the time.
 const SHARE: u32 = 12;
-/// Turns of a batch that has begun, at most, in a checkpoint: it keeps them.
-const MAX_QUEUED: usize = 64;
+/// A checkpoint waits so many spacings for the end of a batch: what is left of a batch is kept in it, deltas' pages too.
+const PATIENCE: u64 = 4;
 
 /// A place between two turns: the natural stop, and how many turns came after the stop's own (of a halted guest, or
 /// forced).
@@ -282,7 +282,7 @@ impl Timeline {
 
     /// Takes a checkpoint where there is none near.
     fn consider(&mut self) -> Result<()> {
-        if self.replayer.queued() > MAX_QUEUED {
+        if self.replayer.queued() > 0 && self.cost - self.last_look < PATIENCE * self.spacing {
             return Ok(());
         }
         self.last_look = self.cost;

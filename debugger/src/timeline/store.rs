@@ -80,8 +80,9 @@ impl Store {
     /// Whether it holds more than it may, where its users keep `beside` bytes in memory, too.
     pub fn is_full(&self, beside: usize) -> bool {
         let (memory, file) = self.bytes();
+        // What lies beside the pages has no place in the file.
         let over = memory + beside > self.limit;
-        over && (self.spill.is_none() || file > self.limit.saturating_mul(FILE_FACTOR))
+        beside > self.limit || over && (self.spill.is_none() || file > self.limit.saturating_mul(FILE_FACTOR))
     }
 
     /// Keeps a page.
@@ -206,7 +207,8 @@ mod tests {
         let ids: Vec<_> = (0..64).map(|seed| store.insert(&page(seed)).unwrap()).collect();
         let (memory, file) = store.bytes();
         assert!((10_000..20_000).contains(&memory) && file > 0, "{memory} {file}");
-        assert!(!store.is_full(0), "the file has room");
+        assert!(!store.is_full(0) && !store.is_full(10_000), "the file has room");
+        assert!(store.is_full(10_001), "but for pages alone");
         for (seed, id) in (0..).zip(&ids) {
             assert_eq!(content(&store, *id), page(seed));
         }
