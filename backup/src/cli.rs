@@ -16,8 +16,8 @@ use lockstep_primary::host::inbox::Outside;
 use lockstep_primary::link::{Control, Status};
 use lockstep_primary::recorder::LogOptions;
 use lockstep_primary::session::{self, HostDevices, Options, Promotion, go_live};
+use lockstep_proto::model::MODEL_REVISIONS;
 use lockstep_proto::session::{BackupIdentity, Record, Unprotected};
-use lockstep_vmm::machine::MODEL_REVISION;
 use lockstep_vmm::probe::{self, Start};
 use lockstep_vmm::sys::kick::KickHandle;
 
@@ -121,7 +121,7 @@ impl Node<'_> {
                 node: options.pair.node.clone(),
                 machine_name: options.pair.name.clone(),
                 host_class: self.host.class.clone(),
-                model_revision: MODEL_REVISION,
+                model_revisions: MODEL_REVISIONS,
             },
             listen: options.listen,
             peer_name: options.pair.peer_name.clone(),

@@ -161,6 +161,9 @@ fn add_details(value: &mut Value, turn: &Turn) {
     if !turn.console.is_empty() {
         value["console"] = String::from_utf8_lossy(&turn.console).into();
     }
+    if !turn.keyboard.is_empty() {
+        value["keyboard"] = turn.keyboard.iter().copied().collect();
+    }
     if !turn.disks.is_empty() {
         let done = |done: &lockstep_proto::DiskCompletion| json!({ "disk": done.disk, "request": done.request, "status": done.status });
         value["disks"] = turn.disks.iter().map(done).collect();

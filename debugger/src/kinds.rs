@@ -14,6 +14,7 @@ pub enum Kind {
     Disk,
     Entropy,
     Forced,
+    Keyboard,
 }
 
 impl Kind {
@@ -45,6 +46,7 @@ impl Kinds {
             (!turn.disks.is_empty(), Kind::Disk),
             (!turn.entropy.is_empty(), Kind::Entropy),
             (turn.forced.is_some(), Kind::Forced),
+            (!turn.keyboard.is_empty(), Kind::Keyboard),
         ]
         .into_iter()
         .filter(|(present, _)| *present)

@@ -171,7 +171,7 @@ fn backup(mut bytes: &[u8]) {
         node: "b".into(),
         machine_name: "m".into(),
         host_class: "c".into(),
-        model_revision: 0,
+        model_revisions: 0..=0,
     });
     let (mut now, mut asked, mut named) = (1, 0, false);
     while let Some(step) = Step::take(&mut bytes) {

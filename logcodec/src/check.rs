@@ -8,13 +8,15 @@ use lockstep_proto::{Batch, End, Epoch, Forced, Identity, MachineConfig, Segment
 use crate::error::Violation;
 use crate::limits as max;
 
-/// How many devices the machine of a log has; indices in turns are below these.
+/// What devices the machine of a log has; indices in turns are below these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Devices {
     /// Number of disks.
     pub disks: u32,
     /// Number of network cards.
     pub nics: u32,
+    /// Whether it has a keyboard.
+    pub keyboard: bool,
 }
 
 impl Devices {
@@ -22,14 +24,19 @@ impl Devices {
     pub const ANY: Self = Self {
         disks: u32::MAX,
         nics: u32::MAX,
+        keyboard: true,
+    };
+
+    /// Of a log whose machine is not known.
+    pub(crate) const NONE: Self = Self {
+        disks: 0,
+        nics: 0,
+        keyboard: false,
     };
 
     /// The devices of a recorded machine.
     pub fn of(identity: &Identity) -> Self {
-        identity
-            .machine
-            .as_ref()
-            .map_or(Self { disks: 0, nics: 0 }, Self::of_machine)
+        identity.machine.as_ref().map_or(Self::NONE, Self::of_machine)
     }
 
     /// The devices of a machine.
@@ -37,6 +44,7 @@ impl Devices {
         Self {
             disks: machine.disks.len() as u32,
             nics: machine.nics.len() as u32,
+            keyboard: machine.has_keyboard(),
         }
     }
 }
@@ -182,6 +190,10 @@ pub fn turn(turn: &Turn, devices: Devices) -> Checked {
         at_most("bytes of a network frame", frame.data.len(), max::MAX_NET_FRAME_BYTES)?;
     }
     at_most("console bytes in a turn", turn.console.len(), max::MAX_CONSOLE_BYTES)?;
+    if !turn.keyboard.is_empty() && !devices.keyboard {
+        return Err(Violation::Rule("keys for a machine without a keyboard"));
+    }
+    at_most("keyboard bytes in a turn", turn.keyboard.len(), max::MAX_KEYBOARD_BYTES)?;
     at_most(
         "disk completions in a turn",
         turn.disks.len(),

@@ -33,6 +33,9 @@ pub fn turn(turn: &Turn) -> String {
         let more = if shown.len() < turn.console.len() { "..." } else { "" };
         part(format_args!("console \"{}\"{more}", shown.escape_ascii()));
     }
+    if !turn.keyboard.is_empty() {
+        part(format_args!("keyboard {:02x?}", &turn.keyboard[..]));
+    }
     if !turn.disks.is_empty() {
         let failed = turn.disks.iter().filter(|disk| disk.status != 0).count();
         let failed = if failed == 0 {
@@ -83,6 +86,7 @@ mod tests {
                 data: vec![1; 60].into(),
             }],
             console: b"ls\n"[..].into(),
+            keyboard: b"\x14\xf0"[..].into(),
             disks: vec![
                 DiskCompletion {
                     status: 1,
@@ -103,7 +107,7 @@ mod tests {
         assert_eq!(
             turn(&all),
             "forced, delta of 12 pages, clock +7 ns, random 0x00000000000000ff, 1 frame (60 bytes), console \"ls\\n\", \
-             2 disk completions (2 failed), 1 answer of entropy (64 bytes), end of an epoch of 3 pages"
+             keyboard [14, f0], 2 disk completions (2 failed), 1 answer of entropy (64 bytes), end of an epoch of 3 pages"
         );
         let long = Turn {
             console: vec![0; 1000].into(),

@@ -23,6 +23,9 @@ pub const MAX_NET_FRAMES: usize = 1024;
 /// Most console bytes in a turn: a pipe's worth of pasted text (64 KiB).
 pub const MAX_CONSOLE_BYTES: usize = 64 << 10;
 
+/// Most keyboard bytes in a turn: what a PS/2 keyboard keeps.
+pub const MAX_KEYBOARD_BYTES: usize = 16;
+
 /// Most disk completions in a turn: sixteen disks with full queues of 256 descriptors.
 pub const MAX_DISK_COMPLETIONS: usize = 4096;
 

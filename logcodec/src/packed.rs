@@ -12,6 +12,7 @@ fn as_tick(turn: &Turn) -> Option<(u32, u64)> {
     let rest = turn.random.is_none()
         && turn.frames.is_empty()
         && turn.console.is_empty()
+        && turn.keyboard.is_empty()
         && turn.disks.is_empty()
         && turn.entropy.is_empty()
         && turn.forced.is_none()

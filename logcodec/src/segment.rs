@@ -222,10 +222,7 @@ impl<R: Read> SegmentReader<R> {
 }
 
 fn devices(header: &SegmentHeader) -> Devices {
-    header
-        .identity
-        .as_ref()
-        .map_or(Devices { disks: 0, nics: 0 }, Devices::of)
+    header.identity.as_ref().map_or(Devices::NONE, Devices::of)
 }
 
 /// An error of a source that is not the system's comes from its decompressor: the file is damaged.

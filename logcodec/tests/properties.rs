@@ -61,22 +61,26 @@ fn turn() -> impl Strategy<Value = Turn> {
         option::of(any::<u64>()),
         vec(frame, 0..3),
         bytes(20),
+        bytes(16),
         vec(disk, 0..3),
         vec(bytes(20), 0..3),
         option::weighted(0.1, forced()),
         option::weighted(0.1, epoch),
     )
-        .prop_map(|(clock, random, frames, console, disks, entropy, forced, epoch)| Turn {
-            gap: 0,
-            clock,
-            random,
-            frames,
-            console,
-            disks,
-            entropy,
-            forced,
-            epoch,
-        })
+        .prop_map(
+            |(clock, random, frames, console, keyboard, disks, entropy, forced, epoch)| Turn {
+                gap: 0,
+                clock,
+                random,
+                frames,
+                console,
+                keyboard,
+                disks,
+                entropy,
+                forced,
+                epoch,
+            },
+        )
 }
 
 /// The turns of a batch with the gaps before them, the gap after the last, and pages for each forced turn.

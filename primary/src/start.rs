@@ -9,7 +9,7 @@ use lockstep_proto::{DiskConfig, MachineConfig, NicConfig};
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::devices::Devices;
 use lockstep_vmm::loader::{self, cmdline, rewrite::RewriteReport};
-use lockstep_vmm::machine::{MODEL_REVISION, Machine};
+use lockstep_vmm::machine::Machine;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::host::image::SECTOR;
@@ -48,6 +48,8 @@ pub struct BootOptions {
     pub disks: Vec<DiskOption>,
     /// NICs, in order.
     pub nics: Vec<NicOption>,
+    /// Revision of the device model.
+    pub model_revision: u32,
 }
 
 /// A machine at its start, and what it was made from.
@@ -113,7 +115,7 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
         nics,
         rtc_base: realtime_seconds(),
         cpu_profile: profile.name().into(),
-        model_revision: MODEL_REVISION,
+        model_revision: options.model_revision,
     };
     config.cmdline = cmdline::compose(&options.cmdline, &Devices::cmdline_words(&config))?;
     let mut seed = [0; 32];

@@ -12,4 +12,5 @@ pub mod v1 {
 
 pub use v1::*;
 
+pub mod model;
 pub mod session;

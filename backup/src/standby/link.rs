@@ -400,6 +400,10 @@ impl Loop {
                     peer.close(&reason);
                 }
             }
+            BackupAction::End => {
+                tracing::info!("an operator has shut the machine down: this process ends");
+                self.order(Order::Quit);
+            }
             BackupAction::Arbitrate { expected, new } => {
                 self.asked.get_or_insert_with(Instant::now);
                 let events = self.events.clone();
@@ -452,6 +456,7 @@ impl Loop {
             received: session.ack().received,
             verified: session.ack().verified,
             released: session.released(),
+            ends_at: None,
         });
         if changed {
             tracing::info!(target: STATE_MESSAGES, "standby: {state}");

@@ -8,7 +8,11 @@ use crate::limits::*;
 
 mod ends;
 
-const DEVICES: Devices = Devices { disks: 2, nics: 1 };
+const DEVICES: Devices = Devices {
+    disks: 2,
+    nics: 1,
+    keyboard: true,
+};
 
 fn zeros(n: usize) -> Bytes {
     vec![0; n].into()
@@ -63,6 +67,23 @@ fn console() {
         ..Turn::default()
     };
     turns(with(MAX_CONSOLE_BYTES), with(MAX_CONSOLE_BYTES + 1), "console bytes");
+}
+
+#[test]
+fn keyboard() {
+    let with = |n| Turn {
+        keyboard: zeros(n),
+        ..Turn::default()
+    };
+    turns(with(MAX_KEYBOARD_BYTES), with(MAX_KEYBOARD_BYTES + 1), "keyboard bytes");
+    let machine = |model_revision| MachineConfig {
+        model_revision,
+        ..MachineConfig::default()
+    };
+    assert!(turn(&with(1), Devices::of_machine(&machine(2))).is_ok());
+    let error = turn(&with(1), Devices::of_machine(&machine(1))).unwrap_err();
+    assert!(error.to_string().contains("without a keyboard"), "{error}");
+    assert!(turn(&with(0), Devices::of_machine(&machine(1))).is_ok());
 }
 
 #[test]
@@ -364,9 +385,10 @@ fn segment_headers() {
 
 #[test]
 fn devices_are_the_machines() {
-    assert_eq!(Devices::of(&Identity::default()), Devices { disks: 0, nics: 0 });
+    assert_eq!(Devices::of(&Identity::default()), Devices::NONE);
     let machine = MachineConfig {
         disks: vec![DiskConfig::default(); 3],
+        model_revision: 2,
         ..MachineConfig::default()
     };
     assert_eq!(
@@ -374,6 +396,10 @@ fn devices_are_the_machines() {
             machine: Some(machine),
             ..who()
         }),
-        Devices { disks: 3, nics: 0 }
+        Devices {
+            disks: 3,
+            nics: 0,
+            keyboard: true,
+        }
     );
 }

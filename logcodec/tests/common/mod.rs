@@ -26,6 +26,7 @@ pub fn identity() -> Identity {
             nics: vec![NicConfig {
                 mac: vec![2, 0, 0, 0, 0, 1].into(),
             }],
+            model_revision: 2,
             ..Default::default()
         }),
         start_stop: START,
@@ -89,6 +90,7 @@ pub fn sample(i: u64, first_stop: u64) -> Vec<Record> {
                 data: vec![i as u8; 100].into(),
             }],
             console: vec![b'x'; 3].into(),
+            keyboard: vec![0x1c; 2].into(),
             disks: vec![DiskCompletion {
                 disk: 0,
                 request: i,

@@ -63,6 +63,8 @@ pub struct Report {
     pub throttled_seconds: f64,
     /// Divergences found.
     pub divergences: u64,
+    /// The guest was asked to shut down, and is ended by force after so many seconds.
+    pub shutdown_seconds: Option<f64>,
     /// The process.
     pub pid: u32,
     /// Of the program.
@@ -109,6 +111,7 @@ impl Report {
             carried_share,
             throttled_seconds: get(&gauges.throttled_ns) as f64 / 1e9,
             divergences: get(&gauges.divergences),
+            shutdown_seconds: inner.ends_at.map(|at| at.saturating_duration_since(now).as_secs_f64()),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").into(),
         }
@@ -236,6 +239,7 @@ mod tests {
             role: Role::Primary,
             state: "not-protected (lost-connection)".into(),
             lag_ns: 1_500_000,
+            ends_at: Some(begin + Duration::from_secs(5)),
             ..StatusInner::default()
         });
         count(&status.gauges().run_ns, 400);
@@ -245,6 +249,7 @@ mod tests {
         let report = Report::of(&identity, &status, &rates, begin + Duration::from_millis(1500));
         assert_eq!((report.carried_share, report.executed_share), (Some(0.25), Some(0.75)));
         assert_eq!((report.lag_ms, report.log_bytes_per_second), (1.5, 2000.0));
+        assert_eq!((empty.shutdown_seconds, report.shutdown_seconds), (None, Some(3.5)));
         assert_eq!(empty.held_p50_ms, None);
         assert!(report.held_p99_ms.is_some_and(|ms| (2.0..=2.25).contains(&ms)));
         assert!(report.is_in("not-protected") && report.is_in("not-protected (lost-connection)"));

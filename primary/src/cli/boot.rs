@@ -1,14 +1,19 @@
 //! What a machine is made from where it is booted, the same for both programs.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use lockstep_proto::model::{MODEL_REVISIONS, NEWEST_REVISION};
 use lockstep_vmm::probe::Start;
 use lockstep_vmm::snapshot::Restore;
 
 use super::args::DeviceArgs;
 use crate::start::{self, BootOptions, Started};
+
+/// As clap takes it.
+const REVISIONS: RangeInclusive<i64> = *MODEL_REVISIONS.start() as i64..=*MODEL_REVISIONS.end() as i64;
 
 /// A kernel, or a snapshot.
 #[derive(Args, Clone, Debug)]
@@ -25,6 +30,15 @@ pub struct BootArgs {
     /// Guest memory in MiB.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(16..=262_144))]
     memory_mib: u64,
+    /// Revision of the device model: the newest, unless the other node of a pair runs an older program.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = NEWEST_REVISION,
+        value_parser = clap::value_parser!(u32).range(REVISIONS),
+        conflicts_with = "snapshot"
+    )]
+    model_revision: u32,
     /// Go on from a snapshot instead of booting.
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
@@ -52,6 +66,7 @@ impl BootArgs {
                 memory_mib: self.memory_mib,
                 disks: devices.disk.clone(),
                 nics: devices.net.clone(),
+                model_revision: self.model_revision,
             })?,
             (None, None) => bail!("--kernel or --snapshot is needed"),
         };

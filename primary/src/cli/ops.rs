@@ -33,7 +33,7 @@ pub enum OpsCommand {
     Suspend(Target),
     /// Take a backup again.
     Resume(Target),
-    /// Shut the guest down, on both hosts.
+    /// Ask the guest to shut down, and end the machine on both hosts.
     Shutdown(ShutdownOptions),
     /// Make this node the machine's owner by force, after the other one is lost for good.
     Promote(Box<PromoteOptions>),
@@ -84,7 +84,7 @@ pub struct WaitOptions {
 pub struct ShutdownOptions {
     #[command(flatten)]
     target: Target,
-    /// End the machine by force after so many seconds.
+    /// End the machine by force after so many seconds; 0: at once, as a power failure.
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_SHUTDOWN_SECONDS, value_parser = parse_shutdown)]
     timeout: f64,
 }
@@ -305,7 +305,10 @@ fn row(report: &Report) -> [String; 10] {
         report.machine.clone(),
         report.node.clone(),
         report.role.clone(),
-        report.words(),
+        match report.shutdown_seconds {
+            Some(seconds) => format!("{}, shutting down ({seconds:.0} s left)", report.words()),
+            None => report.words(),
+        },
         report.term.to_string(),
         report.peer.clone().unwrap_or_else(|| "-".into()),
         format!("{:.0} ms", report.lag_ms),

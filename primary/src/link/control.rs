@@ -16,7 +16,7 @@ pub enum Request {
     Suspend,
     /// Take a backup again.
     Resume,
-    /// Ask the guest to shut down, and end it by force after this long. A guest cannot be asked yet: only zero is taken.
+    /// Ask the guest to shut down, and end it by force after this long; with zero, at once.
     Shutdown(Duration),
 }
 

@@ -164,6 +164,12 @@ pub(super) struct Loop {
     joined_at: Instant,
     problems: net::Problems,
     peer_name: String,
+    /// The machine has a keyboard, by which the guest can be asked to shut down.
+    pub(super) keyboard: bool,
+    /// It was asked, and is ended by force then.
+    pub(super) ends_at: Option<Instant>,
+    /// An operator has asked for the machine's end.
+    pub(super) shut_down: bool,
     /// The guest has ended in this way, and the backup is to be told when the last output has left.
     goodbye: Option<&'static str>,
 }
@@ -199,6 +205,9 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         joined_at: Instant::now(),
         problems: net::Problems::default(),
         peer_name: options.peer_name,
+        keyboard: machine.has_keyboard(),
+        ends_at: None,
+        shut_down: false,
         goodbye: None,
     };
     let mut redial = tokio::time::interval(REDIAL);
@@ -214,6 +223,9 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         let wake = state.session.wake().map_or(Duration::from_secs(1), |at| {
             Duration::from_nanos(at.saturating_sub(now))
         });
+        let wake = state
+            .ends_at
+            .map_or(wake, |at| wake.min(at.saturating_duration_since(Instant::now())));
         tokio::select! {
             biased;
             ending = stopped.recv(), if patience.is_none() => match ending {
@@ -248,6 +260,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
             _ = redial.tick() => state.dial(&endpoint, &credentials, idle, options.peer),
             () = tokio::time::sleep(wake) => {}
         }
+        state.end_if_late();
         state.session.handle(boottime(), PrimaryInput::Tick);
         if patience.is_some_and(|at| state.peer.is_none() && state.gate.is_empty() || Instant::now() >= at) {
             break;
@@ -396,7 +409,7 @@ impl Loop {
         if self.gate.is_empty()
             && let Some(how) = self.goodbye.take()
         {
-            self.session.finish(how);
+            self.session.finish(how, self.shut_down);
             return self.pump();
         }
         self.tell();
@@ -523,6 +536,7 @@ impl Loop {
             verified: session.ack().verified,
             released: self.gate.released(),
             peer: session.peer().into(),
+            ends_at: self.ends_at,
         });
         if changed {
             tracing::info!(target: STATE_MESSAGES, term = session.record().term, "{state}");

@@ -32,6 +32,8 @@ pub enum Command {
     Thaw,
     /// Stand still, and tell the position of the log.
     HandOver(Box<dyn FnOnce(u64) + Send>),
+    /// Press these keys of the guest's keyboard: scan codes of set 2.
+    Press(&'static [u8]),
     /// End the machine; nobody goes on with it.
     End,
     /// Nobody takes the machine over: the guest gets its disk's errors.

@@ -55,6 +55,8 @@ pub struct StatusInner {
     pub held: u64,
     /// How old the oldest part of the log is that the backup has not executed yet, in nanoseconds.
     pub lag_ns: u64,
+    /// The guest was asked to shut down, and is ended by force then.
+    pub ends_at: Option<Instant>,
 }
 
 /// What the vCPU thread counts, from the process' start on; the other threads read it.

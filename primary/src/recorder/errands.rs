@@ -104,6 +104,11 @@ impl Recorder {
                     self.freeze(Some(Freeze::Handover));
                     tell(self.position);
                 }
+                Command::Press(keys) => {
+                    // Keys that wait already have the same to say.
+                    self.keys = keys.to_vec();
+                    self.world.inbox.bell.ring();
+                }
                 Command::End => {
                     self.quitting = true;
                     self.shut_down = true;

@@ -130,6 +130,8 @@ pub struct Recorder {
     slice_since: u64,
     frames: Option<(u32, Vec<u8>)>,
     typed: Vec<u8>,
+    /// Scan codes that the keyboard has no room for yet.
+    keys: Vec<u8>,
     entropy_wanted: Vec<u32>,
     quitting: bool,
     /// An operator has ended the machine: nobody goes on with it.
@@ -173,6 +175,7 @@ impl Recorder {
             slice_since: now,
             frames: None,
             typed: Vec::new(),
+            keys: Vec::new(),
             entropy_wanted: Vec::new(),
             quitting: false,
             shut_down: false,
@@ -248,8 +251,8 @@ impl Recorder {
                 self.typed.extend(bytes);
             }
         }
-        let taken = self.typed.len().min(room);
-        turn.console = self.typed.drain(..taken).collect::<Vec<_>>().into();
+        turn.console = take(&mut self.typed, room);
+        turn.keyboard = take(&mut self.keys, machine.devices().keyboard_room());
         turn.disks.append(&mut self.errors);
         while let Some((disk, request, status)) = self.world.disks.poll() {
             let completion = DiskCompletion {
@@ -364,6 +367,12 @@ impl Recorder {
     }
 }
 
+/// As many of the first bytes as there is room for.
+fn take(bytes: &mut Vec<u8>, room: usize) -> bytes::Bytes {
+    let taken = bytes.len().min(room);
+    bytes.drain(..taken).collect::<Vec<_>>().into()
+}
+
 /// Random bytes from the host's kernel.
 pub fn fill_random(buffer: &mut [u8]) -> Result<(), RecordError> {
     let mut done = 0;
@@ -441,7 +450,8 @@ impl Oracle for Recorder {
             if self.world.inbox.bell.wants_quit() {
                 self.quitting = true;
             }
-            if self.world.inbox.bell.is_rung() || self.frames.is_some() || !self.typed.is_empty() {
+            let waits = self.frames.is_some() || !self.typed.is_empty() || !self.keys.is_empty();
+            if self.world.inbox.bell.is_rung() || waits {
                 self.collect(machine, &mut turn);
             }
             self.fill_entropy(&mut turn)?;

@@ -3,6 +3,7 @@
 mod io;
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 pub use io::{BackupAction, BackupInput, BackupState};
 
@@ -23,8 +24,8 @@ pub struct BackupIdentity {
     pub machine_name: String,
     /// Its host class.
     pub host_class: String,
-    /// Revision of the device model that it has.
-    pub model_revision: u32,
+    /// Revisions of the device model that it has.
+    pub model_revisions: RangeInclusive<u32>,
 }
 
 /// The backup's end.
@@ -239,7 +240,11 @@ impl Backup {
                 self.ask(now);
             }
             (Some(to_backup::Kind::Goodbye(goodbye)), _) => {
+                let of_my_machine = self.state != BackupState::Connected;
                 self.forget(&reason_of(&goodbye));
+                if goodbye.shut_down && of_my_machine {
+                    self.actions.push_back(BackupAction::End);
+                }
             }
             (Some(_), _) => self.refuse("the primary sent a message out of turn"),
             (None, _) => self.refuse("the primary sent a message of a kind that is not known"),
@@ -274,6 +279,7 @@ impl Backup {
     fn refuse(&mut self, reason: &str) {
         self.send(to_primary::Kind::Goodbye(Goodbye {
             reason: bounded(reason),
+            shut_down: false,
         }));
         self.forget(reason);
     }

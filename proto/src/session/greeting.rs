@@ -40,10 +40,12 @@ pub(super) fn check_hello(hello: &Hello, identity: &BackupIdentity, primary: &st
     let Some(machine) = &hello.machine else {
         return Err("the primary does not say what its machine is".into());
     };
-    if machine.model_revision != identity.model_revision {
+    if !identity.model_revisions.contains(&machine.model_revision) {
         return Err(format!(
-            "the machine has device model revision {} and this program {}",
-            machine.model_revision, identity.model_revision
+            "the machine has device model revision {} and this program {} to {}",
+            machine.model_revision,
+            identity.model_revisions.start(),
+            identity.model_revisions.end()
         ));
     }
     if hello.term == 0 || hello.term == u64::MAX {

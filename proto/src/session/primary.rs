@@ -136,10 +136,11 @@ impl Primary {
     }
 
     /// The machine has ended, and what it gave has left: the backup need not go on with it.
-    pub fn finish(&mut self, reason: &str) {
+    pub fn finish(&mut self, reason: &str, shut_down: bool) {
         if !self.peer.is_empty() {
             self.send(to_backup::Kind::Goodbye(Goodbye {
                 reason: bounded(reason),
+                shut_down,
             }));
         }
     }
@@ -439,7 +440,10 @@ impl Primary {
 
     /// Ends the session with a goodbye.
     fn end(&mut self, now: Nanos, reason: &str, why: Unprotected) {
-        self.send(to_backup::Kind::Goodbye(Goodbye { reason: reason.into() }));
+        self.send(to_backup::Kind::Goodbye(Goodbye {
+            reason: reason.into(),
+            shut_down: false,
+        }));
         self.part(reason);
         self.lost_peer(now, why);
     }

@@ -187,7 +187,10 @@ fn wrong_messages_end_the_session_with_a_reason() {
         to_backup(to_backup::Kind::State(state(3))),
         to_backup(to_backup::Kind::Named(Named { term: TERM })),
         to_backup(to_backup::Kind::Named(Named { term: TERM + 1 })),
-        to_backup(to_backup::Kind::Goodbye(Goodbye { reason })),
+        to_backup(to_backup::Kind::Goodbye(Goodbye {
+            reason,
+            shut_down: false,
+        })),
         unknown(),
     ];
     for (make, allowed) in states {
@@ -207,15 +210,63 @@ fn wrong_messages_end_the_session_with_a_reason() {
     }
 }
 
+fn machine(model_revision: u32) -> Option<lockstep_proto::MachineConfig> {
+    let machine = hello().machine?;
+    Some(lockstep_proto::MachineConfig {
+        model_revision,
+        ..machine
+    })
+}
+
+#[test]
+fn a_backup_ends_with_a_machine_that_an_operator_has_shut_down_and_with_no_other() {
+    type Make = fn() -> Backup;
+    let states: [(Make, bool); 5] = [
+        (connected, false),
+        (syncing, true),
+        (building, true),
+        (joined, true),
+        (protected, true),
+    ];
+    for (make, of_my_machine) in states {
+        for shut_down in [false, true] {
+            let mut session = make();
+            let reason = "bye".to_owned();
+            let message = to_backup(to_backup::Kind::Goodbye(Goodbye { reason, shut_down }));
+            let actions = does(&mut session, 0, BackupInput::Message(message));
+            assert_eq!(actions.last() == Some(&BackupAction::End), shut_down && of_my_machine);
+            assert!(actions.contains(&BackupAction::Discard), "{actions:?}");
+        }
+    }
+}
+
+/// A pair is upgraded one host after the other: the backup first, and the machine keeps its revision.
+#[test]
+fn machines_of_this_revision_and_the_one_before_are_taken_and_newer_ones_refused_with_the_reason() {
+    for (revision, takes) in [(1, false), (2, true), (3, true), (4, false)] {
+        let mut session = connected();
+        let hello = Hello {
+            machine: machine(revision),
+            ..hello()
+        };
+        let message = to_backup(to_backup::Kind::Hello(hello));
+        let actions = does(&mut session, 0, BackupInput::Message(message));
+        assert_eq!(
+            session.state() == BackupState::Syncing,
+            takes,
+            "{revision}: {actions:?}"
+        );
+        let reason = format!("the machine has device model revision {revision} and this program 2 to 3");
+        assert_eq!(
+            actions.contains(&BackupAction::Disconnect(reason)),
+            !takes,
+            "{actions:?}"
+        );
+    }
+}
+
 #[test]
 fn hellos_that_do_not_fit_are_refused() {
-    let machine = |model_revision| {
-        let machine = hello().machine?;
-        Some(lockstep_proto::MachineConfig {
-            model_revision,
-            ..machine
-        })
-    };
     let wrong = [
         (
             "old version",
@@ -270,9 +321,16 @@ fn hellos_that_do_not_fit_are_refused() {
             },
         ),
         (
-            "other revision",
+            "newer revision",
             Hello {
                 machine: machine(4),
+                ..hello()
+            },
+        ),
+        (
+            "revision before the last",
+            Hello {
+                machine: machine(1),
                 ..hello()
             },
         ),

@@ -28,7 +28,7 @@ pub fn identity() -> BackupIdentity {
         node: "b".into(),
         machine_name: "machine".into(),
         host_class: "class".into(),
-        model_revision: 3,
+        model_revisions: 2..=3,
     }
 }
 
@@ -137,7 +137,7 @@ pub fn any_to_primary() -> impl Strategy<Value = ToPrimary> {
             lag_ns
         })),
         (number(), name()).prop_map(|(stop, report)| Kind::Diverged(diverged(stop, report))),
-        name().prop_map(|reason| Kind::Goodbye(Goodbye { reason })),
+        (name(), any::<bool>()).prop_map(|(reason, shut_down)| Kind::Goodbye(Goodbye { reason, shut_down })),
         number().prop_map(|term| Kind::Ready(Ready { term })),
     ];
     prop::option::of(kind).prop_map(|kind| ToPrimary { kind })
@@ -150,7 +150,7 @@ pub fn any_to_backup() -> impl Strategy<Value = ToBackup> {
         number().prop_map(|position| Kind::State(state(position))),
         number().prop_map(|term| Kind::Named(Named { term })),
         number().prop_map(|position| Kind::Handover(Handover { position })),
-        name().prop_map(|reason| Kind::Goodbye(Goodbye { reason })),
+        (name(), any::<bool>()).prop_map(|(reason, shut_down)| Kind::Goodbye(Goodbye { reason, shut_down })),
     ];
     prop::option::of(kind).prop_map(|kind| ToBackup { kind })
 }

@@ -226,7 +226,10 @@ fn wrong_messages_end_the_session_with_a_reason() {
         ack(13, 12),
         to_primary(to_primary::Kind::Ready(Ready { term: TERM })),
         to_primary(to_primary::Kind::Ready(Ready { term: TERM + 1 })),
-        to_primary(to_primary::Kind::Goodbye(Goodbye { reason: long.clone() })),
+        to_primary(to_primary::Kind::Goodbye(Goodbye {
+            reason: long.clone(),
+            ..Goodbye::default()
+        })),
         to_primary(to_primary::Kind::Diverged(diverged(1, long))),
         unknown(),
         ack(u64::MAX, 0),

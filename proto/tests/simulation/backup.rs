@@ -60,7 +60,7 @@ impl BackupDriver {
             node: NAMES[id].into(),
             machine_name: "machine".into(),
             host_class: "class".into(),
-            model_revision: 0,
+            model_revisions: 0..=0,
         };
         Self {
             session: Backup::new(identity),
@@ -250,6 +250,8 @@ impl Node {
                 backup.replica.state = Some(*state);
                 self.build(env);
             }
+            // Nobody shuts a machine down here.
+            BackupAction::End => {}
             BackupAction::Discard => backup.discard(),
             BackupAction::Disconnect(reason) => self.disconnect(env, &reason),
             BackupAction::Arbitrate { expected, new } => {

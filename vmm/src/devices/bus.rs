@@ -10,6 +10,7 @@ pub(super) enum Port {
     Elcr,
     Pit,
     SystemControlB,
+    KeyboardData,
     KeyboardCommand,
     RtcIndex,
     RtcData,
@@ -55,6 +56,7 @@ const fn timed(range: PortRange) -> PortRange {
 const PORTS: &[PortRange] = &[
     range(0x020, 0x021, Port::MasterPic),
     timed(range(0x040, 0x043, Port::Pit)),
+    range(0x060, 0x060, Port::KeyboardData),
     timed(range(0x061, 0x061, Port::SystemControlB)),
     range(0x064, 0x064, Port::KeyboardCommand),
     range(0x070, 0x070, Port::RtcIndex),

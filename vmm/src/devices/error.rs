@@ -1,5 +1,7 @@
 //! What the world outside can do wrong to the devices. (What the guest does wrong is never an error of ours.)
 
+use lockstep_proto::model::MODEL_REVISIONS;
+
 /// An input, a configuration or a saved state that cannot be. The machine's answer to it is to stop: a log that holds
 /// such an input does not belong to this machine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -7,6 +9,19 @@ pub enum DeviceError {
     /// The machine's configuration cannot be built.
     #[error("machine configuration: {0}")]
     Config(String),
+    /// The machine's device model is none of this program's.
+    #[error(
+        "the machine has device model revision {wanted} and this program {} to {}: use a program of the version that made it",
+        MODEL_REVISIONS.start(),
+        MODEL_REVISIONS.end()
+    )]
+    Revision {
+        /// The machine's.
+        wanted: u32,
+    },
+    /// The machine has no keyboard.
+    #[error("the machine has no keyboard")]
+    NoKeyboard,
     /// There is no such network interface.
     #[error("there is no network interface {0}")]
     UnknownNic(u32),

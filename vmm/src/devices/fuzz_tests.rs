@@ -35,6 +35,9 @@ enum Event {
     Console {
         bytes: Vec<u8>,
     },
+    Keyboard {
+        codes: Vec<u8>,
+    },
     Frame {
         len: usize,
     },
@@ -72,8 +75,8 @@ enum Event {
 
 fn port() -> impl Strategy<Value = u16> {
     let known = [
-        0x20, 0x21, 0xa0, 0xa1, 0x40, 0x41, 0x42, 0x43, 0x61, 0x64, 0x70, 0x71, 0x71, 0x92, 0xcf8, 0xcf9, 0x4d0, 0x4d1,
-        0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd,
+        0x20, 0x21, 0xa0, 0xa1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x60, 0x61, 0x64, 0x70, 0x71, 0x71, 0x92, 0xcf8, 0xcf9,
+        0x4d0, 0x4d1, 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd,
     ];
     prop_oneof![9 => prop::sample::select(known.to_vec()), 1 => any::<u16>()]
 }
@@ -145,6 +148,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => later().prop_map(|later| Event::Advance { later }),
         3 => Just(Event::Acknowledge),
         1 => prop::collection::vec(any::<u8>(), 0..70).prop_map(|bytes| Event::Console { bytes }),
+        2 => prop::collection::vec(any::<u8>(), 0..18).prop_map(|codes| Event::Keyboard { codes }),
         3 => (0..1_600_usize).prop_map(|len| Event::Frame { len }),
         3 => (0..2_usize, 0..4_usize, 0..4_u8, any::<bool>())
             .prop_map(|(disk, nth, status, exact)| Event::Complete { disk, nth, status, exact }),
@@ -235,6 +239,12 @@ impl World {
             }
             Event::Acknowledge => seen.push(rig.devices.acknowledge()),
             Event::Console { bytes } => seen.push(u8::from(rig.devices.console_input(bytes).is_ok())),
+            Event::Keyboard { codes } => {
+                let room = rig.devices.keyboard_room();
+                let taken = rig.devices.keyboard_input(codes).is_ok();
+                assert_eq!(taken, codes.len() <= room);
+                seen.extend([room as u8, u8::from(taken)]);
+            }
             Event::Frame { len } => {
                 seen.push(rig.devices.frame_room(0, &rig.ram) as u8);
                 seen.push(u8::from(rig.devices.frame_input(0, &vec![7; *len], &rig.ram).is_ok()));

@@ -9,7 +9,8 @@
 //! | --- | --- |
 //! | ports 0x20, 0xa0, 0x4d0 | two 8259A interrupt controllers |
 //! | ports 0x40, 0x61 | 8254 timer, IRQ 0 |
-//! | ports 0x64, 0x92, 0xcf9 | resets |
+//! | ports 0x60, 0x64 | 8042 keyboard controller with a keyboard, IRQ 1; before model revision 2, no more than its reset |
+//! | ports 0x92, 0xcf9 | resets |
 //! | ports 0x70, 0x71 | MC146818 clock, IRQ 8 |
 //! | ports 0x3f8 | 16550A console, IRQ 4 |
 //! | from 0xd000_0000, 4 KiB each | virtio: disks, then network interfaces, then the entropy device; IRQs 5, 6, 7, 9 to 12 |
@@ -17,6 +18,7 @@
 mod bus;
 mod effect;
 mod error;
+mod keyboard;
 mod line;
 mod pic;
 mod pit;
@@ -33,7 +35,10 @@ pub use error::DeviceError;
 pub(crate) use virtio::block::STATUS_OK;
 pub use virtio::net::NicCounters;
 
+pub use keyboard::CTRL_ALT_DEL;
+
 use bus::Port;
+use keyboard::Keyboard;
 use pic::Pic;
 use pit::Pit;
 use reset::ResetPorts;
@@ -45,12 +50,12 @@ use virtio::mmio::{Mmio, Slot};
 use virtio::net::{Net, RECEIVE};
 use virtio::{MAX_SLOTS, SLOT_IRQS};
 
+use lockstep_proto::model::MODEL_REVISIONS;
+
 use crate::memory::GuestRam;
 
-/// The revision of this device model. A change that a guest can see is a new revision.
-pub const MODEL_REVISION: u32 = 1;
-
 const TIMER_IRQ: u8 = 0;
+const KEYBOARD_IRQ: u8 = 1;
 const SERIAL_IRQ: u8 = 4;
 const RTC_IRQ: u8 = 8;
 /// The last second of the year 9999, which is as far as a clock with four digits for the year goes.
@@ -64,6 +69,7 @@ pub struct Devices {
     rtc: Rtc,
     uart: Uart,
     reset: ResetPorts,
+    keyboard: Option<Keyboard>,
     disks: Vec<Mmio<Block>>,
     nics: Vec<Mmio<Net>>,
     entropy: Mmio<Entropy>,
@@ -77,6 +83,11 @@ fn slots(config: &lockstep_proto::MachineConfig) -> usize {
 impl Devices {
     /// The devices as they are when the machine is switched on.
     pub fn new(config: &lockstep_proto::MachineConfig) -> Result<Self, DeviceError> {
+        if !MODEL_REVISIONS.contains(&config.model_revision) {
+            return Err(DeviceError::Revision {
+                wanted: config.model_revision,
+            });
+        }
         if slots(config) > MAX_SLOTS {
             let room = MAX_SLOTS - 1;
             return Err(DeviceError::Config(format!(
@@ -100,18 +111,24 @@ impl Devices {
             rtc: Rtc::new(config.rtc_base),
             uart: Uart::new(),
             reset: ResetPorts::new(),
+            keyboard: config.has_keyboard().then(Keyboard::new),
             disks: disks.collect::<Result<_, _>>()?,
             nics: nics.collect::<Result<_, _>>()?,
             entropy: Mmio::new(Entropy::default()),
         })
     }
 
-    /// Words for the guest's kernel command line that tell Linux where the virtio slots are.
+    /// Words for the guest's kernel command line that tell Linux where the virtio slots are, and what it need not ask the
+    /// keyboard's controller: some 2,000 stops of a boot.
     pub fn cmdline_words(config: &lockstep_proto::MachineConfig) -> Vec<String> {
-        (0..slots(config))
+        let slots = (0..slots(config))
             .zip(SLOT_IRQS)
-            .map(|(slot, irq)| format!("virtio_mmio.device=4K@{:#x}:{irq}", bus::slot_address(slot)))
-            .collect()
+            .map(|(slot, irq)| format!("virtio_mmio.device=4K@{:#x}:{irq}", bus::slot_address(slot)));
+        let keyboard: &[&str] = match config.has_keyboard() {
+            true => &["i8042.nopnp", "i8042.noaux", "i8042.dumbkbd"],
+            false => &[],
+        };
+        slots.chain(keyboard.iter().copied().map(str::to_owned)).collect()
     }
 
     /// Whether what an access to this port does depends on the guest's time.
@@ -141,7 +158,11 @@ impl Devices {
             Port::Elcr => self.pic.elcr(offset != 0),
             Port::Pit => self.pit.read(offset, now),
             Port::SystemControlB => self.pit.read_port61(now),
-            Port::KeyboardCommand => ResetPorts::read_keyboard_status(),
+            Port::KeyboardData => self.keyboard.as_mut().map_or(0xff, Keyboard::read_data),
+            Port::KeyboardCommand => self
+                .keyboard
+                .as_ref()
+                .map_or_else(ResetPorts::read_keyboard_status, Keyboard::read_status),
             // The index cannot be read back.
             Port::RtcIndex => 0xff,
             Port::RtcData => self.rtc.read(now),
@@ -166,7 +187,13 @@ impl Devices {
 
     fn write_port(&mut self, device: Port, offset: u16, value: u8, now: u64, effects: &mut Vec<Effect>) {
         let reset = match device {
-            Port::KeyboardCommand => ResetPorts::keyboard_command(value),
+            Port::KeyboardData => self.keyboard.as_mut().is_some_and(|it| it.write_data(value)),
+            Port::KeyboardCommand => {
+                if let Some(keyboard) = &mut self.keyboard {
+                    keyboard.write_command(value);
+                }
+                ResetPorts::keyboard_command(value)
+            }
             Port::SystemControlA => self.reset.write_port_a(value),
             Port::ResetControl => self.reset.write_control(value),
             _ => false,
@@ -191,7 +218,7 @@ impl Devices {
                     _ => effects.push(Effect::Console(out)),
                 }
             }
-            Port::KeyboardCommand | Port::SystemControlA | Port::ResetControl => {}
+            Port::KeyboardData | Port::KeyboardCommand | Port::SystemControlA | Port::ResetControl => {}
         }
     }
 
@@ -242,6 +269,9 @@ impl Devices {
         self.pic.drive(TIMER_IRQ, self.pit.line.take());
         self.pic.drive(RTC_IRQ, self.rtc.line.take());
         self.pic.drive(SERIAL_IRQ, self.uart.line.take());
+        if let Some(keyboard) = &mut self.keyboard {
+            self.pic.drive(KEYBOARD_IRQ, keyboard.line.take());
+        }
     }
 
     /// Guest time has come to `now`, which never decreases: timers whose time has come raise their interrupts.
@@ -281,6 +311,18 @@ impl Devices {
     /// Bytes typed on the console, not more than there is room for.
     pub fn console_input(&mut self, bytes: &[u8]) -> Result<(), DeviceError> {
         self.uart.receive(bytes)?;
+        self.route_board();
+        Ok(())
+    }
+
+    /// How many bytes the keyboard can have waiting besides those that wait now; none where there is no keyboard.
+    pub fn keyboard_room(&self) -> usize {
+        self.keyboard.as_ref().map_or(0, Keyboard::room)
+    }
+
+    /// Keys are pressed and released: scan codes of set 2, not more than there is room for.
+    pub fn keyboard_input(&mut self, codes: &[u8]) -> Result<(), DeviceError> {
+        self.keyboard.as_mut().ok_or(DeviceError::NoKeyboard)?.press(codes)?;
         self.route_board();
         Ok(())
     }

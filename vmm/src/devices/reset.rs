@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the keyboard controller's status port says: every bit but "input buffer full".
 ///
-/// There is no keyboard. With "output buffer full" stuck, Linux's i8042 probe gives up at once ("No controller found")
+/// That is the machine without a keyboard. With "output buffer full" stuck, Linux's i8042 probe gives up at once ("No controller found")
 /// instead of waiting for a self test; with "input buffer full" clear, `reboot` does not wait before its pulse command.
 const KEYBOARD_STATUS: u8 = 0xfd;
 
@@ -30,6 +30,7 @@ impl ResetPorts {
         }
     }
 
+    /// Where there is no [`Keyboard`](super::keyboard::Keyboard).
     pub(super) fn read_keyboard_status() -> u8 {
         KEYBOARD_STATUS
     }

@@ -60,7 +60,12 @@ impl Devices {
             entropy: self.entropy.save(),
         };
         // Plain data into a growing vector: postcard's errors are those of bounded buffers and unsized sequences.
-        postcard::to_extend(&state, vec![VERSION]).expect("plain data are always encoded")
+        let bytes = postcard::to_extend(&state, vec![VERSION]).expect("plain data are always encoded");
+        // What a revision adds comes behind what was there: a machine of revision 1 is saved as it ever was.
+        match &self.keyboard {
+            Some(keyboard) => postcard::to_extend(keyboard, bytes).expect("plain data are always encoded"),
+            None => bytes,
+        }
     }
 
     /// The devices of a machine as they were saved.
@@ -74,8 +79,14 @@ impl Devices {
             return Err(DeviceError::State("another version wrote it"));
         };
         // Bytes after the state, and devices more or fewer than this machine's, show in the comparison at the end.
-        let saved: Saved = postcard::from_bytes(encoded)
-            .map_err(|_| DeviceError::State("it is damaged, or of a machine with other devices"))?;
+        let damaged = |_| DeviceError::State("it is damaged, or of a machine with other devices");
+        let (saved, added): (Saved, _) = postcard::take_from_bytes(encoded).map_err(damaged)?;
+        if let Some(keyboard) = &mut devices.keyboard {
+            *keyboard = postcard::from_bytes(added).map_err(damaged)?;
+            if !keyboard.is_sound() {
+                return Err(DeviceError::State("the keyboard is in an impossible state"));
+            }
+        }
         if !(saved.pic.is_sound() && saved.pit.is_sound() && saved.rtc.is_sound()) {
             return Err(DeviceError::State(
                 "the interrupt controller, timer or clock is in an impossible state",

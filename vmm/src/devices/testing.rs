@@ -1,5 +1,6 @@
 //! The other side, for tests: a board with RAM, and the driver's half of virtio, through the public interface only.
 
+use lockstep_proto::model::NEWEST_REVISION;
 use lockstep_proto::{DiskConfig, MachineConfig, NicConfig};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -38,11 +39,13 @@ pub(super) fn config() -> MachineConfig {
             mac: MAC.to_vec().into(),
         }],
         rtc_base: 1_700_000_000,
+        model_revision: NEWEST_REVISION,
         ..MachineConfig::default()
     }
 }
 
 pub(super) struct Rig {
+    pub(super) config: MachineConfig,
     pub(super) devices: Devices,
     pub(super) ram: GuestRam,
     pub(super) effects: Vec<Effect>,
@@ -50,8 +53,17 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn new() -> Self {
+        Self::of_revision(NEWEST_REVISION)
+    }
+
+    pub(super) fn of_revision(model_revision: u32) -> Self {
+        let config = MachineConfig {
+            model_revision,
+            ..config()
+        };
         Self {
-            devices: Devices::new(&config()).unwrap(),
+            devices: Devices::new(&config).unwrap(),
+            config,
             ram: GuestRam::from_ranges(&[(GuestAddress(0), RAM_BYTES as usize)]).unwrap(),
             effects: Vec::new(),
         }
@@ -151,7 +163,7 @@ impl Rig {
     /// The devices after a trip through bytes.
     pub(super) fn reload(&mut self) {
         let saved = self.devices.save();
-        self.devices = Devices::restore(&config(), &saved).unwrap();
+        self.devices = Devices::restore(&self.config, &saved).unwrap();
         assert_eq!(self.devices.save(), saved);
     }
 }

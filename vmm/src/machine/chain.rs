@@ -46,6 +46,7 @@ fn exchange(turn: &Turn, effects: &[Effect]) -> u128 {
         && turn.random.is_none()
         && turn.frames.is_empty()
         && turn.console.is_empty()
+        && turn.keyboard.is_empty()
         && turn.disks.is_empty()
         && turn.entropy.is_empty();
     if silent {
@@ -76,6 +77,9 @@ fn exchange(turn: &Turn, effects: &[Effect]) -> u128 {
     }
     for bytes in &turn.entropy {
         part(5, 0, bytes);
+    }
+    if !turn.keyboard.is_empty() {
+        part(6, 0, &turn.keyboard);
     }
     for effect in effects {
         match effect {

@@ -39,14 +39,6 @@ pub enum MachineError {
     /// The CPU profile is for other hosts.
     #[error("CPU profile `{0}` is for hosts of another CPU vendor: replay on a host like the one that recorded")]
     ForeignProfile(String),
-    /// The device model has another revision.
-    #[error("machine model revision {wanted} is needed, this program has {have}: use the program version that made it")]
-    Revision {
-        /// As recorded.
-        wanted: u32,
-        /// Ours.
-        have: u32,
-    },
     /// An exit that the design does not know.
     #[error(
         "KVM exit {reason} (detail {detail:#x}) after stop {stop}, RIP {rip:#x}: unknown to this program; please report it"

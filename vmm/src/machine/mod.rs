@@ -41,8 +41,6 @@ use crate::devices::Devices;
 use crate::memory::{Memory, MemoryDigest};
 use crate::sys::kick::{KickHandle, Kicks};
 
-pub use crate::devices::MODEL_REVISION;
-
 /// Pages with trapped instructions whose places are remembered.
 const TRAP_PAGES: usize = 64;
 
@@ -103,12 +101,6 @@ impl Machine {
 
     /// A machine around memory and devices that exist already, for a snapshot.
     pub(crate) fn assemble(config: MachineConfig, memory: Memory, devices: Devices) -> Result<Self, MachineError> {
-        if config.model_revision != MODEL_REVISION {
-            return Err(MachineError::Revision {
-                wanted: config.model_revision,
-                have: MODEL_REVISION,
-            });
-        }
         let profile =
             Profile::by_name(&config.cpu_profile).ok_or_else(|| MachineError::Profile(config.cpu_profile.clone()))?;
         if Profile::for_this_host() != Some(profile) {

@@ -71,6 +71,11 @@ impl Machine {
         if !turn.console.is_empty() {
             self.devices.console_input(&turn.console).map_err(MachineError::from)?;
         }
+        if !turn.keyboard.is_empty() {
+            self.devices
+                .keyboard_input(&turn.keyboard)
+                .map_err(MachineError::from)?;
+        }
         for frame in &turn.frames {
             self.devices
                 .frame_input(frame.nic, &frame.data, ram)

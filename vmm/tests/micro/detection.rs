@@ -176,9 +176,10 @@ fn the_chain_finds_a_changed_log() {
         mark(a, 2)?;
         finish(a)
     });
-    let changes: [Change; 3] = [
+    let changes: [Change; 4] = [
         |turn| turn.clock = Some(turn.clock.unwrap_or(0) + 1),
         |turn| turn.console = b"y".as_slice().into(),
+        |turn| turn.keyboard = [0x1c].as_slice().into(),
         |turn| turn.random = Some(1),
     ];
     for change in changes {

@@ -323,3 +323,30 @@ fn the_console_reads_what_the_log_says() {
     assert_eq!([regs.r8 as u8, regs.r9 as u8, regs.r10 as u8], *b"abc");
     assert_eq!(recording.world.console, b"!");
 }
+
+#[test]
+fn the_keyboard_sends_what_the_log_says() {
+    if no_kvm() {
+        return;
+    }
+    let guest = MicroGuest::new(Ring::Kernel, |a| {
+        mark(a, 1)?;
+        a.mov(edx, 0x60)?;
+        for register in [r8, r9, r10] {
+            a.in_(al, dx)?;
+            a.mov(register, rax)?;
+        }
+        mark(a, 2)?;
+        finish(a)
+    });
+    let recording = Micro::new(guest)
+        .script(|_, machine, stop, turn| {
+            if stop.number == 1 {
+                assert_eq!(machine.devices().keyboard_room(), 16);
+                turn.keyboard = [0xe0, 0xf0, 0x71].as_slice().into();
+            }
+        })
+        .check();
+    let regs = recording.at(2).regs;
+    assert_eq!([regs.r8 as u8, regs.r9 as u8, regs.r10 as u8], [0xe0, 0xf0, 0x71]);
+}

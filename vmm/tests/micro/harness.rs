@@ -2,13 +2,12 @@
 
 use kvm_bindings::kvm_regs;
 use lockstep_proto::end::Reason;
+use lockstep_proto::model::NEWEST_REVISION;
 use lockstep_proto::{MachineConfig, Turn, VcpuState};
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::cpu::state;
 use lockstep_vmm::devices::Effect;
-use lockstep_vmm::machine::{
-    Chain, Counters, Delta, EpochReport, MODEL_REVISION, Machine, MachineError, Stop, StopKind,
-};
+use lockstep_vmm::machine::{Chain, Counters, Delta, EpochReport, Machine, MachineError, Stop, StopKind};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::guest::MEMORY_BYTES;
@@ -118,7 +117,7 @@ pub fn config() -> MachineConfig {
     MachineConfig {
         memory_bytes: MEMORY_BYTES,
         cpu_profile: Profile::for_this_host().expect("a profile for this host").name().into(),
-        model_revision: MODEL_REVISION,
+        model_revision: NEWEST_REVISION,
         ..MachineConfig::default()
     }
 }

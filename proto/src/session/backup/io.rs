@@ -70,6 +70,8 @@ pub enum BackupAction {
     Discard,
     /// Close the connection; for this reason. Nothing more of it is wanted, [`BackupInput::Disconnected`] neither.
     Disconnect(String),
+    /// End the process: an operator has shut the machine down. Comes last.
+    End,
     /// Ask the arbiter to replace the record.
     Arbitrate {
         /// What must be there.
