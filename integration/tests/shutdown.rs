@@ -74,8 +74,9 @@ fn the_guest_stops_its_services_in_order_and_both_hosts_end() -> Result<()> {
     drop(counter);
     ensure!(report["ended"] == "the guest reset", "{report}");
     let after = console.split_once("LOCKSTEP-SHUTDOWN").map_or("", |(_, after)| after);
+    let last_words = after.split_once("LOCKSTEP-EXIT service 0").map_or("", |(said, _)| said);
     ensure!(
-        after.contains("Redis is now ready to exit, bye bye"),
+        last_words.contains("Redis is now ready to exit, bye bye"),
         "Redis was not stopped in order: {console}"
     );
     let keys = keys(&log)?;
@@ -97,9 +98,9 @@ fn a_shutdown_survives_its_host() -> Result<()> {
         return Ok(());
     }
     let mut protected = Setup::new("shutdown-failover").open()?;
-    // Init waits ten seconds for a process that does not listen: long enough to kill the host.
+    // Init waits ten seconds for processes that do not listen: long enough to kill the host.
     let run = &mut protected.primary.run;
-    run.type_text("(trap '' TERM; exec sleep 1000) & echo DEAF-$((6 * 7))\n")?;
+    run.type_text("(trap '' TERM HUP; exec sleep 1000) & echo DEAF-$((6 * 7))\n")?;
     run.wait_for("DEAF-42", LIMIT)?;
     ask(
         &protected.scene.pair,

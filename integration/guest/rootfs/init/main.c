@@ -49,10 +49,32 @@ static void service_settled(void)
     start_shell();
 }
 
+static void report_service(int status)
+{
+    report("LOCKSTEP-EXIT service %d", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+}
+
+// The service goes first, while the terminal is there for what it says: the end of the shell's session takes it away.
+static void stop_service(void)
+{
+    int status;
+    kill(state.service, SIGTERM);
+    for (int i = 0; i < shutdown_polls; i++) {
+        if (waitpid(state.service, &status, WNOHANG) != 0) {
+            report_service(status);
+            return;
+        }
+        nanosleep(&poll_interval, NULL);
+    }
+}
+
 // Lets every process finish, leaves a clean disk, and never comes back.
 static void __attribute__((noreturn)) shut_down(int how)
 {
     report("LOCKSTEP-SHUTDOWN");
+    if (state.service > 0)
+        stop_service();
+    tcdrain(STDOUT_FILENO);
     kill(-1, SIGTERM);
     kill(-1, SIGCONT);
     for (int i = 0; i < shutdown_polls; i++) {
@@ -106,7 +128,7 @@ static void reap(void)
             foreground_ended(status);
         } else if (pid == state.service) {
             state.service = 0;
-            report("LOCKSTEP-EXIT service %d", WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+            report_service(status);
             // Whoever waits for it must not wait for ever.
             if (!state.ready)
                 service_settled();
