@@ -165,8 +165,8 @@ impl Keyboard {
         match (std::mem::take(&mut self.keyboard_pending), value) {
             // Which set? The second.
             (0xf0, 0) => self.send(&[ACKNOWLEDGE, 2]),
-            // Lamps, rate of repetition, another set: taken note of, and nothing more.
-            (0xed | 0xf0 | 0xf3, _) => self.send(&[ACKNOWLEDGE]),
+            // Lamps, rate of repetition, another set, defaults: taken note of, and nothing more.
+            (0xed | 0xf0 | 0xf3, _) | (_, 0xf6) => self.send(&[ACKNOWLEDGE]),
             (_, 0xed | 0xf0 | 0xf3) => {
                 self.keyboard_pending = value;
                 self.send(&[ACKNOWLEDGE]);
@@ -177,12 +177,10 @@ impl Keyboard {
                 self.scanning = true;
                 self.send(&[ACKNOWLEDGE]);
             }
-            // Defaults without scanning; the same with it.
             (_, 0xf5) => {
                 self.scanning = false;
                 self.send(&[ACKNOWLEDGE]);
             }
-            (_, 0xf6) => self.send(&[ACKNOWLEDGE]),
             (_, 0xff) => {
                 self.scanning = true;
                 self.queue.clear();

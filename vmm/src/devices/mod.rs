@@ -124,9 +124,10 @@ impl Devices {
         let slots = (0..slots(config))
             .zip(SLOT_IRQS)
             .map(|(slot, irq)| format!("virtio_mmio.device=4K@{:#x}:{irq}", bus::slot_address(slot)));
-        let keyboard: &[&str] = match config.has_keyboard() {
-            true => &["i8042.nopnp", "i8042.noaux", "i8042.dumbkbd"],
-            false => &[],
+        let keyboard: &[&str] = if config.has_keyboard() {
+            &["i8042.nopnp", "i8042.noaux", "i8042.dumbkbd"]
+        } else {
+            &[]
         };
         slots.chain(keyboard.iter().copied().map(str::to_owned)).collect()
     }
