@@ -1,16 +1,10 @@
 //! `lockstep-backup run`.
 
-use std::net::SocketAddr;
-
 use anyhow::Result;
-use clap::{ArgGroup, Args, ValueEnum};
 use lockstep_primary::cli::again::{Watch, start_over};
-use lockstep_primary::cli::args::{DeviceArgs, PolicyArgs, SpanArgs};
-use lockstep_primary::cli::boot::BootArgs;
-use lockstep_primary::cli::pair::PairArgs;
+use lockstep_primary::cli::node::{NodeArgs, StartRole};
 use lockstep_primary::cli::report::print_report;
 use lockstep_primary::cli::role::{self, Part};
-use lockstep_primary::cli::sockets::ApiArgs;
 use lockstep_primary::cli::span::{Span, on_signal};
 use lockstep_primary::host::inbox::Outside;
 use lockstep_primary::link::{Control, Status};
@@ -23,44 +17,9 @@ use lockstep_vmm::sys::kick::KickHandle;
 
 use crate::standby::{Outcome, Promoted, ReplicaOptions, Standby, StandbyOptions};
 
-/// What a node is when it is started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum StartRole {
-    /// It stands by.
-    #[default]
-    Backup,
-    /// The arbiter's record decides: its owner boots the machine, another node stands by.
-    Auto,
-}
-
-/// Whom to stand by for, and how.
-#[derive(Args)]
-#[command(group(ArgGroup::new("machine").args(["kernel", "snapshot"])))]
-pub struct RunOptions {
-    /// Where to wait for the primary (UDP).
-    #[arg(long, value_name = "IP:PORT")]
-    listen: SocketAddr,
-    /// Whether this node stands by, or the arbiter's record decides whether it does. `auto` needs the machine's kernel or
-    /// snapshot, the same on both nodes.
-    #[arg(long, value_enum, default_value_t, requires_if("auto", "machine"))]
-    role: StartRole,
-    #[command(flatten)]
-    boot: BootArgs,
-    #[command(flatten)]
-    pair: PairArgs,
-    #[command(flatten)]
-    devices: DeviceArgs,
-    #[command(flatten)]
-    policy: PolicyArgs,
-    #[command(flatten)]
-    span: SpanArgs,
-    #[command(flatten)]
-    api: ApiArgs,
-}
-
 /// Stands by, or boots the machine where the record says so, and runs the machine once it is this node's. A node that
 /// loses its machine to the other one starts over.
-pub fn run(options: &RunOptions) -> Result<()> {
+pub fn run(options: &NodeArgs) -> Result<()> {
     let node = Node {
         options,
         host: probe::at_start()?,
@@ -82,7 +41,7 @@ pub fn run(options: &RunOptions) -> Result<()> {
 
 /// A node that runs.
 struct Node<'a> {
-    options: &'a RunOptions,
+    options: &'a NodeArgs,
     host: Start,
     status: Status,
     control: Control,

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_backup::cli;
-use lockstep_primary::cli::{ops, packaging};
+use lockstep_primary::cli::{node::NodeArgs, ops, packaging};
+use lockstep_primary::config;
 
 /// Stands by for a Lockstep machine and goes on with it when its primary dies.
 #[derive(Parser)]
@@ -17,7 +18,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Stand by for a machine, or run it: --role says which.
-    Run(Box<cli::RunOptions>),
+    Run(Box<NodeArgs>),
     #[command(flatten)]
     Ops(ops::OpsCommand),
     #[command(flatten)]
@@ -26,7 +27,7 @@ enum Command {
 
 fn main() -> ExitCode {
     lockstep_primary::cli::start_messages();
-    let result = match Cli::parse().command {
+    let result = match config::parse::<Cli>().command {
         Command::Run(options) => cli::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ops(command) => ops::run(&command),
         Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),

@@ -69,6 +69,7 @@ fn hello() -> Hello {
         term: 1,
         heartbeat_ns: Timing::CALM.heartbeat,
         deadline_ns: Timing::CALM.deadline,
+        inquiry: false,
     }
 }
 

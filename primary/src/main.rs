@@ -2,16 +2,17 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
-use lockstep_primary::cli;
+use clap::CommandFactory;
+use lockstep_primary::{cli, config};
 
 fn main() -> ExitCode {
     cli::start_messages();
     // clap exits with 2 on wrong usage by itself.
     let done = |()| ExitCode::SUCCESS;
-    let result = match cli::Cli::parse().command {
+    let result = match config::parse::<cli::Cli>().command {
         cli::Command::Run(options) => cli::run::run(&options).map(done),
         cli::Command::Probe(options) => cli::probe::run(&options).map(done),
+        cli::Command::CheckConfig(options) => cli::check::run(&options),
         cli::Command::Pki(options) => cli::pki::run(&options).map(done),
         cli::Command::Ops(command) => cli::ops::run(&command),
         cli::Command::Packaging(command) => cli::packaging::run(&command, cli::Cli::command()).map(done),

@@ -14,7 +14,7 @@ use lockstep_primary::link::net;
 use lockstep_primary::link::peer::{Heard, Peer};
 use lockstep_primary::link::status::{Role, STATE_MESSAGES, Status, StatusInner, count};
 use lockstep_primary::link::watch::{self, ArbiterPort, Uplink, Watch};
-use lockstep_primary::link::{Asked, Control};
+use lockstep_primary::link::{Asked, BUSY, Control};
 use lockstep_primary::pki::Credentials;
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState, Verdict};
 use lockstep_proto::{Heartbeat, ToBackup, ToPrimary};
@@ -283,7 +283,7 @@ impl Loop {
             Event::Incoming(incoming) => return self.accept(incoming),
             Event::Connected(number, connection, control, messages) => {
                 if self.peer.is_some() {
-                    net::close(&connection, "another connection is in use");
+                    net::close(&connection, BUSY);
                     return;
                 }
                 self.peer = Some(self.connected(number, connection, control, messages));

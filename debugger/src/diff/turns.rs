@@ -32,6 +32,7 @@ pub fn compare(one: &Placed, two: &Placed, symbols: Option<&Symbols>) -> Vec<Dif
     }
     frames(&mut values, &a.frames, &b.frames);
     bytes(&mut values, "typed bytes", &a.console, &b.console);
+    bytes(&mut values, "the keyboard's bytes", &a.keyboard, &b.keyboard);
     disks(&mut values, a, b);
     for index in 0..a.entropy.len().max(b.entropy.len()) {
         let [a, b] = [a, b].map(|turn| turn.entropy.get(index));

@@ -13,6 +13,9 @@ use ureq::http::Uri;
 
 use crate::pki::{PkiError, pem};
 
+/// Where etcd listens for clients unless told otherwise.
+const ETCD_PORT: u16 = 2379;
+
 /// `http://HOST[:PORT]` or `https://HOST[:PORT]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint(String);
@@ -37,6 +40,29 @@ impl Endpoint {
             return Err(format!("`{shown}` has a path; the URL of an etcd member has none"));
         }
         Ok(Self(format!("{scheme}://{authority}")))
+    }
+
+    /// The host that it names: a name, or an address without brackets.
+    pub fn host(&self) -> &str {
+        let authority = self.authority();
+        let host = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => host,
+            _ => authority,
+        };
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// Its port; without one, etcd's.
+    pub fn port(&self) -> u16 {
+        let port = self
+            .authority()
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse().ok());
+        port.unwrap_or(ETCD_PORT)
+    }
+
+    fn authority(&self) -> &str {
+        self.0.split_once("://").map_or("", |(_, authority)| authority)
     }
 
     /// Whether it is an https URL.

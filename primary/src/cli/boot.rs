@@ -20,10 +20,10 @@ const REVISIONS: RangeInclusive<i64> = *MODEL_REVISIONS.start() as i64..=*MODEL_
 pub struct BootArgs {
     /// Kernel to boot: an ELF vmlinux or a bzImage.
     #[arg(long, value_name = "FILE", conflicts_with = "snapshot")]
-    kernel: Option<PathBuf>,
+    pub(crate) kernel: Option<PathBuf>,
     /// Initial root file system (cpio).
     #[arg(long, value_name = "FILE", conflicts_with = "snapshot")]
-    initrd: Option<PathBuf>,
+    pub(crate) initrd: Option<PathBuf>,
     /// Words for the kernel's command line, beside those that the machine needs.
     #[arg(long, value_name = "WORDS", default_value = "", conflicts_with = "snapshot")]
     cmdline: String,
@@ -41,7 +41,7 @@ pub struct BootArgs {
     model_revision: u32,
     /// Go on from a snapshot instead of booting.
     #[arg(long, value_name = "FILE")]
-    snapshot: Option<PathBuf>,
+    pub(crate) snapshot: Option<PathBuf>,
 }
 
 impl BootArgs {

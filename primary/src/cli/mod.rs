@@ -3,6 +3,8 @@
 pub mod again;
 pub mod args;
 pub mod boot;
+pub mod check;
+pub mod node;
 pub mod ops;
 pub mod packaging;
 pub mod pair;
@@ -33,6 +35,8 @@ pub enum Command {
     Run(Box<run::RunOptions>),
     /// Find out by experiment what this host's KVM does, and what follows from it.
     Probe(probe::ProbeOptions),
+    /// Tell what is wrong with a machine's configuration, and whether this host can run it.
+    CheckConfig(check::CheckOptions),
     /// Make the certificates that the nodes of a deployment know each other by.
     Pki(pki::PkiOptions),
     /// Ask a machine that runs.

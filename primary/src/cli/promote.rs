@@ -121,7 +121,8 @@ pub fn run(options: &PromoteOptions) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn describe(record: Option<&Record>) -> String {
+/// A machine's record, for people.
+pub(crate) fn describe(record: Option<&Record>) -> String {
     record.map_or_else(
         || "no record".into(),
         |record| match &record.peer {
@@ -152,7 +153,7 @@ fn take(arbiter: &mut dyn Arbiter, node: &str) -> Result<(Option<Record>, Record
 }
 
 /// Whether a host answers at this address: with QUIC, or that nobody listens there.
-fn answers(peer: SocketAddr) -> Result<bool> {
+pub(crate) fn answers(peer: SocketAddr) -> Result<bool> {
     let any: SocketAddr = match peer {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),

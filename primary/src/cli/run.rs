@@ -22,6 +22,10 @@ use crate::session::{self, Options};
 #[derive(Args)]
 #[command(group(ArgGroup::new("machine").args(["kernel", "snapshot"]).required(true)))]
 pub struct RunOptions {
+    /// The machine's configuration file (TOML): its keys are these options. What is given here or in the environment
+    /// counts more.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     boot: BootArgs,
     /// Save the machine into this file when the run is ended from outside.

@@ -4,6 +4,7 @@
 //! - [`port`]: what the vCPU thread sees of it.
 //! - [`join`], [`have`]: how a new backup gets the machine while it runs, and what of it it has already.
 //! - [`control`], [`status`], [`hold`], [`watch`]: operators, what they are told, and what is looked at for them.
+//! - [`greet`]: a look at the peer before there is a session.
 //! - [`live`]: the primary's end. The backup's is in the backup crate.
 //!
 //! Invariants: nothing leaves the machine but through the gate, and the gate asks the session before each turn's effects;
@@ -11,6 +12,7 @@
 
 mod announce;
 pub mod control;
+pub mod greet;
 pub mod have;
 pub mod hold;
 pub mod join;
@@ -23,6 +25,9 @@ pub mod status;
 mod streams;
 pub mod watch;
 pub mod wire;
+
+/// Why a connection is closed by a node that has one already.
+pub const BUSY: &str = "another connection is in use";
 
 pub use control::{Asked, Control, Request};
 pub use live::{Live, LiveOptions};

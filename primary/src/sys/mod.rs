@@ -1,4 +1,5 @@
 //! System calls that no crate wraps; all `unsafe` code of this crate, each block with its reason.
 
+pub mod clock;
 pub mod tap;
 pub mod uplink;

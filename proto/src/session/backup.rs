@@ -252,20 +252,41 @@ impl Backup {
     }
 
     fn hello(&mut self, hello: Hello) {
-        let timing = match check_hello(&hello, &self.identity, &self.primary) {
+        let checked = check_hello(&hello, &self.identity, &self.primary);
+        if hello.inquiry {
+            return self.answer(checked.err());
+        }
+        let timing = match checked {
             Ok(timing) => timing,
             Err(problem) => return self.refuse(&problem),
         };
         self.timing = timing;
         self.term = hello.term;
         self.state = BackupState::Syncing;
-        let welcome = Welcome {
+        self.actions.push_back(BackupAction::Prepare(Box::new(hello)));
+        self.welcome();
+    }
+
+    fn welcome(&mut self) {
+        self.send(to_primary::Kind::Welcome(Welcome {
             version: PROTOCOL_VERSION,
             node: self.identity.node.clone(),
             host_class: self.identity.host_class.clone(),
-        };
-        self.actions.push_back(BackupAction::Prepare(Box::new(hello)));
-        self.send(to_primary::Kind::Welcome(welcome));
+        }));
+    }
+
+    /// Answers an inquiry, which leaves everything as it was.
+    fn answer(&mut self, problem: Option<String>) {
+        match problem {
+            None => self.welcome(),
+            Some(problem) => self.send(to_primary::Kind::Goodbye(Goodbye {
+                reason: bounded(&problem),
+            })),
+        }
+        let reason = "an inquiry, which was answered";
+        self.actions.push_back(BackupAction::Disconnect(reason.into()));
+        self.state = BackupState::Waiting;
+        self.primary.clear();
     }
 
     fn tick(&mut self, now: Nanos) {

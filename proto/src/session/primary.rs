@@ -225,6 +225,7 @@ impl Primary {
             term: self.record.term,
             heartbeat_ns: self.timing.heartbeat,
             deadline_ns: self.timing.deadline,
+            inquiry: false,
             ..self.hello.clone()
         };
         self.send(to_backup::Kind::Hello(hello));

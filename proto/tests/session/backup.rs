@@ -266,6 +266,30 @@ fn machines_of_this_revision_and_the_one_before_are_taken_and_newer_ones_refused
 }
 
 #[test]
+fn an_inquiry_is_answered_and_makes_nothing() {
+    let inquiry = |node: &str| {
+        to_backup(to_backup::Kind::Hello(Hello {
+            node: node.into(),
+            inquiry: true,
+            ..hello()
+        }))
+    };
+    for (node, fits) in [("a", true), ("c", false)] {
+        let mut session = connected();
+        let actions = does(&mut session, 0, BackupInput::Message(inquiry(node)));
+        let [BackupAction::Send(reply), BackupAction::Disconnect(_)] = &actions[..] else {
+            panic!("{actions:?}");
+        };
+        let welcome = matches!(reply.kind, Some(to_primary::Kind::Welcome(_)));
+        let goodbye = matches!(reply.kind, Some(to_primary::Kind::Goodbye(_)));
+        assert_eq!((welcome, goodbye), (fits, !fits));
+        assert_eq!((session.state(), session.term()), (BackupState::Waiting, 0));
+        assert_eq!(does(&mut session, 0, BackupInput::Connected("a".into())), []);
+        assert_eq!(session.state(), BackupState::Connected);
+    }
+}
+
+#[test]
 fn hellos_that_do_not_fit_are_refused() {
     let wrong = [
         (

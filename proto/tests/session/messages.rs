@@ -47,6 +47,7 @@ pub fn hello() -> Hello {
         term: TERM,
         heartbeat_ns: TIMING.heartbeat,
         deadline_ns: TIMING.deadline,
+        inquiry: false,
     }
 }
 
@@ -168,6 +169,7 @@ pub fn any_hello() -> impl Strategy<Value = Hello> {
         machine_name: names.1,
         heartbeat_ns: times.0,
         deadline_ns: times.1,
+        inquiry: false,
         term,
         machine: if machine { hello().machine } else { None },
         ..hello()

@@ -1,0 +1,137 @@
+//! What the machine is made from on this host: kernel, snapshot, disks, tap devices, sockets.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use lockstep_vmm::snapshot::Restore;
+
+use super::Finding;
+use crate::api;
+use crate::cli::node::NodeArgs;
+use crate::cli::sockets;
+use crate::host::image::Image;
+use crate::host::tap::TapSender;
+use crate::start::{DiskOption, NicOption, disk_bytes};
+
+pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
+    let runs = is_running(node);
+    let mut findings = vec![match runs {
+        true => Finding::pass(
+            "machine",
+            "its process runs on this host: disks and tap devices are in use by it",
+        ),
+        false => Finding::pass("machine", "its process does not run on this host"),
+    }];
+    findings.extend(boot_files(node));
+    findings.extend(node.devices.disk.iter().map(|disk| check_disk(disk, runs)));
+    findings.extend(node.devices.net.iter().map(|nic| check_tap(nic, runs)));
+    findings
+}
+
+fn is_running(node: &NodeArgs) -> bool {
+    let socket = node.api.api.clone().unwrap_or_else(|| sockets::of(&node.pair.name));
+    api::client::status(&socket).is_ok()
+}
+
+fn boot_files(node: &NodeArgs) -> Vec<Finding> {
+    let boot = &node.boot;
+    let mut findings = Vec::new();
+    for (check, path) in [("kernel", &boot.kernel), ("initrd", &boot.initrd)] {
+        let Some(path) = path else { continue };
+        findings.push(match readable(path) {
+            Ok(bytes) => Finding::pass(check, format!("{}, {bytes} bytes", path.display())),
+            Err(error) => Finding::fail(
+                check,
+                format!("{}: {error}", path.display()),
+                "name a file that this user can read",
+            ),
+        });
+    }
+    if let Some(path) = &boot.snapshot {
+        findings.push(match Restore::open(path) {
+            Ok(snapshot) => Finding::pass(
+                "snapshot",
+                format!("{}, of a host of class `{}`", path.display(), snapshot.host_class()),
+            ),
+            Err(error) => Finding::fail(
+                "snapshot",
+                error.to_string(),
+                "make a new one: lockstep-primary run --save",
+            ),
+        });
+    }
+    findings
+}
+
+fn readable(path: &Path) -> io::Result<u64> {
+    let file = std::fs::File::open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_file() {
+        Ok(metadata.len())
+    } else {
+        Err(io::Error::other("it is no file"))
+    }
+}
+
+fn check_disk(disk: &DiskOption, runs: bool) -> Finding {
+    let path = disk.path.display();
+    let bytes = match disk_bytes(&disk.path) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let remedy = "make a raw image with the same size on both hosts: truncate -s 10G FILE";
+            return Finding::fail("disk", format!("{error:#}"), remedy);
+        }
+    };
+    if !runs && let Err(error) = Image::open(&disk.path, disk.read_only) {
+        return Finding::fail(
+            "disk",
+            format!("{path}: {error}"),
+            "let this user write it, and no other process use it",
+        );
+    }
+    let space = std::fs::metadata(&disk.path).and_then(|metadata| {
+        let free = rustix::fs::statvfs(&disk.path)?;
+        Ok((metadata.blocks() * 512, free.f_bavail * free.f_frsize))
+    });
+    match space {
+        Ok((used, free)) if !disk.read_only && bytes.saturating_sub(used) > free => Finding::warn(
+            "disk",
+            format!(
+                "{path}: {} bytes are not allocated yet and its file system has {free}",
+                bytes - used
+            ),
+            "free some space, or allocate the image whole (fallocate): a full file system hands the machine over",
+        ),
+        Ok(_) => Finding::pass("disk", format!("{path}, {bytes} bytes")),
+        Err(error) => Finding::fail(
+            "disk",
+            format!("{path}: {error}"),
+            "see that its file system can be used",
+        ),
+    }
+}
+
+fn check_tap(nic: &NicOption, runs: bool) -> Finding {
+    if runs {
+        return Finding::pass("tap", format!("{} is in use", nic.tap));
+    }
+    if !Path::new("/sys/class/net").join(&nic.tap).exists() {
+        return Finding::fail(
+            "tap",
+            format!("there is no interface {}", nic.tap),
+            format!(
+                "make it: ip tuntap add {} mode tap user lockstep; ip link set {} up master BRIDGE",
+                nic.tap, nic.tap
+            ),
+        );
+    }
+    match TapSender::open(&nic.tap) {
+        Ok(_) => Finding::pass("tap", format!("{} can be used", nic.tap)),
+        Err(error) => Finding::fail(
+            "tap",
+            format!("{}: {error}", nic.tap),
+            format!("make it this user's: ip tuntap add {} mode tap user USER", nic.tap),
+        ),
+    }
+}
