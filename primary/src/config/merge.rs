@@ -147,7 +147,7 @@ fn complaint(error: &clap::Error) -> String {
 }
 
 /// The options that a file is checked against: those of a node, which both programs' machines are started with.
-fn options() -> Command {
+pub(super) fn options() -> Command {
     NodeArgs::augment_args(Command::new(super::RUN)).no_binary_name(true)
 }
 

@@ -156,3 +156,31 @@ fn a_file_that_cannot_be_read_starts_nothing() {
             .contains("UTF-8")
     );
 }
+
+/// The example that operators start from, whole and with everything in it that is commented out.
+#[test]
+fn the_example_is_a_node_and_has_every_key_that_operators_set() {
+    const EXAMPLE: &str = include_str!("../../../deploy/machine.toml");
+    let found = checked(EXAMPLE);
+    assert_eq!(found.problems, []);
+    let everything: String = EXAMPLE
+        .lines()
+        .map(|line| match line.strip_prefix('#') {
+            // Comments in words begin with a blank.
+            Some(key) if !key.starts_with(' ') => format!("{key}\n"),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let content = file::parse(&everything);
+    assert_eq!(content.problems, []);
+    let keys: Vec<_> = content.entries.iter().map(|entry| entry.key.as_str()).collect();
+    // Those are for tests and people at a terminal.
+    let others = ["config", "force-hz", "for", "until", "kicks", "json"];
+    for arg in merge::options().get_arguments() {
+        let long = arg.get_long().unwrap();
+        assert!(keys.contains(&long) || others.contains(&long), "--{long} is not in the example");
+    }
+    let problems = check(&content).problems;
+    let told = describe(Path::new("machine.toml"), &problems);
+    assert!(problems.len() == 1 && told.contains("cannot be used with"), "{told}");
+}
