@@ -8,8 +8,9 @@ use lockstep_primary::host::disk::Disks;
 use lockstep_primary::host::image::Image;
 use lockstep_primary::recording::{digest_of, start_disk, start_snapshot};
 use lockstep_proto::Identity;
+use lockstep_proto::model::MODEL_REVISIONS;
 use lockstep_vmm::cpu::profile::Profile;
-use lockstep_vmm::machine::{MODEL_REVISION, Machine};
+use lockstep_vmm::machine::Machine;
 use lockstep_vmm::probe::Start;
 use lockstep_vmm::snapshot::Restore;
 
@@ -67,10 +68,12 @@ pub fn open(directory: &Path, host: &Start) -> Result<Opened> {
 /// nothing speaks against it.
 pub fn obstacle(directory: &Path, identity: &Identity, host_class: &str) -> Option<String> {
     let machine = identity.machine.clone().unwrap_or_default();
-    if machine.model_revision != MODEL_REVISION {
+    if !MODEL_REVISIONS.contains(&machine.model_revision) {
         return Some(format!(
-            "the machine is of model revision {} and this program has {MODEL_REVISION}: use the version that recorded it",
-            machine.model_revision
+            "the machine is of model revision {} and this program has {} to {}: use the version that recorded it",
+            machine.model_revision,
+            MODEL_REVISIONS.start(),
+            MODEL_REVISIONS.end()
         ));
     }
     let Some(profile) = Profile::by_name(&machine.cpu_profile) else {

@@ -53,7 +53,10 @@ fn a_person_walks_through_a_recording() -> Result<()> {
     };
     let arrives = |screen: &Screen, stop: u64| -> Result<()> {
         let (there, rip) = (rip_at(screen, stop)?, shown(&stop.to_string())?.1);
-        ensure!(there == rip, "RIP at stop {stop} is {there} on the screen and {rip} for `show`");
+        ensure!(
+            there == rip,
+            "RIP at stop {stop} is {there} on the screen and {rip} for `show`"
+        );
         Ok(())
     };
     let command = format!(

@@ -38,7 +38,7 @@ pub struct BootArgs {
         value_parser = clap::value_parser!(u32).range(REVISIONS),
         conflicts_with = "snapshot"
     )]
-    model_revision: u32,
+    pub(crate) model_revision: u32,
     /// Go on from a snapshot instead of booting.
     #[arg(long, value_name = "FILE")]
     pub(crate) snapshot: Option<PathBuf>,

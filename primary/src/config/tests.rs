@@ -178,7 +178,10 @@ fn the_example_is_a_node_and_has_every_key_that_operators_set() {
     let others = ["config", "force-hz", "for", "until", "kicks", "json"];
     for arg in merge::options().get_arguments() {
         let long = arg.get_long().unwrap();
-        assert!(keys.contains(&long) || others.contains(&long), "--{long} is not in the example");
+        assert!(
+            keys.contains(&long) || others.contains(&long),
+            "--{long} is not in the example"
+        );
     }
     let problems = check(&content).problems;
     let told = describe(Path::new("machine.toml"), &problems);

@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result};
 use lockstep_proto::{Hello, MachineConfig};
 use lockstep_vmm::cpu::profile::Profile;
-use lockstep_vmm::machine::MODEL_REVISION;
 use lockstep_vmm::probe;
 
 use super::Finding;
@@ -145,7 +144,7 @@ fn hello(node: &NodeArgs) -> Result<Hello> {
         machine_name: pair.name.clone(),
         machine: Some(MachineConfig {
             cpu_profile: profile.name().into(),
-            model_revision: MODEL_REVISION,
+            model_revision: node.boot.model_revision,
             ..MachineConfig::default()
         }),
         host_class: probe::host_class()?,

@@ -281,6 +281,7 @@ impl Backup {
             None => self.welcome(),
             Some(problem) => self.send(to_primary::Kind::Goodbye(Goodbye {
                 reason: bounded(&problem),
+                shut_down: false,
             })),
         }
         let reason = "an inquiry, which was answered";
