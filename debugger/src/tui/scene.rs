@@ -105,7 +105,7 @@ impl Printed {
         let mut newest: Vec<&[u8]> = Vec::new();
         let mut breaks = 0;
         for (_, bytes) in self.pieces.range(..end).rev() {
-            breaks += bytes.iter().filter(|&&byte| byte == b'\n').count();
+            breaks += bytes.split(|byte| *byte == b'\n').count() - 1;
             newest.push(bytes);
             if breaks > count {
                 break;

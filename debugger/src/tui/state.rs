@@ -115,8 +115,8 @@ impl State {
             KeyCode::Char('f') => return self.next_kind(),
             KeyCode::Char(']') => return self.find_kind(true, index),
             KeyCode::Char('[') => return self.find_kind(false, index),
-            KeyCode::Right | KeyCode::Char('l') => return self.to_stop(self.stop.saturating_add(1), index),
-            KeyCode::Left | KeyCode::Char('h') => return self.to_stop(self.stop.saturating_sub(1), index),
+            KeyCode::Right | KeyCode::Char('l') => return self.go_to_stop(self.stop.saturating_add(1), index),
+            KeyCode::Left | KeyCode::Char('h') => return self.go_to_stop(self.stop.saturating_sub(1), index),
             KeyCode::Down | KeyCode::Char('j') => (self.row + 1).min(last),
             KeyCode::Up | KeyCode::Char('k') => self.row.saturating_sub(1),
             KeyCode::PageDown | KeyCode::Char(' ') => (self.row + self.page).min(last),
@@ -125,7 +125,7 @@ impl State {
             KeyCode::End | KeyCode::Char('G') => last,
             _ => return Outcome::Draw,
         };
-        self.to_row(row, index)
+        self.go_to_row(row, index)
     }
 
     fn mode(&mut self, mode: Mode) -> Outcome {
@@ -139,7 +139,7 @@ impl State {
         Outcome::Draw
     }
 
-    fn to_row(&mut self, row: usize, index: &Index) -> Outcome {
+    fn go_to_row(&mut self, row: usize, index: &Index) -> Outcome {
         let Some(there) = index.rows().get(row) else {
             return Outcome::Draw;
         };
@@ -149,7 +149,7 @@ impl State {
         Outcome::Go
     }
 
-    fn to_stop(&mut self, stop: u64, index: &Index) -> Outcome {
+    fn go_to_stop(&mut self, stop: u64, index: &Index) -> Outcome {
         let first = index.rows().first().map_or(0, |row| row.stop);
         if !(first..=index.last_stop()).contains(&stop) {
             return self.tell(format!("the recording has stops {first} to {}", index.last_stop()));
@@ -164,7 +164,7 @@ impl State {
         match parse(text) {
             Err(why) => self.tell(why),
             Ok(position) => match index.stop_of(position) {
-                Some(stop) => self.to_stop(stop, index),
+                Some(stop) => self.go_to_stop(stop, index),
                 None => self.tell(format!("{position} lies beyond the end")),
             },
         }
@@ -186,7 +186,7 @@ impl State {
 
     fn found(&mut self, found: anyhow::Result<Option<usize>>, index: &Index) -> Outcome {
         match found {
-            Ok(Some(row)) => self.to_row(row, index),
+            Ok(Some(row)) => self.go_to_row(row, index),
             Ok(None) => self.tell("no turn matches"),
             Err(error) => self.tell(format!("{error:#}")),
         }

@@ -101,11 +101,7 @@ pub fn parse(text: &str) -> Content {
 }
 
 fn line_of(text: &str, at: usize) -> usize {
-    text.as_bytes()[..at.min(text.len())]
-        .iter()
-        .filter(|&&byte| byte == b'\n')
-        .count()
-        + 1
+    text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
 }
 
 fn collect(text: &str, table: &DeTable<'_>, within: &str, content: &mut Content) {

@@ -16,13 +16,12 @@ use crate::start::{DiskOption, NicOption, disk_bytes};
 
 pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
     let runs = is_running(node);
-    let mut findings = vec![match runs {
-        true => Finding::pass(
-            "machine",
-            "its process runs on this host: disks and tap devices are in use by it",
-        ),
-        false => Finding::pass("machine", "its process does not run on this host"),
-    }];
+    let where_it_runs = if runs {
+        "its process runs on this host: disks and tap devices are in use by it"
+    } else {
+        "its process does not run on this host"
+    };
+    let mut findings = vec![Finding::pass("machine", where_it_runs)];
     findings.extend(boot_files(node));
     findings.extend(node.devices.disk.iter().map(|disk| check_disk(disk, runs)));
     findings.extend(node.devices.net.iter().map(|nic| check_tap(nic, runs)));
