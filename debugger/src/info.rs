@@ -160,6 +160,7 @@ impl Info {
         println!("  random      {}", totals.random);
         println!("  frames      {} ({} bytes)", totals.frames, totals.frame_bytes);
         println!("  console     {} bytes", totals.console);
+        println!("  keyboard    {} bytes", totals.keyboard);
         println!("  disk        {}", totals.disk);
         println!("  entropy     {}", totals.entropy);
         println!("  forced      {} ({} pages)", totals.forced, totals.delta_pages);
@@ -210,6 +211,7 @@ impl Info {
             "frames": totals.frames,
             "frame_bytes": totals.frame_bytes,
             "console_bytes": totals.console,
+            "keyboard_bytes": totals.keyboard,
             "disk": totals.disk,
             "entropy": totals.entropy,
             "forced": totals.forced,

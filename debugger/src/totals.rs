@@ -19,6 +19,7 @@ pub struct Totals {
     pub frames: u64,
     pub frame_bytes: u64,
     pub console: u64,
+    pub keyboard: u64,
     pub disk: u64,
     pub entropy: u64,
     pub forced: u64,
@@ -87,6 +88,7 @@ impl Totals {
         self.frames += turn.frames.len() as u64;
         self.frame_bytes += turn.frames.iter().map(|frame| frame.data.len() as u64).sum::<u64>();
         self.console += turn.console.len() as u64;
+        self.keyboard += turn.keyboard.len() as u64;
         self.disk += turn.disks.len() as u64;
         self.entropy += turn.entropy.len() as u64;
         self.epochs += u64::from(turn.epoch.is_some());

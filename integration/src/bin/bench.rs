@@ -2,7 +2,7 @@
 //! `target/bench/results.json`.
 //!
 //! It never judges: a goal that is missed is a line in the table. The exit status is 1 only if something did not run.
-//! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,codec,
+//! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,recorder,codec,
 //! pair-compute,pair-redis,pair-failover,pair-join picks sections; ONLY=pair picks all of a pair's. ONLY=memory watches what a
 //! busy pair holds in memory, for half an hour or LOCKSTEP_MEMORY_MINUTES.
 
@@ -20,6 +20,8 @@ mod log;
 mod pair;
 #[path = "../bench/pairs.rs"]
 mod pairs;
+#[path = "../bench/recorder.rs"]
+mod recorder;
 #[path = "../bench/redis.rs"]
 mod redis;
 #[path = "../bench/table.rs"]
@@ -51,7 +53,7 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table) -> Result<()>);
 
-const SECTIONS: [Section; 13] = [
+const SECTIONS: [Section; 14] = [
     ("boot", boot::boot),
     ("snapshot", boot::snapshot),
     ("loop", cycle::run),
@@ -59,6 +61,7 @@ const SECTIONS: [Section; 13] = [
     ("memwrite", compute::memwrite),
     ("redis", redis::run),
     ("idle", idle::run),
+    ("recorder", recorder::run),
     ("codec", codec),
     ("pair-compute", pair::compute),
     ("pair-redis", pair::redis),
