@@ -4,8 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_backup::cli;
-use lockstep_primary::cli::{node::NodeArgs, ops, packaging};
-use lockstep_primary::config;
+use lockstep_primary::cli::{config, node::NodeArgs, ops, packaging};
 
 /// Stands by for a Lockstep machine and goes on with it when its primary dies.
 #[derive(Parser)]

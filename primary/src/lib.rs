@@ -3,7 +3,6 @@
 pub mod api;
 pub mod arbiter;
 pub mod cli;
-pub mod config;
 mod durable;
 pub mod history;
 pub mod host;
@@ -11,7 +10,6 @@ pub mod kicker;
 pub mod link;
 pub mod pair;
 pub mod pki;
-pub mod preflight;
 pub mod recorder;
 pub mod recording;
 pub mod session;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::CommandFactory;
-use lockstep_primary::{cli, config};
+use lockstep_primary::cli::{self, config};
 
 fn main() -> ExitCode {
     cli::start_messages();

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 
-use crate::config::{self, Problem};
-use crate::preflight::{self, Finding, Outcome};
+use super::config::{self, Problem};
+use super::preflight::{self, Finding, Outcome};
 
 /// What to check.
 #[derive(Args)]

@@ -160,7 +160,7 @@ fn a_file_that_cannot_be_read_starts_nothing() {
 /// The example that operators start from, whole and with everything in it that is commented out.
 #[test]
 fn the_example_is_a_node_and_has_every_key_that_operators_set() {
-    const EXAMPLE: &str = include_str!("../../../deploy/machine.toml");
+    const EXAMPLE: &str = include_str!("../../../../deploy/machine.toml");
     let found = checked(EXAMPLE);
     assert_eq!(found.problems, []);
     let everything: String = EXAMPLE
