@@ -111,6 +111,13 @@ fn a_person_walks_through_a_recording() -> Result<()> {
         "{:?}",
         std::fs::read_to_string(work.join("messages"))
     );
+    // A vmlinux that is not the guest's gives no symbols, and says why.
+    let other = format!(
+        "{} tui {path} --vmlinux /bin/true",
+        program("lockstep-debug")?.display()
+    );
+    let screen = Screen::start("tui-other", (140, 45), &other)?;
+    screen.wait(LIMIT, |text| text.contains("no symbols: /bin/true"))?;
     Ok(())
 }
 

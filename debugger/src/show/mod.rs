@@ -131,13 +131,9 @@ impl Shown {
         options: &ShowOptions,
     ) -> Result<Self> {
         let point = timeline.point();
-        let (regs, sregs) = timeline.machine_mut().present_registers()?;
+        let present = timeline.machine_mut().present_registers()?;
         let machine = timeline.machine();
-        let view = View {
-            ram: machine.memory().ram(),
-            regs,
-            sregs,
-        };
+        let view = View::of(machine, present);
         if let Some(kernel) = kernel {
             kernel.check(&view)?;
         }
@@ -150,8 +146,8 @@ impl Shown {
             turn: point.turn,
             guest_ns: machine.now(),
             halted: machine.is_halted(),
-            registers: text::registers(&regs),
-            control: text::control(&sregs),
+            registers: text::registers(&view.regs),
+            control: text::control(&view.sregs),
             is_user: view.is_user(),
             code: code::disassemble(&view, kernel),
             stack: code::stack(&view, kernel),

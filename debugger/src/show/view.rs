@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use kvm_bindings::{kvm_regs, kvm_sregs};
+use lockstep_vmm::machine::Machine;
 use lockstep_vmm::memory::GuestRam;
 
 use crate::timeline::read_virtual;
@@ -13,7 +14,16 @@ pub struct View<'a> {
     pub sregs: kvm_sregs,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// Of a machine with these registers, which are its present ones.
+    pub fn of(machine: &'a Machine, (regs, sregs): (kvm_regs, kvm_sregs)) -> Self {
+        Self {
+            ram: machine.memory().ram(),
+            regs,
+            sregs,
+        }
+    }
+
     /// Reads all of `data`.
     pub fn read(&self, address: u64, data: &mut [u8]) -> Result<()> {
         let length = read_virtual(self.ram, &self.sregs, address, data);

@@ -71,7 +71,7 @@ fn show(mut terminal: DefaultTerminal, index: &mut Index, guide: &Guide, title: 
                     state.scene = Some(*scene);
                 }
                 News::Walking(stop) => state.walking = Some(stop),
-                News::Failed(why) => bail!("the replay has failed: {why}"),
+                News::Failed(why) => bail!("the replay cannot go on: {why}"),
             }
         }
         if stale {

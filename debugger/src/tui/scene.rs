@@ -37,7 +37,7 @@ pub struct Scene {
     pub registers: Vec<(&'static str, u64)>,
     /// The code from the instruction on that comes next.
     pub code: Vec<Instruction>,
-    /// The current task, if the kernel's vmlinux is there.
+    /// The current task, if the kernel's vmlinux is there; or why there are no symbols.
     pub task: Option<String>,
     /// How long the way took.
     pub took: Duration,
@@ -46,28 +46,32 @@ pub struct Scene {
 impl Scene {
     /// Of the machine where it stands.
     pub fn of(timeline: &mut Timeline, kernel: Option<&Kernel>, took: Duration) -> Result<Self> {
-        let (regs, sregs) = timeline.machine_mut().present_registers()?;
+        let present = timeline.machine_mut().present_registers()?;
         let machine = timeline.machine();
-        let view = View {
-            ram: machine.memory().ram(),
-            regs,
-            sregs,
+        let view = View::of(machine, present);
+        // Symbols of another kernel would be wrong ones. Early in a boot the right one cannot be told yet.
+        let (kernel, task) = match kernel.map(|kernel| (kernel, kernel.check(&view))) {
+            None => (None, None),
+            Some((_, Err(why))) => (None, Some(format!("no symbols: {why:#}"))),
+            Some((kernel, Ok(()))) => {
+                let task = match tasks::current(&view, kernel) {
+                    Ok(task) => format!("task {} ({})", task.comm, task.pid),
+                    Err(why) => format!("task unknown: {why:#}"),
+                };
+                (Some(kernel), Some(task))
+            }
         };
         let instruction = |line: code::Line| Instruction {
             address: line.address,
             symbol: text::name(kernel, line.address),
             text: line.text,
         };
-        let task = kernel.map(|kernel| match tasks::current(&view, kernel) {
-            Ok(task) => format!("{} ({})", task.comm, task.pid),
-            Err(why) => format!("unknown: {why:#}"),
-        });
         Ok(Self {
             stop: machine.stop(),
             guest_ns: machine.now(),
             halted: machine.is_halted(),
             is_user: view.is_user(),
-            registers: text::registers(&regs),
+            registers: text::registers(&view.regs),
             code: code::disassemble(&view, kernel).into_iter().map(instruction).collect(),
             task,
             took,

@@ -183,10 +183,7 @@ fn draw_machine(frame: &mut Frame<'_>, area: Rect, state: &State) {
         })
         .collect();
     let ring = if scene.is_user { 3 } else { 0 };
-    let task = scene
-        .task
-        .as_ref()
-        .map_or(String::new(), |task| format!(", task {task}"));
+    let task = scene.task.as_ref().map_or(String::new(), |task| format!(", {task}"));
     lines.push(Line::from(format!("ring {ring}{task}")));
     let mut function = String::new();
     for instruction in &scene.code {
