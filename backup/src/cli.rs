@@ -1,30 +1,44 @@
 //! `lockstep-backup run`.
 
-use anyhow::Result;
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
 use lockstep_primary::cli::again::{Watch, start_over};
+use lockstep_primary::cli::leave::Leave;
 use lockstep_primary::cli::node::{NodeArgs, StartRole};
 use lockstep_primary::cli::report::print_report;
 use lockstep_primary::cli::role::{self, Part};
-use lockstep_primary::cli::span::{Span, on_signal};
+use lockstep_primary::cli::service::Service;
+use lockstep_primary::cli::span::Span;
 use lockstep_primary::host::inbox::Outside;
 use lockstep_primary::link::{Control, Status};
-use lockstep_primary::recorder::LogOptions;
+use lockstep_primary::recording::ring::Ring;
 use lockstep_primary::session::{self, HostDevices, Options, Promotion, go_live};
+use lockstep_proto::Tenure;
 use lockstep_proto::model::MODEL_REVISIONS;
 use lockstep_proto::session::{BackupIdentity, Record, Unprotected};
 use lockstep_vmm::probe::{self, Start};
 use lockstep_vmm::sys::kick::KickHandle;
 
-use crate::standby::{Outcome, Promoted, ReplicaOptions, Standby, StandbyOptions};
+use crate::standby::{Outcome, Promoted, Recordings, ReplicaOptions, Standby, StandbyOptions};
 
 /// Stands by, or boots the machine where the record says so, and runs the machine once it is this node's. A node that
 /// loses its machine to the other one starts over.
 pub fn run(options: &NodeArgs) -> Result<()> {
+    let place = options.record.place();
+    ensure!(
+        place.is_none_or(|place| place.limits.are_given()),
+        "--record of a node that may stand by needs --record-max-bytes or --record-max-age-seconds: it begins to record again \
+         with every machine that comes"
+    );
+    let (status, control) = (Status::default(), Control::default());
+    let _service = Service::start(&status)?;
     let node = Node {
         options,
         host: probe::at_start()?,
-        status: Status::default(),
-        control: Control::default(),
+        leave: Leave::new(&options.leave, &status, &control),
+        status,
+        control,
         lost: Watch::default(),
     };
     options.pair.timing()?;
@@ -46,6 +60,7 @@ struct Node<'a> {
     status: Status,
     control: Control,
     lost: Watch,
+    leave: Leave,
 }
 
 impl Node<'_> {
@@ -93,11 +108,34 @@ impl Node<'_> {
         let replica = ReplicaOptions {
             disks: options.devices.disk.clone(),
             reset_slots: self.host.strategies.reset_slots_after_delta,
+            reports: options.pair.reports(),
+            recordings: self.recordings(),
         };
         let (standby, mut replica) = Standby::start(standby, replica)?;
         let quit = standby.quit();
-        on_signal(move || quit.quit())?;
+        self.leave.ends(move || quit.quit())?;
         replica.run(devices)
+    }
+
+    /// Where replicas are recorded. What cannot be recorded stands by all the same.
+    fn recordings(&self) -> Option<Recordings> {
+        let place = self.options.record.place()?;
+        match Ring::open(&place.directory, place.limits) {
+            Ok(ring) => Some(Recordings {
+                ring: Arc::new(ring),
+                log: self.options.record.log_options(),
+                tenure: Tenure {
+                    machine: self.options.pair.name.clone(),
+                    node: self.options.pair.node.clone(),
+                    term: 0,
+                },
+                status: self.status.clone(),
+            }),
+            Err(error) => {
+                self.status.stop_recording(&format!("{error:#}"));
+                None
+            }
+        }
     }
 
     /// Boots the machine in the term of `record`.
@@ -121,6 +159,7 @@ impl Node<'_> {
             claim,
             backlog,
             replayed,
+            log,
         } = promoted;
         tracing::warn!(
             term = record.term,
@@ -132,7 +171,7 @@ impl Node<'_> {
         let span = Span::begin(&self.options.span)?;
         let promotion = Promotion { unreleased, silence };
         let session = self.session(&span, record, Unprotected::LostConnection, Some(promotion))?;
-        let result = go_live(machine, devices, session, None, |outside, handle| {
+        let result = go_live(machine, devices, session, log, |outside, handle| {
             tracing::info!(
                 claim_us = claim.as_micros() as u64,
                 backlog_us = backlog.as_micros() as u64,
@@ -152,10 +191,11 @@ impl Node<'_> {
         Ok(Options {
             disks: options.devices.disk.clone(),
             nics: options.devices.net.clone(),
-            record: None,
+            record: options.record.place(),
             host_class: self.host.class.clone(),
-            policy: options.policy.policy(self.host.strategies.grace_ns, true, false),
-            log: LogOptions::default(),
+            // A backup that differs names the pages.
+            policy: options.policy.policy(self.host.strategies.grace_ns, true, true),
+            log: options.record.log_options(),
             console: span.console(),
             save: None,
             pair: Some(pair),
@@ -165,14 +205,14 @@ impl Node<'_> {
 
     fn watch(&self, span: &Span, outside: Outside, handle: KickHandle) -> Result<()> {
         self.lost.start(&self.status, outside.bell().clone())?;
-        span.watch(outside, handle)
+        span.watch(outside, handle, Some(&self.leave))
     }
 
-    /// The machine's end: for good, or because the other node has it.
+    /// The machine's end: for good, or because the other node has it and this one goes on standing by.
     fn end(&self, span: Span, result: Result<session::Report>) -> Result<()> {
         let kicks = span.end();
         let report = result?;
-        if self.lost.is_lost() {
+        if self.lost.is_lost() && !self.leave.is_asked() {
             tracing::warn!("the other node has the machine: this one starts over");
             return Err(start_over());
         }

@@ -6,6 +6,10 @@ use kvm_regs_display::Registers;
 use lockstep_vmm::machine::StopKind;
 
 use crate::feed::Mark;
+use crate::pages::DifferentPage;
+
+/// Pages that a report names one by one.
+const NAMED: usize = 16;
 
 /// What differed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,12 +18,10 @@ pub enum Mismatch {
     Chain,
     /// An epoch's digest, with the pages that differ if the log has their hashes.
     Epoch {
-        /// Frame numbers that were dirty on one side only.
-        only_logged: Vec<u64>,
-        /// The same for this side.
+        /// Pages that the log has other hashes of.
+        different: Vec<DifferentPage>,
+        /// Frame numbers of which the log has no hash: they were dirty here alone.
         only_here: Vec<u64>,
-        /// Frame numbers dirty on both sides with different content.
-        different: Vec<u64>,
         /// The log has the pages' hashes.
         detail: bool,
         /// Number of dirty pages in the log and here.
@@ -66,9 +68,8 @@ impl fmt::Display for Mismatch {
         match self {
             Self::Chain => write!(f, "registers, inputs or effects differ (digest chain)"),
             Self::Epoch {
-                only_logged,
-                only_here,
                 different,
+                only_here,
                 detail,
                 counts,
             } => {
@@ -80,8 +81,9 @@ impl fmt::Display for Mismatch {
                 if *detail {
                     write!(
                         f,
-                        "; different content {different:x?}, dirty only in the log {only_logged:x?}, \
-                         dirty only here {only_here:x?}"
+                        "; pages that differ: {}, dirty only here: {}",
+                        different.len(),
+                        only_here.len()
                     )?;
                 } else {
                     write!(f, "; record with --epoch-detail to have the pages named")?;
@@ -113,6 +115,17 @@ impl fmt::Display for Divergence {
             write!(f, " ({kind})")?;
         }
         writeln!(f, ", guest time {:.6} s", self.guest_ns as f64 / 1e9)?;
+        if let Mismatch::Epoch { different, .. } = &self.mismatch {
+            for page in different.iter().take(NAMED) {
+                writeln!(f, "  {page}")?;
+                if let Some(byte) = &page.byte {
+                    writeln!(f, "    {byte}: one bit, and nothing else of this page")?;
+                }
+            }
+            if different.len() > NAMED {
+                writeln!(f, "  and {} pages more", different.len() - NAMED)?;
+            }
+        }
         write!(f, "{}", self.registers)?;
         writeln!(f, "  the log before it:")?;
         for (stop, turn) in &self.around {

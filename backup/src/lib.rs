@@ -4,6 +4,7 @@ pub mod cli;
 pub mod divergence;
 pub mod feed;
 pub mod open;
+pub mod pages;
 pub mod replayer;
 pub mod standby;
 

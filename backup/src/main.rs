@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_backup::cli;
-use lockstep_primary::cli::{config, node::NodeArgs, ops, packaging};
+use lockstep_primary::cli::{config, messages, node::NodeArgs, ops, packaging, sandbox};
 
 /// Stands by for a Lockstep machine and goes on with it when its primary dies.
 #[derive(Parser)]
-#[command(name = "lockstep-backup", version, about)]
+#[command(name = "lockstep-backup", version = lockstep_primary::VERSION, about)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -25,8 +25,19 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    lockstep_primary::cli::start_messages();
-    let result = match config::parse::<Cli>().command {
+    let command = config::parse::<Cli>().command;
+    if let Command::Run(options) = &command {
+        // Before the first thread, which is that of the messages.
+        let entered = options.sandbox.enter(|| options.needs());
+        messages::start_run(&options.log);
+        if let Err(error) = sandbox::tell(entered) {
+            eprintln!("lockstep-backup: {error:#}");
+            return ExitCode::from(1);
+        }
+    } else {
+        messages::start();
+    }
+    let result = match command {
         Command::Run(options) => cli::run(&options).map(|()| ExitCode::SUCCESS),
         Command::Ops(command) => ops::run(&command),
         Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),

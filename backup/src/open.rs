@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use lockstep_logcodec::LogReader;
 use lockstep_primary::host::disk::Disks;
 use lockstep_primary::host::image::Image;
-use lockstep_primary::recording::{digest_of, start_disk, start_snapshot};
+use lockstep_primary::recording::{digest_of_disk, start_disk, start_snapshot};
 use lockstep_proto::Identity;
 use lockstep_proto::model::MODEL_REVISIONS;
 use lockstep_vmm::cpu::profile::Profile;
@@ -44,7 +44,7 @@ pub fn open(directory: &Path, host: &Start) -> Result<Opened> {
     let mut images = Vec::new();
     for (index, expected) in identity.disk_digests.iter().enumerate() {
         let path = start_disk(directory, index);
-        if *expected != digest_of(&path)?[..] {
+        if *expected != digest_of_disk(&path, &identity)?[..] {
             bail!("{} is not the disk that the log names: it was changed", path.display());
         }
         let image =

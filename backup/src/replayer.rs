@@ -20,6 +20,7 @@ use thiserror::Error;
 use crate::divergence::kvm_regs_display::Registers;
 use crate::divergence::{Divergence, Mismatch};
 use crate::feed::{Feed, Next, Placed, Source};
+use crate::pages;
 
 mod place;
 
@@ -92,6 +93,8 @@ pub enum Pause {
     At(u64),
     /// After every turn.
     EveryTurn,
+    /// Where a batch ends, before the next one is looked for.
+    BatchEnd,
 }
 
 /// Replays a log.
@@ -173,6 +176,21 @@ impl Replayer {
     /// Whether the log has nothing more for the machine.
     pub fn is_at_end(&self) -> bool {
         self.at_end && self.feed.turns.is_empty()
+    }
+
+    /// Whether the machine stands where a batch ends, with the digest chain that the log has there, and nothing was taken
+    /// from the log behind it.
+    pub fn is_between_batches(&self, machine: &Machine) -> bool {
+        let mark = &self.feed.mark;
+        let stands =
+            self.feed.turns.is_empty() && mark.last_stop == machine.stop() && self.taken_stop == machine.stop();
+        stands && (mark.digest.is_empty() || Chain::from_bytes(&mark.digest) == Some(machine.chain()))
+    }
+
+    /// Waits for what follows a batch. False where there is no more.
+    pub fn goes_on(&mut self, machine: &Machine) -> Result<bool, ReplayError> {
+        self.look_ahead(machine)?;
+        Ok(!self.is_at_end())
     }
 
     /// How many turns the machine has taken at its stop since the stop's own: of a halted guest, or forced.
@@ -291,37 +309,7 @@ impl Replayer {
             self.progress.epoch_pages += here.pages.len() as u64;
             return Ok(());
         }
-        let mut frame = 0;
-        let theirs: Vec<(u64, u32)> = logged
-            .frame_gaps
-            .iter()
-            .zip(&logged.page_hashes)
-            .map(|(gap, hash)| {
-                frame += gap;
-                (frame, *hash)
-            })
-            .collect();
-        let ours = &here.pages;
-        let find = |list: &[(u64, u32)], frame: u64| list.iter().find(|entry| entry.0 == frame).map(|entry| entry.1);
-        let mismatch = Mismatch::Epoch {
-            only_logged: theirs
-                .iter()
-                .map(|e| e.0)
-                .filter(|f| !ours.iter().any(|o| o.0 == *f))
-                .collect(),
-            only_here: ours
-                .iter()
-                .map(|e| e.0)
-                .filter(|f| find(&theirs, *f).is_none())
-                .collect(),
-            different: ours
-                .iter()
-                .filter(|(frame, hash)| find(&theirs, *frame).is_some_and(|logged| logged != *hash as u32))
-                .map(|entry| entry.0)
-                .collect(),
-            detail: !theirs.is_empty(),
-            counts: (logged.pages, ours.len() as u32),
-        };
+        let mismatch = pages::compare(machine.memory(), logged, here);
         Err(self.diverged(machine, mismatch))
     }
 }
@@ -445,6 +433,10 @@ impl Oracle for Replayer {
                 Effect::Entropy { .. } | Effect::Reset => {}
             }
         }
+        if self.pause == Pause::BatchEnd && taken.ended.is_none() && self.is_between_batches(machine) {
+            // Also while the guest is halted: the next batch may be long in coming.
+            return Ok(Flow::End);
+        }
         if taken.ended.is_some() || machine.is_halted() {
             self.look_ahead(machine)?;
             if self.at_end && self.feed.turns.is_empty() {
@@ -455,7 +447,7 @@ impl Oracle for Replayer {
             }
         }
         let reached = match self.pause {
-            Pause::Never => false,
+            Pause::Never | Pause::BatchEnd => false,
             Pause::At(at) => stop.number >= at,
             Pause::EveryTurn => true,
         };

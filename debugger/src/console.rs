@@ -25,7 +25,7 @@ pub struct ConsoleOptions {
 }
 
 pub fn run(options: &ConsoleOptions) -> Result<ExitCode> {
-    let replay = Replay::open(&options.recording.directory)?;
+    let replay = Replay::open(options.recording.one()?)?;
     let console = RefCell::new(Console {
         out: BufWriter::new(io::stdout().lock()),
         timestamps: options.timestamps,

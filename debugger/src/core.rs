@@ -47,7 +47,7 @@ const MAX_RANGES: usize = 0xfff0;
 
 pub fn run(options: &ExportOptions) -> Result<ExitCode> {
     ensure!(!options.file.exists(), "{} exists already", options.file.display());
-    let mut timeline = Timeline::open(&options.recording.directory, &options.timeline)?;
+    let mut timeline = Timeline::open(options.recording.one()?, &options.timeline)?;
     go(&mut timeline, options.at, false)?;
     let (regs, sregs) = timeline.machine_mut().present_registers()?;
     let memory = timeline.machine().memory();

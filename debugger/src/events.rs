@@ -42,7 +42,7 @@ pub struct EventsOptions {
 }
 
 pub fn run(options: &EventsOptions) -> Result<ExitCode> {
-    let directory = &options.recording.directory;
+    let directory = options.recording.one()?;
     // Before the first read: what is written after a read is then told.
     let changes = options.follow.then(|| Changes::watch(directory)).transpose()?;
     let mut entries = Entries::open(directory)?;

@@ -17,6 +17,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::Recording;
 use crate::entries::start_time;
+use crate::ring;
 use crate::totals::{Totals, describe_ending};
 
 #[derive(Args)]
@@ -30,6 +31,9 @@ pub struct InfoOptions {
 
 pub fn run(options: &InfoOptions) -> Result<ExitCode> {
     let directory = &options.recording.directory;
+    if let Some(code) = ring::info(directory, options.json)? {
+        return Ok(code);
+    }
     let reader = LogReader::open(directory)?;
     let identity = reader.identity().clone();
     let (totals, damage) = Totals::up_to_damage(reader, directory)?;
@@ -71,6 +75,14 @@ fn lost(identity: &Identity, totals: &Totals) -> &'static str {
     }
 }
 
+/// A term of the arbiter in which the machine was recorded.
+struct Term {
+    number: u64,
+    /// The stop and the guest time, in nanoseconds, after which it began; `None`: the log does not tell.
+    began: Option<(u64, u64)>,
+    why: String,
+}
+
 /// What is told of a recording.
 struct Info {
     identity: Identity,
@@ -102,6 +114,39 @@ impl Info {
         }
     }
 
+    /// Every term in which the machine was recorded, with where and why it began.
+    fn terms(&self) -> Vec<Term> {
+        let Some(tenure) = &self.identity.tenure else {
+            return Vec::new();
+        };
+        let booted = !self.identity.kernel_digest.is_empty();
+        let goes_on = self.identity.part > 0 && self.identity.disk_digest_chunk > 0;
+        let mut terms = vec![Term {
+            number: tenure.term,
+            began: Some((self.identity.start_stop, self.start_ns)),
+            why: if goes_on {
+                "the part begins while the machine runs"
+            } else if booted {
+                "the machine was booted"
+            } else {
+                "the machine was restored from a snapshot"
+            }
+            .into(),
+        }];
+        terms.extend(self.totals.terms.iter().map(|term| Term {
+            number: term.term,
+            began: Some((term.stop, term.guest_ns)),
+            why: term.why.clone(),
+        }));
+        let last = terms.last().map_or(0, |term| term.number);
+        terms.extend(self.last_term().filter(|number| *number > last).map(|number| Term {
+            number,
+            began: None,
+            why: "the log does not tell where or why it began".into(),
+        }));
+        terms
+    }
+
     fn seconds(&self) -> f64 {
         self.totals.guest_ns as f64 / 1e9
     }
@@ -109,6 +154,9 @@ impl Info {
     fn print(&self) {
         let (identity, machine, totals) = (&self.identity, &self.machine, &self.totals);
         println!("recorded by   {} at {}", identity.program, date(identity.created));
+        if identity.part > 0 {
+            println!("part          {} of a ring", identity.part);
+        }
         println!("host class    {}", identity.host_class);
         if let Some(tenure) = &identity.tenure {
             println!(
@@ -119,6 +167,13 @@ impl Info {
                 self.last_term()
                     .map_or_else(String::new, |term| format!(" to term {term}"))
             );
+        }
+        for (index, term) in self.terms().iter().enumerate() {
+            let name = if index == 0 { "terms" } else { "" };
+            let began = term.began.map_or_else(String::new, |(stop, ns)| {
+                format!(" after stop {stop}, guest time {:.3} s", ns as f64 / 1e9)
+            });
+            println!("{name:<13} {}{began}: {}", term.number, term.why);
         }
         match &self.why_not {
             None => println!("replay here   possible"),
@@ -180,12 +235,19 @@ impl Info {
         json!({
             "program": identity.program,
             "created": identity.created,
+            "part": identity.part,
             "host_class": identity.host_class,
             "pair": identity.tenure.as_ref().map(|tenure| json!({
                 "machine": tenure.machine,
                 "node": tenure.node,
                 "first_term": tenure.term,
                 "last_term": self.last_term(),
+                "terms": self.terms().iter().map(|term| json!({
+                    "term": term.number,
+                    "stop": term.began.map(|began| began.0),
+                    "guest_ns": term.began.map(|began| began.1),
+                    "why": term.why,
+                })).collect::<Vec<_>>(),
             })),
             "replayable": self.why_not.is_none(),
             "why_not": self.why_not,

@@ -12,6 +12,7 @@ mod kinds;
 mod pcap;
 mod position;
 mod replay;
+mod ring;
 mod show;
 mod symbols;
 mod timeline;
@@ -20,7 +21,7 @@ mod tui;
 mod verify;
 mod watched;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -33,7 +34,7 @@ const EXIT_STATUS: &str = "Exit status: 0, done; `verify`: identical; `diff`: no
 
 /// Reads, verifies and explains recordings of Lockstep machines.
 #[derive(Parser)]
-#[command(name = "lockstep-debug", version, about, after_long_help = EXIT_STATUS)]
+#[command(name = "lockstep-debug", version = lockstep_primary::VERSION, about, after_long_help = EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -70,14 +71,22 @@ enum Command {
 /// Where a recording lies.
 #[derive(clap::Args)]
 struct Recording {
-    /// The directory that was given to --record.
+    /// The directory that was given to --record; of a ring, one of its parts.
     #[arg(value_name = "LOGDIR")]
     directory: PathBuf,
 }
 
+impl Recording {
+    /// The directory of one recording: no ring's.
+    fn one(&self) -> anyhow::Result<&Path> {
+        ring::refuse(&self.directory)?;
+        Ok(&self.directory)
+    }
+}
+
 fn main() -> ExitCode {
     // gdbstub tells of each packet that it leaves unanswered, as the protocol has it.
-    lockstep_primary::cli::start_messages_at("info,gdbstub=error");
+    lockstep_primary::cli::messages::start_at("info,gdbstub=error");
     let command = Cli::parse().command;
     // As diff(1): 1 is a difference, so a failure is 2.
     let failure = if matches!(command, Command::Diff(_)) { 2 } else { 1 };

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use lockstep_primary::VERSION;
 use lockstep_proto::Identity;
 use lockstep_vmm::devices::Effect;
 use pcap_file::pcapng::PcapNgWriter;
@@ -38,7 +39,7 @@ pub struct PcapOptions {
 }
 
 pub fn run(options: &PcapOptions) -> Result<ExitCode> {
-    let replay = Replay::open(&options.recording.directory)?;
+    let replay = Replay::open(options.recording.one()?)?;
     let cannot = || format!("cannot write {}", options.file.display());
     let file = File::create(&options.file).with_context(cannot)?;
     let capture = Capture::begin(BufWriter::new(file), replay.identity()).with_context(cannot)?;
@@ -77,10 +78,7 @@ impl<W: Write> Capture<W> {
         let section = SectionHeaderBlock {
             endianness: Endianness::Little,
             options: vec![
-                SectionHeaderOption::UserApplication(Cow::Borrowed(concat!(
-                    "lockstep-debug ",
-                    env!("CARGO_PKG_VERSION")
-                ))),
+                SectionHeaderOption::UserApplication(Cow::Owned(format!("lockstep-debug {VERSION}"))),
                 SectionHeaderOption::Comment(Cow::Borrowed(
                     "Times are guest time: seconds since the machine was made, as if that were 1970-01-01. \
                      A frame's comment names the natural stop at which it passed.",

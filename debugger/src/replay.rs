@@ -33,7 +33,7 @@ pub struct ReplayOptions {
 }
 
 pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
-    let directory = &options.recording.directory;
+    let directory = options.recording.one()?;
     let last = last_stop(directory)?;
     let Opened {
         mut machine,

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use lockstep_logcodec::{Ending, LogError, LogReader, Record, packed, positions};
 use lockstep_proto::end::Reason;
-use lockstep_proto::{Batch, Turn};
+use lockstep_proto::{Batch, TermBegun, Turn};
 use prost::Message;
 
 /// Sums over a whole log.
@@ -29,6 +29,8 @@ pub struct Totals {
     pub batch_bytes: u64,
     pub page_bytes: u64,
     pub file_bytes: u64,
+    /// Terms that began in it, in order.
+    pub terms: Vec<TermBegun>,
     /// How it ends; `None` where it is damaged.
     pub ending: Option<Ending>,
 }
@@ -70,6 +72,7 @@ impl Totals {
                     totals.batch_bytes += bytes.saturating_sub(states);
                     totals.page_bytes += states;
                     totals.last_stop = batch.last_stop;
+                    totals.terms.extend_from_slice(&batch.terms);
                     for (_, turn) in positions(&batch) {
                         totals.add(turn);
                     }
@@ -122,6 +125,7 @@ fn forced_bytes(batch: &Batch) -> u64 {
 /// How a log ends, in words.
 pub fn describe_ending(ending: &Ending) -> String {
     match ending {
+        Ending::Clean(end) if end.continued => "in order (the next part of the ring goes on)".into(),
         Ending::Clean(end) => match end.reason() {
             Reason::Quit if end.detail.is_empty() => "in order (ended from outside)".into(),
             Reason::Quit => format!("at a failover: in term {}, {}", end.term, end.detail),

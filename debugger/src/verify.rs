@@ -36,7 +36,7 @@ pub struct VerifyOptions {
 
 pub fn run(options: &VerifyOptions) -> Result<ExitCode> {
     let verified = verify(
-        &options.recording.directory,
+        options.recording.one()?,
         &Wanted {
             vmlinux: options.vmlinux.as_deref(),
             kicks: options.kicks,

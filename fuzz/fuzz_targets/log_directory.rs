@@ -18,7 +18,6 @@ use lockstep_logcodec::record::{LOG_FORMAT, kind};
 use lockstep_logcodec::segment::{compressed_name, index_name, plain_name};
 use lockstep_logcodec::{Ending, LogReader, Record, cut_torn_tail, packed};
 use lockstep_proto::{Batch, End, Identity, MachineConfig, SegmentHeader, Turn, end};
-use prost::Message;
 
 /// Segments of a log, at most.
 const SEGMENTS: u32 = 4;
@@ -128,6 +127,7 @@ fn segment(steps: &mut Steps, number: u32, stop: &mut u64) -> Vec<u8> {
                     last_stop,
                     digest: stop_digest(last_stop),
                     turns: vec![turn],
+                    ..Batch::default()
                 };
                 *stop = last_stop;
                 frames

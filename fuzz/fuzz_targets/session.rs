@@ -12,8 +12,8 @@ use lockstep_proto::session::{
     PrimaryState, Record, Timing, Unprotected, Verdict,
 };
 use lockstep_proto::{
-    Ack, Goodbye, Handover, Heartbeat, HeartbeatReply, Hello, JoinState, Joined, MachineConfig, Named, Ready, ToBackup,
-    ToPrimary, Welcome, to_backup, to_primary,
+    Ack, Diverged, Goodbye, Handover, Heartbeat, HeartbeatReply, Hello, JoinState, Joined, MachineConfig, Named, Ready,
+    ToBackup, ToPrimary, Welcome, to_backup, to_primary,
 };
 use prost::Message;
 
@@ -185,7 +185,11 @@ fn backup(mut bytes: &[u8]) {
             4 => BackupInput::Unfit(String::from_utf8_lossy(step.bytes).into()),
             5 => BackupInput::Received(step.number(0)),
             6 => BackupInput::Verified(step.number(0), step.number(1)),
-            7 => BackupInput::Diverged(step.number(0), String::from_utf8_lossy(step.bytes).into()),
+            7 => BackupInput::Diverged(Diverged {
+                stop: step.number(0),
+                report: String::from_utf8_lossy(step.bytes).into(),
+                registers: Vec::new(),
+            }),
             8 if asked > 0 => {
                 asked -= 1;
                 BackupInput::Arbiter(step.verdict())

@@ -89,6 +89,7 @@ impl BatchBuilder {
             last_stop,
             digest,
             turns,
+            terms: Vec::new(),
         };
         (self.first_stop, self.position, self.bytes) = (last_stop, last_stop, FIXED_BYTES);
         Ok(batch)

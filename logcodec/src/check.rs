@@ -165,6 +165,13 @@ pub fn batch(batch: &Batch, devices: Devices) -> Checked {
     if batch.last_stop < batch.first_stop {
         return Err(Violation::Rule("a batch ends before it begins"));
     }
+    at_most("terms in a batch", batch.terms.len(), max::MAX_TERMS)?;
+    for term in &batch.terms {
+        at_most("length of a term's reason", term.why.len(), max::MAX_TEXT_BYTES)?;
+        if !(batch.first_stop..=batch.last_stop).contains(&term.stop) {
+            return Err(Violation::Rule("a term begins outside of its batch"));
+        }
+    }
     let mut gaps = 0u64;
     for one in &batch.turns {
         gaps += u64::from(one.gap);

@@ -51,6 +51,10 @@ pub const MAX_MSRS: usize = 1024;
 /// Most pages named one by one in an epoch's detail (1 GiB dirtied); more leave the detail out.
 pub const MAX_EPOCH_DETAIL: usize = 262_144;
 
+/// Most terms that begin in a batch: a term takes an answer of the arbiter and a join before it, and a batch is closed
+/// within a second.
+pub const MAX_TERMS: usize = 64;
+
 /// Bytes in a page.
 pub const PAGE_BYTES: usize = 4096;
 

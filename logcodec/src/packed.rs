@@ -26,6 +26,7 @@ pub fn pack(batch: &Batch) -> PackedBatch {
         first_stop: batch.first_stop,
         last_stop: batch.last_stop,
         digest: batch.digest.clone(),
+        terms: batch.terms.clone(),
         ..PackedBatch::default()
     };
     let mut before = 0;
@@ -60,6 +61,7 @@ pub fn unpack(packed: PackedBatch) -> Result<Batch, Violation> {
         last_stop: packed.last_stop,
         digest: packed.digest,
         turns: Vec::with_capacity(turns),
+        terms: packed.terms,
     };
     let mut ticks = packed.ticks.chunks_exact(2).map(|pair| {
         let gap = u32::try_from(pair[0]).map_err(|_| Violation::TooMuch {
@@ -90,6 +92,9 @@ pub fn unpack(packed: PackedBatch) -> Result<Batch, Violation> {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_proto::TermBegun;
+    use prost::Message;
+
     use super::*;
 
     fn tick(gap: u32, ns: u64) -> Turn {
@@ -116,11 +121,40 @@ mod tests {
                 last_stop: 900,
                 digest: vec![1; 16].into(),
                 turns: (0..7).map(turn).collect(),
+                ..Batch::default()
             };
             let packed = pack(&batch);
             assert_eq!(packed.ticks.len() as u32, 2 * pattern.count_ones());
             assert_eq!(unpack(packed).unwrap(), batch, "{pattern:b}");
         }
+    }
+
+    #[test]
+    fn terms_are_kept_and_do_not_count_as_turns() {
+        let term = TermBegun {
+            term: 7,
+            why: "fencing (lost-connection)".into(),
+            stop: 3,
+            guest_ns: 9,
+        };
+        let batch = Batch {
+            turns: vec![tick(0, 1), typed(0)],
+            terms: vec![term],
+            ..Batch::default()
+        };
+        let packed = pack(&batch);
+        let bytes = packed.encode_to_vec();
+        assert_eq!(unpack(PackedBatch::decode(&bytes[..]).unwrap()).unwrap(), batch);
+        // What a program made of it that did not know the field yet: the same turns.
+        let without = Batch {
+            terms: Vec::new(),
+            ..batch
+        };
+        let old = pack(&without).encode_to_vec();
+        assert!(
+            bytes.starts_with(&old),
+            "the field comes last, and nothing else is changed by it"
+        );
     }
 
     #[test]

@@ -154,6 +154,7 @@ mod tests {
                 };
                 300
             ],
+            ..Batch::default()
         };
         let payload = crate::packed::pack(&batch).encode_to_vec();
         assert_eq!(count_turns(&payload), Some(300));

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use lockstep_vmm::sys::kick::KickHandle;
 
+use crate::sandbox::{self, Kind};
+
 /// A thread that kicks.
 pub struct Kicker {
     stop: Arc<AtomicBool>,
@@ -21,7 +23,7 @@ impl Kicker {
         let stop = Arc::new(AtomicBool::new(false));
         let count = Arc::new(AtomicU64::new(0));
         let (end, kicks) = (stop.clone(), count.clone());
-        let thread = std::thread::Builder::new().name("kicks".into()).spawn(move || {
+        let thread = sandbox::spawn(Kind::Waits, "kicks", move || {
             // Any generator will do (xorshift64): the moments are meant to be arbitrary.
             let mut state = 0x9e37_79b9_7f4a_7c15_u64;
             let mean = 1_000_000_000 / u64::from(per_second.max(1));

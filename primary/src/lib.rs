@@ -3,6 +3,7 @@
 pub mod api;
 pub mod arbiter;
 pub mod cli;
+pub mod copying;
 mod durable;
 pub mod history;
 pub mod host;
@@ -12,6 +13,11 @@ pub mod pair;
 pub mod pki;
 pub mod recorder;
 pub mod recording;
+pub mod reports;
+pub mod sandbox;
 pub mod session;
 pub mod start;
 pub mod sys;
+mod version;
+
+pub use version::VERSION;

@@ -6,10 +6,21 @@ use clap::CommandFactory;
 use lockstep_primary::cli::{self, config};
 
 fn main() -> ExitCode {
-    cli::start_messages();
     // clap exits with 2 on wrong usage by itself.
+    let command = config::parse::<cli::Cli>().command;
+    if let cli::Command::Run(options) = &command {
+        // Before the first thread, which is that of the messages.
+        let entered = options.sandbox.enter(|| options.needs());
+        cli::messages::start_run(&options.log);
+        if let Err(error) = cli::sandbox::tell(entered) {
+            eprintln!("lockstep-primary: {error:#}");
+            return ExitCode::from(1);
+        }
+    } else {
+        cli::messages::start();
+    }
     let done = |()| ExitCode::SUCCESS;
-    let result = match config::parse::<cli::Cli>().command {
+    let result = match command {
         cli::Command::Run(options) => cli::run::run(&options).map(done),
         cli::Command::Probe(options) => cli::probe::run(&options).map(done),
         cli::Command::CheckConfig(options) => cli::check::run(&options),

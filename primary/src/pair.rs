@@ -12,6 +12,7 @@ use crate::link::live::LiveOptions;
 use crate::link::watch::{ArbiterPort, Uplink};
 use crate::link::{Control, Status};
 use crate::pki::Credentials;
+use crate::reports::Reports;
 
 /// One end of a pair, as the node that holds the term.
 pub struct Pair {
@@ -37,6 +38,8 @@ pub struct Pair {
     pub commit: Commit,
     /// The interface by which the service is reached.
     pub uplink: Option<Uplink>,
+    /// Where divergence reports are kept.
+    pub reports: Reports,
     /// Told what happens.
     pub status: Status,
     /// What operators ask.
@@ -83,6 +86,7 @@ impl Pair {
             announce,
             outputs,
             bell,
+            reports: self.reports,
             status: self.status,
         }
     }

@@ -1,14 +1,15 @@
 //! Running one machine to its end, recorded or not.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use lockstep_proto::MachineConfig;
 use lockstep_proto::end::Reason;
+use lockstep_proto::{Identity, MachineConfig};
 use lockstep_vmm::devices::{DiskOp, Effect};
 use lockstep_vmm::machine::{Counters, Flow, Machine};
 use lockstep_vmm::sys::kick::KickHandle;
@@ -20,10 +21,12 @@ use crate::host::image::Image;
 use crate::host::inbox::{Bell, Outside, inbox};
 use crate::host::outputs::Outputs;
 use crate::host::tap::{Tap, TapSender};
-use crate::link::{LinkPort, Live};
+use crate::link::{LinkPort, Live, Status};
 use crate::pair::Pair;
 use crate::recorder::{LogOptions, LogSummary, LogThread, Outlet, Policy, RecordError, Recorder, World};
-use crate::recording;
+use crate::recording::ring::Ring;
+use crate::recording::{self, Place};
+use crate::sandbox::{self, Kind};
 use crate::start::{DiskOption, NicOption, Started};
 
 /// How to run a machine.
@@ -33,7 +36,7 @@ pub struct Options {
     /// Its NICs.
     pub nics: Vec<NicOption>,
     /// Where to record; `None`: nowhere.
-    pub record: Option<PathBuf>,
+    pub record: Option<Place>,
     /// This host's class.
     pub host_class: String,
     /// Recording policy.
@@ -48,6 +51,13 @@ pub struct Options {
     pub pair: Option<Pair>,
     /// It was a replica until now.
     pub promotion: Option<Promotion>,
+}
+
+impl Options {
+    /// Where it is told how the machine is; of a machine that is alone, nobody asks.
+    fn status(&self) -> Status {
+        self.pair.as_ref().map(|pair| pair.status.clone()).unwrap_or_default()
+    }
 }
 
 /// How a replica becomes live.
@@ -72,8 +82,10 @@ pub struct Report {
     pub guest_ns: u64,
     /// Host time that passed.
     pub wall: Duration,
-    /// The log, if there was one.
+    /// The log, if there was one and it was kept to the end.
     pub log: Option<LogSummary>,
+    /// Why the recording was stopped, if it was.
+    pub unrecorded: Option<String>,
 }
 
 /// Runs `started` on this thread. `ready` gets the outside's ends of the inbox and a handle to kick the vCPU, before the
@@ -97,15 +109,43 @@ pub fn run_on(
 ) -> Result<Report> {
     devices.check_bootable()?;
     devices.check(started.machine.config())?;
+    let status = options.status();
     let log = match &options.record {
-        Some(directory) => {
-            let tenure = options.pair.as_ref().map(Pair::tenure);
-            let identity = recording::prepare(directory, &started, &options.host_class, &options.disks, tenure)?;
-            Some(LogThread::start(directory, &identity, options.log).map_err(anyhow::Error::msg)?)
-        }
         None => None,
+        Some(place) => match record(place, &started, &options, status.clone()) {
+            Ok(log) => Some(log),
+            // A machine that is protected does not stay down for want of a recording.
+            Err(error) if options.pair.is_some() => {
+                status.stop_recording(&format!("{error:#}"));
+                None
+            }
+            Err(error) => return Err(error),
+        },
     };
     go_live(started.machine, devices, options, log, ready)
+}
+
+/// Begins to record a machine where it begins.
+fn record(place: &Place, started: &Started, options: &Options, status: Status) -> Result<LogThread> {
+    let tenure = options.pair.as_ref().map(Pair::tenure);
+    let prepare = |directory| recording::prepare(directory, started, &options.host_class, &options.disks, tenure);
+    let log = if place.limits.are_given() {
+        let ring = Arc::new(Ring::open(&place.directory, place.limits)?);
+        let images = options.disks.iter().map(|disk| fs::metadata(&disk.path));
+        let on_disk = images.map(|image| image.map_or(0, |image| image.blocks() * 512));
+        ring.make_room(on_disk.sum(), Some(u32::MAX))?;
+        let (part, directory) = ring.make_next()?;
+        let identity = Identity {
+            part,
+            ..prepare(&directory)?
+        };
+        let first = Some((directory.as_path(), started.machine.now()));
+        LogThread::ring(ring, identity, first, options.log, status)
+    } else {
+        let directory = &place.directory;
+        LogThread::start(directory, &prepare(directory)?, options.log, status)
+    };
+    log.map_err(anyhow::Error::msg)
 }
 
 /// What a machine's devices need of the host, opened.
@@ -165,15 +205,19 @@ impl HostDevices {
     /// Whether a machine may boot from the disks: those of a replica are behind, or in the middle of being copied.
     pub fn check_bootable(&self) -> Result<()> {
         for path in &self.paths {
-            if let Ok(of) = fs::read_to_string(mark_of(path)) {
-                bail!(
-                    "disk image {} is a backup's and was never live (its primary: {}). Let this node stand by: \
-                     lockstep-backup run. If the primary is lost for good and this disk is better than none, remove {}",
-                    path.display(),
-                    of.trim(),
-                    mark_of(path).display()
-                );
-            }
+            let mark = mark_of(path);
+            let of = match fs::read_to_string(&mark) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // What cannot be read may be a mark.
+                read => read.with_context(|| format!("cannot look for {}", mark.display()))?,
+            };
+            bail!(
+                "disk image {} is a backup's and was never live (its primary: {}). Let this node stand by: \
+                 lockstep-backup run. If the primary is lost for good and this disk is better than none, remove {}",
+                path.display(),
+                of.trim(),
+                mark.display()
+            );
         }
         Ok(())
     }
@@ -258,7 +302,9 @@ pub fn go_live(
 ) -> Result<Report> {
     let first_stop = machine.stop();
     let first_ns = machine.now();
+    let status = options.status();
     let macs = macs(machine.config());
+    let term = options.pair.as_ref().map_or(0, |pair| pair.record.term);
     let kicks = machine.attach_to_this_thread()?;
     let (due, inputs, handle) = (kicks.timer()?, kicks.timer()?, kicks.handle());
     let (inbox, outside) = inbox(Bell::for_this_thread(inputs, options.policy.grace));
@@ -271,11 +317,6 @@ pub fn go_live(
     } else {
         Vec::new()
     };
-    let status = options
-        .pair
-        .as_ref()
-        .map(|pair| pair.status.clone())
-        .unwrap_or_default();
     if let Some(promotion) = &options.promotion {
         for effect in &promotion.unreleased {
             outputs.emit(effect);
@@ -318,15 +359,28 @@ pub fn go_live(
         due,
         log,
         options.host_class.clone(),
-        status,
+        status.clone(),
     );
     if let Some(promotion) = &options.promotion {
+        recorder.begin_term(&machine, term, "failing-over");
         recorder.catch_up(promotion.silence);
+        recorder.follow_the_calendar(&machine);
     }
     recorder.resume(&machine)?;
+    let bell = outside.bell().clone();
     ready(outside, handle)?;
+    sandbox::confine(if options.save.is_some() {
+        Kind::VcpuSaving
+    } else {
+        Kind::Vcpu
+    })?;
     let begin = Instant::now();
+    let alive = status.pulses().vcpu.begin(move || {
+        bell.wake();
+        handle.kick();
+    });
     let result = drive(&mut machine, &mut recorder);
+    drop(alive);
     let wall = begin.elapsed();
     let ended = recorder.ended();
     let shut_down = recorder.is_shut_down();
@@ -350,6 +404,7 @@ pub fn go_live(
         guest_ns: machine.now() - first_ns,
         wall,
         log,
+        unrecorded: status.recording().reason,
     })
 }
 

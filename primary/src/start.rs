@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 use lockstep_proto::{DiskConfig, MachineConfig, NicConfig};
@@ -136,7 +135,5 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
 
 /// Seconds since 1970-01-01 on the host.
 pub fn realtime_seconds() -> i64 {
-    // A host whose calendar is set to before that has 1970 begin.
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs() as i64)
+    crate::host::clock::realtime().as_secs() as i64
 }

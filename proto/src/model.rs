@@ -12,10 +12,14 @@ use std::ops::RangeInclusive;
 use crate::MachineConfig;
 
 /// The revisions that this program has.
-pub const MODEL_REVISIONS: RangeInclusive<u32> = 1..=2;
+pub const MODEL_REVISIONS: RangeInclusive<u32> = before(NEWEST_REVISION)..=NEWEST_REVISION;
 
-/// What a machine gets that is booted anew.
-pub const NEWEST_REVISION: u32 = *MODEL_REVISIONS.end();
+/// What a machine gets that is booted anew. LOCKSTEP_NEWEST_REVISION at the time of the build makes a program that knows none
+/// after that one, as an older program: with it an upgrade that brings a revision is tried.
+pub const NEWEST_REVISION: u32 = newest(option_env!("LOCKSTEP_NEWEST_REVISION"));
+
+/// The newest that there is.
+const NEWEST_MADE: u32 = 2;
 
 /// The first revision with a keyboard.
 const KEYBOARD: u32 = 2;
@@ -24,5 +28,51 @@ impl MachineConfig {
     /// Whether the machine has a keyboard.
     pub fn has_keyboard(&self) -> bool {
         self.model_revision >= KEYBOARD
+    }
+}
+
+/// The revision before `newest`, if there was one.
+const fn before(newest: u32) -> u32 {
+    if newest > 1 { newest - 1 } else { 1 }
+}
+
+/// The newest revision of a build that was told this.
+const fn newest(told: Option<&str>) -> u32 {
+    let Some(told) = told else { return NEWEST_MADE };
+    // An empty variable is as good as none.
+    let digits = told.as_bytes();
+    let (mut number, mut at) = (0, 0);
+    while at < digits.len() {
+        assert!(
+            digits[at].is_ascii_digit() && at < 4,
+            "LOCKSTEP_NEWEST_REVISION is not a revision's number"
+        );
+        number = number * 10 + (digits[at] - b'0') as u32;
+        at += 1;
+    }
+    if digits.is_empty() {
+        return NEWEST_MADE;
+    }
+    assert!(
+        number >= 1 && number <= NEWEST_MADE,
+        "this source has no revision LOCKSTEP_NEWEST_REVISION"
+    );
+    number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_is_told_its_newest_revision() {
+        assert_eq!(newest(None), NEWEST_MADE);
+        assert_eq!(newest(Some("")), NEWEST_MADE);
+        assert_eq!(newest(Some("1")), 1);
+        assert_eq!(before(1)..=1, 1..=1);
+        assert_eq!(before(2)..=2, 1..=2);
+        for wrong in ["0", "3", "two", "-1", "11111111111"] {
+            assert!(std::panic::catch_unwind(|| newest(Some(wrong))).is_err(), "{wrong}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use lockstep_primary::link::status::{Role, STATE_MESSAGES, Status, StatusInner, 
 use lockstep_primary::link::watch::{self, ArbiterPort, Uplink, Watch};
 use lockstep_primary::link::{Asked, BUSY, Control};
 use lockstep_primary::pki::Credentials;
+use lockstep_primary::sandbox::{self, Kind};
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState, Verdict};
 use lockstep_proto::{Heartbeat, ToBackup, ToPrimary};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
@@ -76,7 +77,7 @@ impl Standby {
         let orders = link_ends.orders.clone();
         let (stop, stopped) = mpsc::channel(1);
         let (ready, is_ready) = crossbeam_channel::bounded(1);
-        let thread = std::thread::Builder::new().name("link".into()).spawn(move || {
+        let thread = sandbox::spawn(Kind::Network, "link", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let quit = link_ends.orders.clone();
             let result = runtime
@@ -186,8 +187,11 @@ async fn run(
             let _ = events.send(Event::Incoming(connection));
         }
     });
+    let status = state.status.clone();
+    let _alive = status.pulses().link.begin(|| {});
     while !state.live {
         state.pump();
+        status.pulses().link.beat();
         if state.live {
             break;
         }
@@ -435,7 +439,9 @@ impl Loop {
         }
     }
 
-    fn tell(&self) {
+    fn tell(&mut self) {
+        let gauges = self.status.gauges();
+        count(&gauges.heartbeats_missed, self.session.take_missed_heartbeats());
         let session = &self.session;
         let state = match session.state() {
             BackupState::Waiting | BackupState::Connected => "starting",

@@ -8,13 +8,16 @@
 //!   goes live.
 //! - Effects are kept until the primary says that they left; what remains is let go when the machine goes live.
 
+mod healing;
 mod kept;
 mod link;
+mod recording;
 mod replica;
 mod source;
 mod streams;
 
 pub use link::{Standby, StandbyOptions};
+pub use recording::Recordings;
 pub use replica::{Outcome, Promoted, Replica, ReplicaOptions};
 
 use std::sync::Arc;

@@ -13,21 +13,27 @@ use lockstep_primary::host::chunks::CHUNK;
 use lockstep_primary::host::disk::Disks;
 use lockstep_primary::host::image::{Image, SECTOR};
 use lockstep_primary::link::have::Packer;
+use lockstep_primary::recorder::LogThread;
+use lockstep_primary::reports::{BEGIN, Reports};
+use lockstep_primary::sandbox::{self, Kind};
 use lockstep_primary::session::HostDevices;
 use lockstep_primary::start::DiskOption;
 use lockstep_proto::session::Record;
 use lockstep_proto::{DiskChunk, Diverged, Hello, JoinState, MachineConfig, PageChunk};
 use lockstep_vmm::devices::{DiskOp, Effect};
 use lockstep_vmm::machine::Machine;
-use lockstep_vmm::memory::Memory;
+use lockstep_vmm::memory::{Memory, PAGE_SIZE};
 use lockstep_vmm::snapshot;
 
 use tokio::sync::mpsc;
 
+use super::healing::Healing;
 use super::kept::Kept;
+use super::recording::{self, Recorded, Recording, Recordings};
 use super::source::{Ended, LiveSource};
 use super::{Inlet, Order, ReplicaEnds, Report};
-use crate::{ReplayError, Replayer};
+use crate::pages::DifferentPage;
+use crate::{Mismatch, ReplayError, Replayer};
 
 /// What a replica needs.
 pub struct ReplicaOptions {
@@ -35,6 +41,10 @@ pub struct ReplicaOptions {
     pub disks: Vec<DiskOption>,
     /// Whether this host needs its memory slots re-created after a delta.
     pub reset_slots: bool,
+    /// Where divergence reports are kept.
+    pub reports: Reports,
+    /// Where it is recorded, if anywhere.
+    pub recordings: Option<Recordings>,
 }
 
 /// How standing by ended.
@@ -61,6 +71,8 @@ pub struct Promoted {
     pub backlog: Duration,
     /// When all was replayed.
     pub replayed: Instant,
+    /// Its recording, which goes on.
+    pub log: Option<LogThread>,
 }
 
 /// Builds and replays machines until one goes live.
@@ -71,6 +83,8 @@ pub struct Replica {
     retained: Option<Memory>,
     /// Registers at the last stops of the machine that replays.
     history: History,
+    /// The memory of the last machine is that of one that went another way, or on its way from there to the primary's.
+    healing: Option<Healing>,
 }
 
 /// A machine on its way here.
@@ -92,11 +106,14 @@ impl Replica {
             options,
             retained: None,
             history: History::default(),
+            healing: None,
         }
     }
 
     /// Stands by until a machine goes live or the process is to end. `devices` has the disks' images between two machines.
     pub fn run(&mut self, devices: &mut HostDevices) -> Result<Outcome> {
+        // From here on this thread opens what the machine needs, and nothing else.
+        sandbox::confine(Kind::Replica)?;
         let mut arriving = None;
         loop {
             let Ok(order) = self.ends.orders.recv() else {
@@ -104,10 +121,17 @@ impl Replica {
             };
             let result = match order {
                 Order::Prepare(hello, inlet) => {
-                    let retained = self.retained.take();
+                    let bytes = hello.machine.as_ref().map_or(0, |machine| machine.memory_bytes);
+                    let retained = self.retained.take().filter(|memory| memory.bytes() == bytes);
+                    if retained.is_none() {
+                        self.healing = None;
+                    }
                     prepare(&hello, inlet, devices, retained).map(|new| arriving = Some(new))
                 }
-                Order::Pages(chunk, weight) => with(&mut arriving, |arriving| take_pages(arriving, &chunk, weight)),
+                Order::Pages(chunk, weight) => {
+                    let healing = self.healing.as_mut();
+                    with(&mut arriving, |arriving| take_pages(arriving, &chunk, weight, healing))
+                }
                 Order::Chunk(chunk, weight) => with(&mut arriving, |arriving| take_chunk(arriving, &chunk, weight)),
                 Order::Build(state) => with(&mut arriving, |arriving| {
                     arriving.state = Some(state);
@@ -147,7 +171,7 @@ impl Replica {
 
     /// Builds the machine and replays until the log ends. `None`: stand by for the next one.
     fn replay(&mut self, arrived: Whole, devices: &mut HostDevices) -> Result<Option<Outcome>> {
-        let (mut machine, mut replayer, kept, fate) = match self.build(arrived) {
+        let (mut machine, mut replayer, kept, fate, recording) = match self.build(arrived) {
             Ok(built) => built,
             Err(error) => {
                 devices.put_images(&self.options.disks)?;
@@ -156,8 +180,10 @@ impl Replica {
             }
         };
         self.report(Report::Built);
-        let result = machine
-            .run(&mut replayer)
+        if let Some(healing) = self.healing.take() {
+            healing.finish();
+        }
+        let result = recording::replay(&mut machine, &mut replayer, &recording)
             .map_err(|error| replayer.explain(&machine, error));
         let replayed = Instant::now();
         let ended = fate.borrow().ended.clone();
@@ -165,6 +191,9 @@ impl Replica {
         drop(replayer);
         devices.put_images(&self.options.disks)?;
         self.retained = Some(machine.memory().share());
+        let goes_on = result.is_ok() && !guest_ended && matches!(ended, Some(Ended::Promoted(_)));
+        let log = if goes_on { recording.borrow_mut().take() } else { None };
+        recording.borrow_mut().close();
         match (result, ended) {
             (Ok(()), Some(Ended::Promoted(_))) if guest_ended => {
                 tracing::info!("the guest had ended before its primary was lost: there is nothing to go on with");
@@ -181,6 +210,7 @@ impl Replica {
                     claim: takeover.won - takeover.asked,
                     backlog: replayed.saturating_duration_since(takeover.won),
                     replayed,
+                    log,
                     record: takeover.record,
                 };
                 Ok(Some(Outcome::Promoted(Box::new(promoted))))
@@ -196,19 +226,19 @@ impl Replica {
                 Ok(None)
             }
             (Err(error), None) => {
-                let stop = machine.stop();
-                tracing::error!(stop, "the replay has ended: {error}");
-                self.diverged(stop, error.to_string());
+                self.diverged(machine.stop(), error.to_string(), suspects(&error));
                 Ok(None)
             }
             (Ok(()), None) => {
-                self.diverged(machine.stop(), "the guest has ended here".into());
+                self.diverged(machine.stop(), "the guest has ended here".into(), Vec::new());
                 Ok(None)
             }
         }
     }
 
-    fn diverged(&self, stop: u64, report: String) {
+    fn diverged(&mut self, stop: u64, report: String, suspects: Vec<DifferentPage>) {
+        tracing::error!(stop, "{BEGIN}\n{report}");
+        self.healing = Some(Healing::new(self.options.reports.keep(&report), suspects));
         let registers = self.history.to_message();
         self.report(Report::Diverged(Diverged {
             stop,
@@ -233,6 +263,15 @@ impl Replica {
         let disks = Disks::start(images, None)?;
         let checker = StreamChecker::new(machine.config(), machine.stop(), machine.chain().to_message());
         let (source, fate) = LiveSource::new(inlet, self.ends.orders.clone(), checker);
+        let recording = self
+            .options
+            .recordings
+            .as_ref()
+            .map_or_else(Recording::default, |recordings| {
+                recordings.start(&machine, &header.host_class, &self.options.disks)
+            });
+        let recording = Rc::new(RefCell::new(recording));
+        let source = Recorded::new(source, recording.clone());
         let mut replayer = Replayer::new(Box::new(source), &machine, disks);
         replayer.resume(&machine)?;
         self.history = History::default();
@@ -253,11 +292,28 @@ impl Replica {
             milliseconds = begin.elapsed().as_millis() as u64,
             "the machine is here"
         );
-        Ok((machine, replayer, kept, fate))
+        Ok((machine, replayer, kept, fate, recording))
     }
 }
 
-type Built = (Machine, Replayer, Rc<RefCell<Kept>>, Rc<RefCell<super::source::Fate>>);
+/// The pages that a divergence names.
+fn suspects(error: &ReplayError) -> Vec<DifferentPage> {
+    match error {
+        ReplayError::Diverged(divergence) => match &divergence.mismatch {
+            Mismatch::Epoch { different, .. } => different.clone(),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+type Built = (
+    Machine,
+    Replayer,
+    Rc<RefCell<Kept>>,
+    Rc<RefCell<super::source::Fate>>,
+    recording::Shared,
+);
 
 /// A machine all of which has come.
 struct Whole {
@@ -277,7 +333,6 @@ fn prepare(hello: &Hello, mut inlet: Inlet, devices: &mut HostDevices, retained:
     devices.check(&config)?;
     // From here on the images are neither what they were nor what they will be.
     devices.mark_replica(&hello.node)?;
-    let retained = retained.filter(|memory| memory.bytes() == config.memory_bytes);
     if let Some(have) = inlet.have.take() {
         tell_have(&have, retained.as_ref(), devices.images())?;
     }
@@ -319,12 +374,22 @@ fn tell_have(have: &mpsc::Sender<Bytes>, memory: Option<&Memory>, images: &mut [
     Ok(())
 }
 
-fn take_pages(arriving: &mut Arriving, chunk: &PageChunk, weight: u32) -> Result<()> {
+fn take_pages(
+    arriving: &mut Arriving,
+    chunk: &PageChunk,
+    weight: u32,
+    mut healing: Option<&mut Healing>,
+) -> Result<()> {
     arriving.inlet.room.add_permits(weight as usize);
     let memory = &arriving.memory;
     let limit = memory.frame(memory.page_count() - 1) + 1;
     let pages = unpack_pages(chunk, limit)?;
+    let mut old = [0; PAGE_SIZE];
     for (frame, page) in pages.iter() {
+        if let Some(healing) = healing.as_deref_mut() {
+            memory.read_page(frame, &mut old);
+            healing.page(frame, &old, page);
+        }
         memory.write_page(frame, page)?;
     }
     arriving.pages += pages.len() as u64;

@@ -24,7 +24,7 @@ pub struct DiffOptions {
     /// The recording to compare with it: of the same machine, from the same start.
     #[arg(value_name = "LOGDIR2", requires = "log")]
     other: Option<PathBuf>,
-    /// Explain the last divergence report in a file with the messages of a primary.
+    /// Explain the last divergence report in a file: one that a node of a pair kept, or the messages of one.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// The machine's vmlinux, for symbols.

@@ -42,9 +42,8 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
     let mut notes = Vec::new();
     match &divergence.mismatch {
         Mismatch::Epoch {
-            only_logged,
-            only_here,
             different,
+            only_here,
             detail,
             counts,
         } => {
@@ -55,22 +54,28 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
                     counts.1.to_string(),
                 ));
             }
-            if *detail
-                && [different, only_logged, only_here]
-                    .iter()
-                    .all(|frames| frames.is_empty())
-            {
+            if *detail && different.is_empty() && only_here.is_empty() {
                 notes.push(SAME_PAGES.into());
             } else if *detail {
-                for (frames, expected, actual) in [
-                    (different, "as recorded", "other content"),
-                    (only_logged, "written", "not written"),
-                    (only_here, "not written", "written"),
+                for page in different.iter().take(NAMED_PAGES) {
+                    let hash = |hash: u32| format!("hash {hash:08x}");
+                    let name = format!("page {:#x}", page.frame << 12);
+                    values.push(Differs::new(name, hash(page.logged), hash(page.here)));
+                    if let Some(byte) = page.byte {
+                        let value = |byte: u8| format!("{byte:02x}");
+                        let name = format!("byte {:#x}, one bit", byte.address);
+                        values.push(Differs::new(name, value(byte.expected), value(byte.actual)));
+                    }
+                }
+                let named = only_here.iter().take(NAMED_PAGES);
+                values.extend(
+                    named.map(|frame| Differs::new(format!("page {:#x}", frame << 12), "not written", "written")),
+                );
+                for (count, expected, actual) in [
+                    (different.len(), "as recorded", "other content"),
+                    (only_here.len(), "not written", "written"),
                 ] {
-                    let named = frames.iter().take(NAMED_PAGES);
-                    values
-                        .extend(named.map(|frame| Differs::new(format!("page {:#x}", frame << 12), expected, actual)));
-                    if let Some(more) = frames.len().checked_sub(NAMED_PAGES).filter(|more| *more > 0) {
+                    if let Some(more) = count.checked_sub(NAMED_PAGES).filter(|more| *more > 0) {
                         values.push(Differs::new(format!("and {more} pages more"), expected, actual));
                     }
                 }

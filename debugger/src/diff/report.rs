@@ -1,4 +1,4 @@
-//! A pair's divergence report, as it stands in the messages of the primary.
+//! A pair's divergence report, as it stands in the messages of a node, or in a file of its own that the node kept.
 //!
 //! Messages may have passed through a journal or a terminal: what stands before a line's text, and colours, are looked
 //! over.
@@ -8,17 +8,16 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use lockstep_primary::reports::BEGIN;
 use regex::Regex;
 
-use super::{Difference, Found, turns};
+use super::{Difference, Differs, Found, turns};
 use crate::symbols::Symbols;
 
 /// Longer lines are no line of a report.
 const LONGEST_LINE: u64 = 64 << 10;
 /// Lines of a report that are kept.
 const MOST_LINES: usize = 200;
-/// What the primary says when it gets a report.
-const BEGIN: &str = "the backup diverged:";
 
 /// Explains the last report in `file`.
 pub fn explain(file: &Path, vmlinux: Option<&Path>) -> Result<Found> {
@@ -28,7 +27,7 @@ pub fn explain(file: &Path, vmlinux: Option<&Path>) -> Result<Found> {
         last_report(BufReader::new(opened)).with_context(|| format!("cannot read {}", file.display()))?;
     if reports == 0 {
         bail!(
-            "{} has no divergence report (`{BEGIN}`): give a file with the messages of the primary",
+            "{} has no divergence report (`{BEGIN}`): give a file with the messages of a node, or one that it kept (`--reports`)",
             file.display()
         );
     }
@@ -71,6 +70,12 @@ fn read(lines: &[String], symbols: Option<&Symbols>) -> Result<Difference> {
     let first = Regex::new(r"registers differ first at stop (\d+):")?;
     let register = Regex::new(r"(\w+) expected ([0-9a-f]{16}) actual ([0-9a-f]{16})")?;
     let equal = Regex::new(r"registers are equal at all of the last \d+ stops.*$")?;
+    let page = Regex::new(r"(page 0x[0-9a-f]+) differs: (hash [0-9a-f]{8}) expected, (hash [0-9a-f]{8}) actual")?;
+    let byte = Regex::new(r"(healed )?byte (0x[0-9a-f]{1,16}): ([0-9a-f]{2}) expected, ([0-9a-f]{2}) actual(: .+)?$")?;
+    let more = Regex::new(r"(and \d+ (?:pages|bytes) more|healed: .+|healed page .+|pages that differed: .+)$")?;
+    let same = Regex::new(r"page 0x[0-9a-f]+ was the same by then.*$")?;
+    // In the primary's messages, others come after the registers.
+    let mut compared = false;
     for (index, line) in lines.iter().enumerate() {
         if let Some(found) = what.captures(line) {
             difference.what = found[1].into();
@@ -85,17 +90,33 @@ fn read(lines: &[String], symbols: Option<&Symbols>) -> Result<Difference> {
         } else if let Some(found) = register.captures(line) {
             let [expected, actual] = [2, 3].map(|group| u64::from_str_radix(&found[group], 16));
             let (expected, actual) = (expected?, actual?);
+            compared = true;
             if expected != actual {
                 difference
                     .values
                     .push(turns::register(&found[1], expected, actual, symbols));
             }
         } else if let Some(found) = equal.find(line) {
+            compared = true;
+            difference.notes.push(found.as_str().into());
+        } else if let Some(found) = page.captures(line) {
+            difference.values.push(Differs::new(&found[1], &found[2], &found[3]));
+        } else if let Some(found) = byte.captures(line) {
+            let address = u64::from_str_radix(&found[2][2..], 16)?;
+            let when = found.get(1).map_or("", |_| " when healed");
+            let symbol = symbols.and_then(|symbols| symbols.physical(address));
+            let symbol = symbol.map_or_else(String::new, |symbol| format!(" ({symbol})"));
+            let name = format!("byte {}{symbol}{when}", &found[2]);
+            difference.values.push(Differs::new(name, &found[3], &found[4]));
+            if let Some(note) = found.get(5) {
+                let note = note.as_str().trim_start_matches(": ");
+                difference.notes.push(format!("byte {}: {note}", &found[2]));
+            }
+        } else if let Some(found) = more.find(line).or_else(|| same.find(line)) {
             difference.notes.push(found.as_str().into());
         } else if index == 0 {
             difference.what.clone_from(line);
-        } else if !difference.values.is_empty() {
-            // Other messages come after the last register.
+        } else if compared {
             break;
         }
     }
@@ -118,6 +139,54 @@ Nov 21 10:00:01 a lockstep[7]:   *    rip expected 0000000000000028 actual 00000
 Nov 21 10:00:02 a lockstep[7]: INFO something else
 Nov 21 10:00:02 a lockstep[7]: registers differ first at stop 99:
 ";
+
+    const KEPT: &str = "\
+the backup diverged:
+first divergence: an epoch differs: 9 dirty pages in the log, 9 here; pages that differ: 1, dirty only here: 0
+  batch 12 (stops 30 to 45)
+  noticed at stop 45 (port write), guest time 1.000000 s
+  page 0x1a5a000 differs: hash 00000001 expected, hash 0000000a actual
+    byte 0x1a5a309: 00 expected, 40 actual: one bit, and nothing else of this page
+       rip 0000000000000001 rflags 0000000000000001    rax 0000000000000001
+  the log before it:
+            45  clock +1 ns
+healed: 30 pages differed when the primary's came, those included that it has written since the divergence
+  healed page 0x1a5a000, which the primary has written since: 2 bytes differ
+    healed byte 0x1a5a300: 07 expected, 01 actual
+    healed byte 0x1a5a309: 00 expected, 40 actual
+  pages that differed: 0x1000 0x2000
+";
+
+    #[test]
+    fn pages_and_bytes_are_read() {
+        let (reports, lines) = last_report(KEPT.as_bytes()).unwrap();
+        assert_eq!(reports, 1);
+        let difference = read(&lines, None).unwrap();
+        assert_eq!(difference.stop, 45);
+        let values: Vec<_> = difference
+            .values
+            .iter()
+            .map(|value| (&*value.name, &*value.expected, &*value.actual))
+            .collect();
+        assert_eq!(
+            values,
+            [
+                ("page 0x1a5a000", "hash 00000001", "hash 0000000a"),
+                ("byte 0x1a5a309", "00", "40"),
+                ("byte 0x1a5a300 when healed", "07", "01"),
+                ("byte 0x1a5a309 when healed", "00", "40"),
+            ]
+        );
+        let notes = difference.notes.join("\n");
+        for note in [
+            "byte 0x1a5a309: one bit, and",
+            "healed: 30 pages",
+            "healed page 0x1a5a000, which",
+            "pages that differed: 0x1000",
+        ] {
+            assert!(notes.contains(note), "{note}: {notes}");
+        }
+    }
 
     #[test]
     fn the_last_report_is_read_behind_a_journals_prefix() {

@@ -24,6 +24,8 @@ use gdbstub::target::ext::breakpoints::WatchKind;
 use crate::Recording;
 use crate::position::Position;
 use crate::show::go;
+use crate::show::kernel::Kernel;
+use crate::show::view::View;
 use crate::symbols::check_kernel;
 use crate::timeline::{Timeline, TimelineOptions, Walker};
 use target::{Debuggee, Stopped};
@@ -74,7 +76,7 @@ end
 ";
 
 pub fn run(options: &GdbOptions) -> Result<ExitCode> {
-    let mut timeline = Timeline::open(&options.recording.directory, &options.timeline)?;
+    let mut timeline = Timeline::open(options.recording.one()?, &options.timeline)?;
     if let Some(position) = options.at {
         go(&mut timeline, position, false)?;
     }
@@ -93,15 +95,22 @@ pub fn run(options: &GdbOptions) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn exec(options: &GdbOptions, timeline: Timeline) -> Result<ExitCode> {
-    let identity = timeline.identity();
-    let vmlinux = match &options.vmlinux {
-        Some(path) => {
-            check_kernel(path, identity)?;
-            Some(path.clone())
-        }
-        None => Some(PathBuf::from(&identity.kernel_path)).filter(|path| check_kernel(path, identity).is_ok()),
+/// The recorded kernel's vmlinux for gdb: the one that was given, which must be it, else the one that the log names, if it
+/// is there.
+fn vmlinux(given: Option<&Path>, timeline: &mut Timeline) -> Result<Option<PathBuf>> {
+    let Some(path) = given else {
+        let identity = timeline.identity();
+        let named = PathBuf::from(&identity.kernel_path);
+        return Ok(Some(named).filter(|path| check_kernel(path, identity).is_ok()));
     };
+    let kernel = Kernel::read(path, timeline.identity())?;
+    let present = timeline.machine_mut().present_registers()?;
+    kernel.check(&View::of(timeline.machine(), present))?;
+    Ok(Some(path.to_owned()))
+}
+
+fn exec(options: &GdbOptions, mut timeline: Timeline) -> Result<ExitCode> {
+    let vmlinux = vmlinux(options.vmlinux.as_deref(), &mut timeline)?;
     if vmlinux.is_none() {
         eprintln!("lockstep-debug: gdb has no symbols: give the recorded kernel with --vmlinux");
     }

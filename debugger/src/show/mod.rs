@@ -62,7 +62,7 @@ pub fn run(options: &ShowOptions) -> Result<ExitCode> {
         .chunks(2)
         .map(|pair| Ok((pair[0].parse()?, memory::length(&pair[1])?)))
         .collect::<Result<_>>()?;
-    let mut timeline = Timeline::open(&options.recording.directory, &options.timeline)?;
+    let mut timeline = Timeline::open(options.recording.one()?, &options.timeline)?;
     let kernel = kernel(options.vmlinux.as_deref(), timeline.identity())?;
     if options.tasks && kernel.is_none() {
         bail!("tasks need the DWARF of the guest's kernel: give its vmlinux with --vmlinux");

@@ -44,12 +44,12 @@ pub fn run(options: &TuiOptions) -> Result<ExitCode> {
     if !std::io::stdout().is_terminal() {
         bail!("the screen needs a terminal; `show`, `events` and `console` print");
     }
-    let directory = &options.recording.directory;
+    let directory = options.recording.one()?;
     let mut index = Index::read(directory)?;
     if index.rows().is_empty() {
         bail!("the log has no turns: there is nothing to walk through");
     }
-    let guide = Guide::start(directory.clone(), options.timeline.clone(), options.vmlinux.clone())?;
+    let guide = Guide::start(directory.to_owned(), options.timeline.clone(), options.vmlinux.clone())?;
     let title = format!("lockstep-debug  {}", directory.display());
     // Restored when this function ends, and by ratatui's hook in a panic.
     let terminal = ratatui::init();

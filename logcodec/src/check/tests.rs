@@ -1,7 +1,7 @@
 //! Each limit: its last allowed value is, and the next one is not.
 
 use bytes::Bytes;
-use lockstep_proto::{DiskCompletion, DiskConfig, Frame, MachineConfig, Msr, NicConfig, Tenure};
+use lockstep_proto::{DiskCompletion, DiskConfig, Frame, MachineConfig, Msr, NicConfig, Tenure, TermBegun};
 
 use super::*;
 use crate::limits::*;
@@ -237,6 +237,7 @@ fn batches_as_a_whole() {
         last_stop,
         digest: zeros(digest),
         turns,
+        ..Batch::default()
     };
     let gaps = |gaps: &[u32]| {
         gaps.iter()
@@ -256,6 +257,22 @@ fn batches_as_a_whole() {
         &far(9 + 3 * u64::from(u32::MAX)),
         "gaps in a batch",
     );
+    let term = |stop, why: usize| Batch {
+        terms: vec![TermBegun {
+            stop,
+            why: "x".repeat(why),
+            ..TermBegun::default()
+        }],
+        ..with(12, 16, vec![])
+    };
+    batches(&term(10, 0), &term(9, 0), "outside of its batch");
+    batches(&term(12, MAX_TEXT_BYTES), &term(13, 0), "outside of its batch");
+    batches(&term(12, 0), &term(12, MAX_TEXT_BYTES + 1), "a term's reason");
+    let terms = |n| Batch {
+        terms: vec![term(12, 0).terms[0].clone(); n],
+        ..with(12, 16, vec![])
+    };
+    batches(&terms(MAX_TERMS), &terms(MAX_TERMS + 1), "terms in a batch");
     let many = |n| with(10, 16, vec![Turn::default(); n]);
     batches(&many(MAX_TURNS), &many(MAX_TURNS + 1), "turns in a batch");
     let bad = Turn {

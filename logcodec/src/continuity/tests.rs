@@ -31,6 +31,7 @@ fn batch(first_stop: u64, last_stop: u64, deltas: &[u32]) -> Batch {
         last_stop,
         digest: digest(last_stop as u8),
         turns,
+        ..Batch::default()
     }
 }
 

@@ -29,6 +29,7 @@ fn batch(first_stop: u64, last_stop: u64) -> Batch {
         last_stop,
         digest: chain(),
         turns: vec![],
+        ..Batch::default()
     }
 }
 

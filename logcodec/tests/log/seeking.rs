@@ -96,6 +96,7 @@ fn large(dir: &Path) -> Vec<Record> {
             last_stop: stop,
             digest: digest(stop),
             turns: vec![turn],
+            ..Batch::default()
         };
         log.append_batch(&batch).unwrap();
         records.push(Record::Batch(batch));
@@ -237,6 +238,7 @@ fn an_index_does_not_run_ahead_of_its_segment() {
             last_stop: stop + 1,
             digest: digest(stop + 1),
             turns: vec![turn],
+            ..Batch::default()
         };
         log.append_batch(&batch).unwrap();
     }

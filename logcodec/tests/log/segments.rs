@@ -146,6 +146,7 @@ fn segments_have_to_follow_each_other() {
             last_stop: at,
             digest: digest(at + digests),
             turns: vec![],
+            ..Batch::default()
         };
         log.append_batch(&batch).unwrap();
         log.append_batch(&Batch {
@@ -162,6 +163,7 @@ fn segments_have_to_follow_each_other() {
             last_stop: at,
             digest: digest(at),
             turns: vec![],
+            ..Batch::default()
         };
         log.append_batch(&batch).unwrap();
         log.append_batch(&Batch {

@@ -79,6 +79,7 @@ fn what_is_refused_leaves_the_log_as_it_was() {
         last_stop,
         digest: digest(last_stop),
         turns,
+        ..Batch::default()
     };
     let at = log.stop();
     refused(&mut log, &batch(at + 1, at + 2, vec![]));

@@ -171,6 +171,7 @@ mod tests {
         let identity = Identity {
             machine: "m".into(),
             node: "a".into(),
+            pki: home.path().into(),
         };
         let server = ApiServer::start(&path, identity, Status::default(), control.clone(), || {}).unwrap();
         (home, path, server)

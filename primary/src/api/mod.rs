@@ -2,21 +2,30 @@
 //!
 //! - [`socket`]: the socket's file: who may connect, and that a live one is never replaced.
 //! - [`report`]: the status as operators read it.
-//! - [`server`]: a thread that answers; the vCPU and the link never wait for it.
+//! - [`metrics`], [`health`]: the same for Prometheus and for what looks after processes; [`view`] answers for them.
+//! - [`server`]: a thread that answers; the vCPU and the link never wait for it. [`exporter`]: another one that answers on
+//!   TCP, where nothing can be asked for. [`http`]: what both speak.
 //! - [`client`]: the asking side, for the command line.
 //!
 //! Invariants: whatever comes in by the socket is bounded in size, time and number; nothing of it reaches the machine but
 //! as a [`Request`](crate::link::Request) that the link may refuse.
 
 pub mod client;
+pub mod exporter;
+mod health;
+mod http;
+mod metrics;
 pub mod report;
 pub mod server;
 pub mod socket;
+mod view;
 
 pub use client::ClientError;
-pub use report::Report;
-pub use server::{ApiServer, Identity};
-pub use socket::SocketError;
+pub use exporter::{Exporter, ExporterError};
+pub use report::{Report, STATES, is_a_state};
+pub use server::ApiServer;
+pub use socket::{SocketError, make_directory};
+pub use view::Identity;
 
 /// Requests that change something, as `POST /v1/...`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +68,10 @@ impl Route {
     }
 }
 
+/// Path of the metrics, with GET.
+pub const METRICS: &str = "/metrics";
+/// Path of the process' health, with GET.
+pub const HEALTH: &str = "/healthz";
 /// Path of the status, with GET.
 pub const STATUS: &str = "/v1/status";
 

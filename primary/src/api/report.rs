@@ -5,8 +5,24 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::server::Identity;
-use crate::link::{Gauges, Role, Status};
+use super::view::Identity;
+use crate::link::{Gauges, Recording, Role, Status};
+
+/// Every state, without its reason.
+pub const STATES: [&str; 10] = [
+    "starting",
+    "syncing",
+    "protected",
+    "protected, failover blocked",
+    "switching-over",
+    "not-protected",
+    "fencing",
+    "failing-over",
+    "live",
+    "frozen",
+];
+/// Both roles.
+pub const ROLES: [&str; 2] = ["primary", "backup"];
 
 /// What one node tells at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +79,10 @@ pub struct Report {
     pub throttled_seconds: f64,
     /// Divergences found.
     pub divergences: u64,
+    /// Heartbeats that did not come or were not answered before the next.
+    pub heartbeats_missed: u64,
+    /// What becomes of the recording.
+    pub recording: Recording,
     /// The guest was asked to shut down, and is ended by force after so many seconds.
     pub shutdown_seconds: Option<f64>,
     /// The process.
@@ -111,9 +131,11 @@ impl Report {
             carried_share,
             throttled_seconds: get(&gauges.throttled_ns) as f64 / 1e9,
             divergences: get(&gauges.divergences),
+            heartbeats_missed: get(&gauges.heartbeats_missed),
+            recording: status.recording(),
             shutdown_seconds: inner.ends_at.map(|at| at.saturating_duration_since(now).as_secs_f64()),
             pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: crate::VERSION.into(),
         }
     }
 
@@ -149,6 +171,11 @@ fn split(words: &str) -> (String, Option<String>) {
     parts.map_or((words.into(), None), |(state, reason)| {
         (state.into(), Some(reason.into()))
     })
+}
+
+/// Whether `words` are one of [`STATES`], with or without a reason.
+pub fn is_a_state(words: &str) -> bool {
+    !words.is_empty() && STATES.contains(&split(words).0.as_str())
 }
 
 /// From one sample to the next.
@@ -220,6 +247,35 @@ mod tests {
             )
         );
         assert_eq!(split(""), ("starting".into(), None));
+        for (words, is_one) in [
+            ("protected", true),
+            ("protected, failover blocked (no-arbiter)", true),
+            ("frozen (lost-term)", true),
+            ("protectd", false),
+            ("(lost-term)", false),
+            ("", false),
+        ] {
+            assert_eq!(is_a_state(words), is_one, "{words}");
+        }
+    }
+
+    #[test]
+    fn all_states_are_known() {
+        use crate::link::status::describe;
+        use lockstep_proto::session::{Freeze, PrimaryState, Unprotected};
+        for state in [
+            PrimaryState::Alone(Unprotected::Refused("a (b)".into())),
+            PrimaryState::Greeting,
+            PrimaryState::Syncing,
+            PrimaryState::Naming,
+            PrimaryState::Protected,
+            PrimaryState::HandingOver,
+            PrimaryState::Fencing(Unprotected::Divergence),
+            PrimaryState::Frozen(Freeze::LostTerm),
+        ] {
+            let (words, _) = split(&describe(&state));
+            assert!(STATES.contains(&words.as_str()), "{words}");
+        }
     }
 
     #[test]
@@ -227,6 +283,7 @@ mod tests {
         let identity = Identity {
             machine: "m".into(),
             node: "a".into(),
+            pki: "/nowhere".into(),
         };
         let (status, begin) = (Status::default(), Instant::now());
         let rates = Rates::since(Sample::of(status.gauges(), begin));

@@ -1,6 +1,5 @@
 //! The answering side: one thread with a runtime of its own.
 
-use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,43 +9,30 @@ use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Serialize;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, oneshot};
 
+use super::http::{self, RECEIVING, json, only, refuse};
 use super::report::{Rates, Report, SAMPLING, Sample};
-use super::socket::{self, Place, SocketError};
-use super::{MAX_SHUTDOWN_SECONDS, Refusal, Route, STATUS, ShutdownBody};
+use super::socket::{self, SocketError};
+use super::view::{self, Identity};
+use super::{MAX_SHUTDOWN_SECONDS, Route, STATUS, ShutdownBody};
 use crate::link::{Control, Request as Asked, Status};
+use crate::sandbox::{self, Kind};
 
 /// Most bytes of a request's body.
 const MAX_BODY_BYTES: usize = 4 << 10;
-/// Most bytes of a request's head. hyper takes no less.
-const MAX_HEAD_BYTES: usize = 8 << 10;
 /// Connections at a time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 32;
 /// Requests that wait for the link at a time; further ones queue, at most as many as there are connections.
 const MAX_ASKING: usize = 4;
-/// How long a client may take to send its head, and then its body.
-const RECEIVING: Duration = Duration::from_secs(5);
 /// How long the link is waited for until it has begun or refused what is asked.
 pub(super) const ASKING: Duration = Duration::from_secs(60);
 /// How long a connection may last in all.
 const CONNECTION: Duration = Duration::from_secs(90);
 /// From a failed accept (no file descriptors left, say) to the next.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-
-/// Who answers.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// The machine's name.
-    pub machine: String,
-    /// This node's name.
-    pub node: String,
-}
 
 struct Shared {
     identity: Identity,
@@ -62,7 +48,6 @@ struct Shared {
 pub struct ApiServer {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    _place: Place,
 }
 
 impl ApiServer {
@@ -95,17 +80,17 @@ impl ApiServer {
             .max_blocking_threads(MAX_ASKING)
             .build()
             .map_err(|cause| failed("cannot make its runtime", cause))?;
-        let thread = std::thread::Builder::new().name("api".into()).spawn(move || {
+        let thread = sandbox::spawn(Kind::Network, "api", move || {
             if let Err(error) = runtime.block_on(serve(listener, shared, stopped)) {
                 tracing::error!("the operations API has failed: {error}; the machine goes on without it");
             }
             // A request that still waits for the link does not keep the process.
             runtime.shutdown_background();
+            drop(place);
         });
         Ok(Self {
             stop: Some(stop),
             thread: Some(thread.map_err(|cause| failed("cannot start its thread", cause))?),
-            _place: place,
         })
     }
 }
@@ -144,7 +129,11 @@ async fn serve(
                 Ok((stream, _)) => {
                     let shared = shared.clone();
                     tokio::spawn(async move {
-                        talk(stream, shared).await;
+                        let asked = shared.clone();
+                        http::talk(stream, CONNECTION, move |request| answer(request, asked.clone())).await;
+                        if shared.crashes.load(Ordering::Relaxed) {
+                            (shared.crash)();
+                        }
                         drop(permit);
                     });
                 }
@@ -157,30 +146,10 @@ async fn serve(
     }
 }
 
-/// One request on one connection: who asks again connects again, and nobody keeps a place without asking.
-async fn talk(stream: UnixStream, shared: Arc<Shared>) {
-    let asked = shared.clone();
-    let service = hyper::service::service_fn(move |request| {
-        let shared = asked.clone();
-        async move { Ok::<_, Infallible>(answer(request, shared).await) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(RECEIVING)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION, connection).await {
-        Ok(Err(error)) => tracing::debug!("a connection to the operations API ended: {error}"),
-        Err(_) => tracing::debug!("a connection to the operations API took too long"),
-        Ok(Ok(())) => {}
-    }
-    if shared.crashes.load(Ordering::Relaxed) {
-        (shared.crash)();
-    }
-}
-
 async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Full<Bytes>> {
+    if let Some(answer) = view::answer(&request, &shared.identity, &shared.status) {
+        return answer;
+    }
     let path = request.uri().path();
     if path == STATUS {
         if request.method() != Method::GET {
@@ -258,26 +227,4 @@ fn shutdown(body: &[u8]) -> Result<Asked, String> {
         return Err(format!("timeout_seconds is not 0 to {MAX_SHUTDOWN_SECONDS}"));
     }
     Ok(Asked::Shutdown(Duration::from_secs_f64(timeout_seconds)))
-}
-
-fn only(method: &'static str) -> Response<Full<Bytes>> {
-    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, &format!("only {method} is known here"));
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
-    response
-}
-
-fn refuse(status: StatusCode, reason: &str) -> Response<Full<Bytes>> {
-    json(status, &Refusal { error: reason.into() })
-}
-
-fn json(status: StatusCode, value: &impl Serialize) -> Response<Full<Bytes>> {
-    // Plain structures with text for keys: they can be told as JSON.
-    let mut text = serde_json::to_vec(value).unwrap_or_default();
-    text.push(b'\n');
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }

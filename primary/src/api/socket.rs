@@ -70,7 +70,15 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Takes the place at `path` and listens there. The directory is made if it is missing, its parents are not.
+/// Makes the directory of a socket if it is missing; its parents are not made.
+pub fn make_directory(path: &Path) -> io::Result<()> {
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(directory) if !directory.is_dir() => DirBuilder::new().mode(DIRECTORY_MODE).create(directory),
+        _ => Ok(()),
+    }
+}
+
+/// Takes the place at `path` and listens there. Its directory is made if it is missing.
 pub fn listen(path: &Path) -> Result<(Place, UnixListener), SocketError> {
     let failed = |what| {
         move |cause: io::Error| SocketError::Io {
@@ -79,14 +87,7 @@ pub fn listen(path: &Path) -> Result<(Place, UnixListener), SocketError> {
             cause,
         }
     };
-    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty())
-        && !directory.is_dir()
-    {
-        DirBuilder::new()
-            .mode(DIRECTORY_MODE)
-            .create(directory)
-            .map_err(failed("cannot make its directory"))?;
-    }
+    make_directory(path).map_err(failed("cannot make its directory"))?;
     let lock = lock(path)?;
     match path.symlink_metadata() {
         // Whoever made it is dead: the lock would be held.

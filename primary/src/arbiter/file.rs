@@ -138,6 +138,11 @@ impl FileArbiter {
 
 impl Arbiter for FileArbiter {
     fn read(&mut self) -> Result<Option<Record>, ArbiterError> {
+        // Who only looks makes nothing, which would be theirs: they may be another user than the one that writes.
+        let is_new = matches!(self.lock.try_exists(), Ok(false)) && self.lock.parent().is_some_and(Path::is_dir);
+        if is_new {
+            return self.load();
+        }
         let _held = self.lock()?;
         self.load()
     }
@@ -264,6 +269,16 @@ mod tests {
         std::fs::remove_file(&arbiter.lock).unwrap();
         let new = arbiter.lock().unwrap();
         assert!(!arbiter.is_still(&old) && arbiter.is_still(&new));
+    }
+
+    #[test]
+    fn looking_makes_no_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut arbiter = FileArbiter::new(directory.path(), "m").unwrap();
+        assert_eq!(arbiter.read().unwrap(), None);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        arbiter.compare_and_set(None, &record(1, "a")).unwrap();
+        assert_eq!(arbiter.read().unwrap(), Some(record(1, "a")));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use thiserror::Error;
 
 use super::{Arbiter, ArbiterError, Outcome, Record};
+use crate::sandbox::{self, Kind};
 
 /// Most requests that wait. A session has one under way, and looks at the record now and then for its status.
 pub const QUEUE: usize = 4;
@@ -73,9 +74,7 @@ impl ArbiterThread {
     pub fn start(arbiter: Box<dyn Arbiter>) -> io::Result<Self> {
         let (requests, taken) = bounded(QUEUE);
         let description = arbiter.describe();
-        std::thread::Builder::new()
-            .name("arbiter".into())
-            .spawn(move || serve(arbiter, &taken))?;
+        sandbox::spawn(Kind::Network, "arbiter", move || serve(arbiter, &taken))?;
         Ok(Self { requests, description })
     }
 

@@ -12,9 +12,10 @@ use anyhow::Result;
 use crate::host::console::restore_terminal;
 use crate::host::inbox::Bell;
 use crate::link::{Role, Status};
+use crate::sandbox::{self, Kind};
 
 /// The state that ends a machine for good: another node has the term.
-const LOST: &str = "frozen (lost-term)";
+pub(super) const LOST: &str = "frozen (lost-term)";
 
 /// Replaces this process by a new one of the same program with the same arguments and the same number. All of the old
 /// machine is gone then: its memory, its threads, its connections (without a goodbye) and its locks. Can be called on any
@@ -24,6 +25,11 @@ const LOST: &str = "frozen (lost-term)";
 /// when another node has the term by then.
 pub fn start_over() -> anyhow::Error {
     restore_terminal();
+    // What the program that takes this one's place may do is what the calling thread may.
+    sandbox::aside("again", replace).unwrap_or_else(anyhow::Error::from)
+}
+
+fn replace() -> anyhow::Error {
     let mut failed = None;
     // The second one is this very file, also where another has taken its place.
     for program in [std::env::current_exe().ok(), Some(PathBuf::from("/proc/self/exe"))] {
@@ -33,6 +39,9 @@ pub fn start_over() -> anyhow::Error {
         let mut command = Command::new(program);
         if let Some(name) = name {
             command.arg0(name);
+        }
+        if let Some(mark) = sandbox::mark() {
+            command.env(sandbox::MARK, mark);
         }
         failed = Some(command.args(arguments).exec());
     }
@@ -48,7 +57,7 @@ impl Watch {
     /// Ends the machine by `bell` once its node has lost the term.
     pub fn start(&self, status: &Status, bell: Bell) -> Result<()> {
         let (lost, status) = (self.0.clone(), status.clone());
-        std::thread::Builder::new().name("term".into()).spawn(move || {
+        sandbox::spawn(Kind::Waits, "term", move || {
             let is_lost = |inner: &crate::link::StatusInner| inner.role == Role::Primary && inner.state == LOST;
             while !status.wait_for(is_lost, Duration::from_secs(3600)) {}
             lost.store(true, Ordering::Release);

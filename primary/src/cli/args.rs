@@ -1,10 +1,13 @@
 //! Arguments that both programs take: devices, policy, and how long to run.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
-use crate::recorder::Policy;
+use crate::recorder::{LogOptions, Policy};
+use crate::recording::Place;
+use crate::recording::ring::Limits;
 use crate::start::{DiskOption, NicOption};
 
 /// The host's side of a machine's devices.
@@ -66,15 +69,41 @@ pub struct SpanArgs {
 /// Where to record.
 #[derive(Args, Clone, Debug)]
 pub struct RecordArgs {
-    /// Record into this new or empty directory.
+    /// Record into this directory. It is new or empty, or, with a limit, a ring that goes on.
     #[arg(long, value_name = "DIR")]
     pub record: Option<PathBuf>,
+    /// Record as a ring: its parts take no more than this on the disk, start states included, and the oldest ones go.
+    #[arg(long, value_name = "BYTES", requires = "record", value_parser = clap::value_parser!(u64).range(1 << 20..))]
+    pub record_max_bytes: Option<u64>,
+    /// Record as a ring: parts that are older go.
+    #[arg(long, value_name = "SECONDS", requires = "record", value_parser = clap::value_parser!(u64).range(1..=3_153_600_000))]
+    pub record_max_age_seconds: Option<u64>,
     /// Compress finished segments of the log.
     #[arg(long, requires = "record")]
     pub compress: bool,
     /// Log the hash of each dirtied page, so that a divergence names the pages.
     #[arg(long, requires = "record")]
     pub epoch_detail: bool,
+}
+
+impl RecordArgs {
+    /// Where to record, if anywhere.
+    pub fn place(&self) -> Option<Place> {
+        let limits = Limits {
+            max_bytes: self.record_max_bytes,
+            max_age: self.record_max_age_seconds.map(Duration::from_secs),
+        };
+        let directory = self.record.clone()?;
+        Some(Place { directory, limits })
+    }
+
+    /// How the log's files are written.
+    pub fn log_options(&self) -> LogOptions {
+        LogOptions {
+            compress: self.compress,
+            ..LogOptions::default()
+        }
+    }
 }
 
 /// A disk as `--disk` has it.

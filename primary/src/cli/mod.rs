@@ -5,6 +5,8 @@ pub mod args;
 pub mod boot;
 pub mod check;
 pub mod config;
+pub mod leave;
+pub mod messages;
 pub mod node;
 pub mod ops;
 pub mod packaging;
@@ -16,6 +18,8 @@ pub mod promote;
 pub mod report;
 pub mod role;
 pub mod run;
+pub mod sandbox;
+pub mod service;
 pub mod sockets;
 pub mod span;
 
@@ -23,7 +27,7 @@ use clap::{Parser, Subcommand};
 
 /// Runs a Linux machine on KVM and records everything that enters it.
 #[derive(Parser)]
-#[command(name = "lockstep-primary", version, about)]
+#[command(name = "lockstep-primary", version = crate::VERSION, about)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -47,21 +51,4 @@ pub enum Command {
     /// Make what packages hold.
     #[command(flatten)]
     Packaging(packaging::PackagingCommand),
-}
-
-/// Messages go to standard error; LOCKSTEP_LOG says which (`info` by default).
-pub fn start_messages() {
-    start_messages_at("info");
-}
-
-/// The same, with another filter where the environment has none.
-pub fn start_messages_at(default: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LOCKSTEP_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .without_time()
-        .init();
 }

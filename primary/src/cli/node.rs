@@ -5,10 +5,14 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum};
 
-use super::args::{DeviceArgs, PolicyArgs, SpanArgs};
+use super::args::{DeviceArgs, PolicyArgs, RecordArgs, SpanArgs};
 use super::boot::BootArgs;
+use super::leave::LeaveArgs;
+use super::messages::LogArgs;
 use super::pair::PairArgs;
+use super::sandbox::{self, SandboxArgs};
 use super::sockets::ApiArgs;
+use crate::sandbox::Needs;
 
 /// What a node is when it is started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -47,10 +51,34 @@ pub struct NodeArgs {
     /// How it is recorded.
     #[command(flatten)]
     pub policy: PolicyArgs,
+    /// Where it is recorded.
+    #[command(flatten)]
+    pub record: RecordArgs,
     /// How long it runs.
     #[command(flatten)]
     pub span: SpanArgs,
     /// Where it is asked.
     #[command(flatten)]
     pub api: ApiArgs,
+    /// How it ends.
+    #[command(flatten)]
+    pub leave: LeaveArgs,
+    /// How its messages look.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Whether it has a sandbox.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+}
+
+impl NodeArgs {
+    /// What its process works with.
+    pub fn needs(&self) -> Needs {
+        let mut needs = sandbox::Finder::default();
+        needs.config(self.config.as_deref());
+        needs.machine(&self.boot, &self.devices);
+        needs.files(self.record.record.as_deref(), None);
+        needs.pair(&self.pair, &self.api);
+        needs.found()
+    }
 }

@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 use super::promote::{self, PromoteOptions};
 use super::sockets;
 use crate::api::{self, ClientError, DEFAULT_SHUTDOWN_SECONDS, MAX_SHUTDOWN_SECONDS, Report, Route, ShutdownBody};
+use crate::link::status::RecordingState;
 
 /// From one look at a status to the next while it is waited for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -72,7 +73,7 @@ pub struct WaitOptions {
     #[command(flatten)]
     target: Target,
     /// The state, with or without its reason: `protected`, `not-protected`, `frozen (no-arbiter)`.
-    #[arg(long, value_name = "STATE")]
+    #[arg(long, value_name = "STATE", value_parser = parse_state)]
     r#for: String,
     /// Exit with 1 after so many seconds.
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
@@ -94,6 +95,14 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     let limit = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
     // What is longer than a year is for ever, and no clock overflows.
     Ok(limit.min(Duration::from_secs(365 * 86_400)))
+}
+
+/// A word that no machine ever says would be waited for until the timeout.
+fn parse_state(text: &str) -> Result<String, String> {
+    if api::is_a_state(text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("not a state; these are: {}", api::STATES.join("; ")))
 }
 
 fn parse_shutdown(text: &str) -> Result<f64, String> {
@@ -305,10 +314,7 @@ fn row(report: &Report) -> [String; 10] {
         report.machine.clone(),
         report.node.clone(),
         report.role.clone(),
-        match report.shutdown_seconds {
-            Some(seconds) => format!("{}, shutting down ({seconds:.0} s left)", report.words()),
-            None => report.words(),
-        },
+        state(report),
         report.term.to_string(),
         report.peer.clone().unwrap_or_else(|| "-".into()),
         format!("{:.0} ms", report.lag_ms),
@@ -318,6 +324,19 @@ fn row(report: &Report) -> [String; 10] {
             .executed_share
             .map_or_else(|| "-".into(), |share| format!("{:.1} %", share * 100.0)),
     ]
+}
+
+/// The state, and what an operator should know beside it.
+fn state(report: &Report) -> String {
+    let mut text = report.words();
+    if let Some(seconds) = report.shutdown_seconds {
+        // Writing to a string does not fail.
+        let _ = write!(text, ", shutting down ({seconds:.0} s left)");
+    }
+    if report.recording.state == RecordingState::Stopped {
+        text += ", no longer recorded";
+    }
+    text
 }
 
 fn absent(socket: &Path, error: &ClientError) -> [String; 10] {

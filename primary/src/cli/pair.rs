@@ -10,11 +10,13 @@ use clap::Args;
 use lockstep_proto::session::{Commit, Record, Timing, Unprotected, Verdict};
 
 use super::role::{self, Part};
+use super::sockets;
 use crate::arbiter::{self, Arbiter, ArbiterThread, Outcome, Spec, TlsFiles};
 use crate::link::watch::{ArbiterPort, Uplink};
 use crate::link::{Control, Status};
 use crate::pair::Pair;
 use crate::pki::Credentials;
+use crate::reports::Reports;
 
 /// Called once, by whichever of its holders comes to it first.
 struct Once<T>(Arc<Mutex<Option<Then<T>>>>);
@@ -92,6 +94,9 @@ pub struct PairArgs {
     /// Milliseconds that the uplink may be without a carrier [default: 5000].
     #[arg(long, value_name = "MS", requires = "uplink", value_parser = clap::value_parser!(u64).range(0..=600_000))]
     pub uplink_grace_ms: Option<u64>,
+    /// Keep the last eight divergence reports in this directory [default: /run/lockstep/NAME.divergences].
+    #[arg(long, value_name = "DIR", requires = "peer")]
+    pub reports: Option<PathBuf>,
 }
 
 fn parse_commit(text: &str) -> Result<Commit, String> {
@@ -135,6 +140,11 @@ impl PairArgs {
         let grace = Duration::from_millis(self.uplink_grace_ms.unwrap_or(5000));
         let interface = self.uplink.clone()?;
         Some(Uplink { interface, grace })
+    }
+
+    /// Where divergence reports are kept.
+    pub fn reports(&self) -> Reports {
+        Reports::new(self.reports.clone().unwrap_or_else(|| sockets::reports_of(&self.name)))
     }
 
     /// Asks the arbiter from its own thread.
@@ -217,6 +227,7 @@ impl PairArgs {
             timing: self.timing()?,
             commit: self.ack.unwrap_or_default(),
             uplink: self.uplink(),
+            reports: self.reports(),
             status,
             control,
         })

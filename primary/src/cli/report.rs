@@ -31,6 +31,7 @@ pub fn print_report(report: &Report, kicks: Option<u64>, json: bool) {
             "log_bytes": log.total_bytes,
             "log_batch_bytes": log.batch_bytes,
             "log_delta_bytes": log.page_bytes,
+            "recording_stopped": report.unrecorded,
         });
         eprintln!("{value}");
         return;
@@ -47,6 +48,9 @@ pub fn print_report(report: &Report, kicks: Option<u64>, json: bool) {
     );
     if let Some(kicks) = kicks {
         eprintln!("lockstep-primary: {kicks} random kicks");
+    }
+    if let Some(reason) = &report.unrecorded {
+        eprintln!("lockstep-primary: not recorded to the end: {reason}");
     }
     if report.log.is_some() {
         eprintln!(

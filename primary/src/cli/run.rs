@@ -9,13 +9,17 @@ use lockstep_vmm::probe;
 
 use super::args::{DeviceArgs, PolicyArgs, RecordArgs, SpanArgs};
 use super::boot::BootArgs;
+use super::leave::{Leave, LeaveArgs};
+use super::messages::LogArgs;
 use super::pair::PairArgs;
 use super::report::print_report;
+use super::sandbox::{self, SandboxArgs};
+use super::service::Service;
 use super::sockets::ApiArgs;
 use super::span::Span;
 use crate::link::{Control, Status};
 use crate::pair::Pair;
-use crate::recorder::LogOptions;
+use crate::sandbox::Needs;
 use crate::session::{self, Options};
 
 /// What to run, and how.
@@ -43,6 +47,28 @@ pub struct RunOptions {
     pair: Option<PairArgs>,
     #[command(flatten)]
     api: ApiArgs,
+    #[command(flatten)]
+    leave: LeaveArgs,
+    /// How messages look.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// Whether it has a sandbox.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+}
+
+impl RunOptions {
+    /// What the process works with.
+    pub fn needs(&self) -> Needs {
+        let mut needs = sandbox::Finder::default();
+        needs.config(self.config.as_deref());
+        needs.machine(&self.boot, &self.devices);
+        needs.files(self.record.record.as_deref(), self.save.as_deref());
+        if let Some(pair) = &self.pair {
+            needs.pair(pair, &self.api);
+        }
+        needs.found()
+    }
 }
 
 /// Runs a machine to its end.
@@ -50,6 +76,8 @@ pub fn run(options: &RunOptions) -> Result<()> {
     let host = probe::at_start()?;
     let (status, control) = (Status::default(), Control::default());
     let pair = options.pair.as_ref();
+    let _service = pair.map(|_| Service::start(&status)).transpose()?;
+    let leave = pair.map(|_| Leave::new(&options.leave, &status, &control));
     let _api = pair
         .map(|pair| options.api.serve(pair, &status, &control))
         .transpose()?;
@@ -61,23 +89,23 @@ pub fn run(options: &RunOptions) -> Result<()> {
     let session = Options {
         disks: options.devices.disk.clone(),
         nics: options.devices.net.clone(),
-        record: record.record.clone(),
+        record: record.place(),
         host_class: host.class,
         policy: options.policy.policy(
             host.strategies.grace_ns,
             record.record.is_some() || pair.is_some(),
-            record.epoch_detail,
+            // A backup that differs names the pages.
+            record.epoch_detail || pair.is_some(),
         ),
-        log: LogOptions {
-            compress: record.compress,
-            ..LogOptions::default()
-        },
+        log: record.log_options(),
         console: span.console(),
         save: options.save.clone(),
         pair,
         promotion: None,
     };
-    let result = session::run(started, session, |outside, handle| span.watch(outside, handle));
+    let result = session::run(started, session, |outside, handle| {
+        span.watch(outside, handle, leave.as_ref())
+    });
     let kicks = span.end();
     print_report(&result?, kicks, options.span.json);
     Ok(())

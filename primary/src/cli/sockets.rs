@@ -1,6 +1,7 @@
 //! Which machines run on this host: their sockets, one for each machine, in one directory.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +10,7 @@ use thiserror::Error;
 
 use super::again::start_over;
 use super::pair::PairArgs;
-use crate::api::{ApiServer, Identity};
+use crate::api::{ApiServer, Exporter, Identity};
 use crate::link::{Control, Status};
 
 /// Where sockets are, unless LOCKSTEP_RUN_DIR says otherwise.
@@ -23,17 +24,40 @@ pub struct ApiArgs {
     /// Socket of the operations API [default: /run/lockstep/NAME.sock].
     #[arg(long, value_name = "SOCKET", requires = "peer")]
     pub api: Option<PathBuf>,
+    /// Where to serve metrics for Prometheus and the process' health (TCP). Whoever reaches it may read them: prefer an
+    /// address of the loopback or of a network for management.
+    #[arg(long, value_name = "IP:PORT", requires = "peer")]
+    pub metrics: Option<SocketAddr>,
 }
 
 impl ApiArgs {
-    /// Serves the API of this end of a pair. `None`: only the default directory may not be used; the machine runs anyway.
-    pub fn serve(&self, pair: &PairArgs, status: &Status, control: &Control) -> Result<Option<ApiServer>> {
+    /// Serves the API of this end of a pair, and its metrics.
+    pub fn serve(&self, pair: &PairArgs, status: &Status, control: &Control) -> Result<Served> {
         let path = self.api.clone().unwrap_or_else(|| of(&pair.name));
         let identity = Identity {
             machine: pair.name.clone(),
             node: pair.node.clone(),
+            pki: pair.pki.clone(),
         };
-        match ApiServer::start(&path, identity, status.clone(), control.clone(), vanish) {
+        // First, so that nothing stands behind the API's socket where this fails.
+        let start = |address| Exporter::start(address, identity.clone(), status.clone());
+        let metrics = self.metrics.map(start).transpose()?;
+        let api = self.serve_api(&path, &identity, status, control)?;
+        Ok(Served {
+            _api: api,
+            _metrics: metrics,
+        })
+    }
+
+    /// `None`: only the default directory may not be used; the machine runs anyway.
+    fn serve_api(
+        &self,
+        path: &Path,
+        identity: &Identity,
+        status: &Status,
+        control: &Control,
+    ) -> Result<Option<ApiServer>> {
+        match ApiServer::start(path, identity.clone(), status.clone(), control.clone(), vanish) {
             Ok(server) => Ok(Some(server)),
             Err(error) if self.api.is_none() && error.is_permission() => {
                 tracing::warn!("{error}; this machine can be asked nothing. --api names a socket elsewhere");
@@ -42,6 +66,12 @@ impl ApiArgs {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// What is served for as long as this lives.
+pub struct Served {
+    _api: Option<ApiServer>,
+    _metrics: Option<Exporter>,
 }
 
 /// Ends this process as a crash would, for a drill.
@@ -58,6 +88,11 @@ fn directory() -> PathBuf {
 /// The socket of the machine with this name.
 pub fn of(name: &str) -> PathBuf {
     directory().join(format!("{name}{SUFFIX}"))
+}
+
+/// Where the divergence reports of the machine with this name are kept.
+pub fn reports_of(name: &str) -> PathBuf {
+    directory().join(format!("{name}.divergences"))
 }
 
 /// The machine of a socket, by its file's name.

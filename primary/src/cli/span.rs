@@ -9,9 +9,11 @@ use lockstep_vmm::sys::kick::KickHandle;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::args::SpanArgs;
+use super::leave::Leave;
 use crate::host::console::{RawTerminal, start_input};
 use crate::host::inbox::{Bell, Outside};
 use crate::kicker::Kicker;
+use crate::sandbox::{self, Kind};
 
 /// A run's console, its end and its kicks.
 pub struct Span {
@@ -52,10 +54,13 @@ impl Span {
         }
     }
 
-    /// Watches over a machine that is about to run.
-    pub fn watch(&self, outside: Outside, handle: KickHandle) -> Result<()> {
+    /// Watches over a machine that is about to run. `leave`: of a pair's, what signals do to it.
+    pub fn watch(&self, outside: Outside, handle: KickHandle, leave: Option<&Leave>) -> Result<()> {
         let bell = outside.bell().clone();
-        on_signal(move || bell.quit())?;
+        match leave {
+            Some(leave) => leave.ends_machine(bell)?,
+            None => on_signal(move |_| bell.quit())?,
+        }
         if let Some(seconds) = self.args.r#for {
             end_after(
                 outside.bell().clone(),
@@ -77,18 +82,18 @@ impl Span {
 }
 
 /// Calls `then` at each SIGINT, SIGTERM and SIGHUP from now on.
-pub fn on_signal(then: impl Fn() + Send + 'static) -> Result<()> {
+pub(super) fn on_signal(then: impl Fn(i32) + Send + 'static) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        for _ in signals.forever() {
-            then();
+    sandbox::spawn(Kind::Waits, "signals", move || {
+        for signal in signals.forever() {
+            then(signal);
         }
     })?;
     Ok(())
 }
 
 fn end_after(bell: Bell, duration: Duration) -> Result<()> {
-    std::thread::Builder::new().name("for".into()).spawn(move || {
+    sandbox::spawn(Kind::Waits, "for", move || {
         std::thread::sleep(duration);
         bell.quit();
     })?;
@@ -96,7 +101,7 @@ fn end_after(bell: Bell, duration: Duration) -> Result<()> {
 }
 
 fn end_when_told(bell: Bell, told: crossbeam_channel::Receiver<()>) -> Result<()> {
-    std::thread::Builder::new().name("until".into()).spawn(move || {
+    sandbox::spawn(Kind::Waits, "until", move || {
         if told.recv().is_ok() {
             bell.quit();
         }

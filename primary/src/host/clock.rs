@@ -1,6 +1,18 @@
 //! Guest time from the host's monotonic clock.
+//!
+//! Guest time never steps. Where it is off the host's calendar (the machine has changed hosts, or stood still), it goes a
+//! little faster or slower until it is not: it is *slewed*.
+
+use std::time::{Duration, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
+
+/// Guest time gains or loses one nanosecond in so many while it is slewed: 500 ppm, what NTP clients and kernels (adjtime)
+/// take for the most that programs do not mind.
+const SLEW: u64 = 2000;
+/// A calendar that is further off, in nanoseconds, is set wrong: nobody is helped by slewing for weeks. NTP clients give
+/// up here too.
+pub const INSANE: i64 = 1_000_000_000_000;
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
 pub fn monotonic() -> u64 {
@@ -14,11 +26,20 @@ pub fn boottime() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Maps host time to guest time: guest time goes on from where the machine stands, at the host's pace.
+/// `CLOCK_REALTIME` since 1970-01-01; zero on a host whose calendar is set to before that.
+pub fn realtime() -> Duration {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// Maps host time to guest time: guest time goes on from where the machine stands, at the host's pace, or slewed.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestClock {
     guest: u64,
     host: u64,
+    /// Nanoseconds to gain (or to lose) by slewing, from there on.
+    gap: i64,
 }
 
 impl GuestClock {
@@ -27,16 +48,134 @@ impl GuestClock {
         Self {
             guest,
             host: monotonic(),
+            gap: 0,
         }
+    }
+
+    /// Slews from now on until guest time, counted from the calendar's `base` (seconds since 1970-01-01), shows the host's
+    /// calendar. Returns how far it is behind (or ahead) in nanoseconds; more than [`INSANE`] stays as it is.
+    pub fn slew_to_calendar(&mut self, base: i64) -> i64 {
+        let host = monotonic();
+        self.slew_at(host, realtime().as_nanos() as i128 - i128::from(base) * 1_000_000_000)
+    }
+
+    /// The same at this host time, where guest time should be `goal`.
+    fn slew_at(&mut self, host: u64, goal: i128) -> i64 {
+        let guest = self.at(host);
+        let gap = (goal - i128::from(guest)).clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
+        let sane = gap.unsigned_abs() <= INSANE as u64;
+        *self = Self {
+            guest,
+            host,
+            gap: if sane { gap } else { 0 },
+        };
+        gap
     }
 
     /// Guest time now.
     pub fn now(&self) -> u64 {
-        self.guest + (monotonic() - self.host)
+        self.at(monotonic())
+    }
+
+    /// Guest time at this host time, which is not before the last call's.
+    fn at(&self, host: u64) -> u64 {
+        let passed = host - self.host;
+        let slewed = (passed / SLEW).min(self.gap.unsigned_abs());
+        let guest = self.guest + passed;
+        if self.gap < 0 { guest - slewed } else { guest + slewed }
     }
 
     /// Host time (`CLOCK_MONOTONIC`) at which guest time will be `guest`.
     pub fn host_at(&self, guest: u64) -> u64 {
-        self.host.saturating_add(guest.saturating_sub(self.guest))
+        let ahead = guest.saturating_sub(self.guest);
+        let gap = self.gap.unsigned_abs();
+        let passed = if self.gap < 0 {
+            // Guest time loses: it takes longer, by one in so many, or by all of the gap.
+            ahead.saturating_add((ahead / (SLEW - 1)).saturating_add(1).min(gap))
+        } else {
+            ahead - (ahead / (SLEW + 1)).min(gap)
+        };
+        self.host.saturating_add(passed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn clock(gap: i64) -> GuestClock {
+        GuestClock {
+            guest: 5 * SECOND,
+            host: 70 * SECOND,
+            gap,
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_right_keeps_the_hosts_pace() {
+        assert_eq!(clock(0).at(80 * SECOND), 15 * SECOND);
+        assert_eq!(clock(0).host_at(15 * SECOND), 80 * SECOND);
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_gains_500_ppm_until_it_is_right() {
+        let mut clock = clock(0);
+        // A millisecond behind: two seconds.
+        let gap = clock.slew_at(70 * SECOND, i128::from(5 * SECOND + 1_000_000));
+        assert_eq!(gap, 1_000_000);
+        assert_eq!(clock.at(71 * SECOND), 6 * SECOND + 500_000);
+        assert_eq!(clock.at(72 * SECOND), 7 * SECOND + 1_000_000);
+        assert_eq!(clock.at(99 * SECOND), 34 * SECOND + 1_000_000);
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_loses_500_ppm_until_it_is_right() {
+        let mut clock = clock(0);
+        assert_eq!(
+            clock.slew_at(70 * SECOND, i128::from(5 * SECOND - 1_000_000)),
+            -1_000_000
+        );
+        assert_eq!(clock.at(71 * SECOND), 6 * SECOND - 500_000);
+        assert_eq!(clock.at(99 * SECOND), 34 * SECOND - 1_000_000);
+    }
+
+    #[test]
+    fn a_gap_that_is_new_takes_the_place_of_what_was_left_and_nothing_steps() {
+        let mut clock = clock(1_000_000);
+        let before = clock.at(71 * SECOND);
+        assert_eq!(clock.slew_at(71 * SECOND, i128::from(before)), 0);
+        assert_eq!(clock.at(71 * SECOND), before);
+        assert_eq!(clock.at(72 * SECOND), before + SECOND);
+    }
+
+    #[test]
+    fn a_calendar_that_is_set_wrong_is_left_alone() {
+        for days in [-1, 1] {
+            let mut clock = clock(0);
+            let gap = clock.slew_at(70 * SECOND, i128::from(5 * SECOND) + days * 86_400 * i128::from(SECOND));
+            assert_eq!(i128::from(gap), days * 86_400 * i128::from(SECOND));
+            assert_eq!(clock.at(80 * SECOND), 15 * SECOND);
+        }
+        assert_eq!(clock(0).slew_at(70 * SECOND, -(1 << 100)), i64::MIN);
+    }
+
+    proptest! {
+        #[test]
+        fn guest_time_never_goes_back_and_a_timer_is_never_early_nor_late(
+            gap in -INSANE..INSANE,
+            first in 0..1_u64 << 52,
+            more in 0..1_u64 << 40,
+        ) {
+            let clock = clock(gap);
+            let (one, other) = (clock.at(clock.host + first), clock.at(clock.host + first + more));
+            prop_assert!(one <= other);
+            prop_assert!(other - one >= more - more / SLEW - 1 && other - one <= more + more / SLEW + 1);
+            let due = clock.host_at(one);
+            prop_assert!(clock.at(due) >= one);
+            prop_assert!(clock.at(due.saturating_sub(3).max(clock.host)) <= one);
+        }
     }
 }

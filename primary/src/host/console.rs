@@ -9,6 +9,7 @@ use crossbeam_channel::{Sender, bounded};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
 use super::inbox::Outside;
+use crate::sandbox::{self, Kind};
 
 /// Ctrl-] ends the recording, as in telnet and virsh console.
 const ESCAPE: u8 = 0x1d;
@@ -61,7 +62,7 @@ impl Drop for RawTerminal {
 /// Reads what is typed, in a thread that lives as long as the process. Ctrl-] and the end of a terminal's input quit;
 /// the end of a file or pipe does not.
 pub fn start_input(outside: Outside) -> io::Result<()> {
-    std::thread::Builder::new().name("console-in".into()).spawn(move || {
+    sandbox::spawn(Kind::Bytes, "console-in", move || {
         let is_terminal = isatty(io::stdin());
         let mut buffer = [0; 256];
         loop {
@@ -106,7 +107,7 @@ impl ConsoleOutput {
         let (queue, chunks) = bounded::<Vec<u8>>(QUEUE);
         let broken = Arc::new(AtomicBool::new(false));
         let flag = broken.clone();
-        let thread = std::thread::Builder::new().name("console-out".into()).spawn(move || {
+        let thread = sandbox::spawn(Kind::Bytes, "console-out", move || {
             for chunk in chunks {
                 if target.write_all(&chunk).and_then(|()| target.flush()).is_err() {
                     flag.store(true, Ordering::Relaxed);

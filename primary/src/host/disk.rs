@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -14,6 +14,7 @@ use lockstep_vmm::devices::{DiskOp, DiskRequest};
 use super::chunks::{CHUNK, ChunkWatch};
 use super::image::{Image, SECTOR};
 use super::inbox::Bell;
+use crate::sandbox::{self, Kind};
 
 /// Status bytes of virtio 1.2, section 5.2.6.
 const OK: u8 = 0;
@@ -51,8 +52,8 @@ pub struct Disks {
     submitted: HashSet<(u32, u64)>,
     /// Finished, and not yet taken by a turn.
     waiting: HashMap<(u32, u64), Done>,
-    /// Chunks that each outstanding request writes, while a join watches.
-    watch: Option<Watching>,
+    /// Chunks that each outstanding request writes, while somebody copies the disks.
+    watches: Vec<Watching>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -67,9 +68,9 @@ impl Disks {
             let (queue, requests) = bounded(QUEUE);
             queues.push(queue);
             let (done, bell) = (done.clone(), bell.cloned());
-            let thread = std::thread::Builder::new()
-                .name(format!("disk-{disk}"))
-                .spawn(move || serve(disk as u32, &image, &requests, &done, bell.as_ref()))?;
+            let thread = sandbox::spawn(Kind::Disk, &format!("disk-{disk}"), move || {
+                serve(disk as u32, &image, &requests, &done, bell.as_ref());
+            })?;
             threads.push(thread);
         }
         Ok(Self {
@@ -78,30 +79,26 @@ impl Disks {
             finished,
             submitted: HashSet::new(),
             waiting: HashMap::new(),
-            watch: None,
+            watches: Vec::new(),
             threads,
         })
     }
 
-    /// From now on, tells `watch` which chunks finished requests wrote; an earlier watch is told no more. What is
-    /// outstanding now may have been made before: it counts as a write to any place.
-    pub fn start_watch(&mut self, watch: Arc<ChunkWatch>) {
+    /// From now on, tells `watch` which chunks finished requests wrote, until it is dropped. What is outstanding now may
+    /// have been made before: it counts as a write to any place.
+    pub fn start_watch(&mut self, watch: &Arc<ChunkWatch>) {
         let earlier = self.submitted.iter().copied().collect();
-        self.watch = Some(Watching {
-            watch,
+        self.watches.push(Watching {
+            watch: Arc::downgrade(watch),
             writes: HashMap::new(),
             earlier,
         });
     }
 
-    /// Ends what [`Disks::start_watch`] began.
-    pub fn end_watch(&mut self) {
-        self.watch = None;
-    }
-
     /// Queues a request.
     pub fn submit(&mut self, request: DiskRequest) -> io::Result<()> {
-        if let Some(watching) = &mut self.watch {
+        self.watches.retain(|watching| watching.watch.strong_count() > 0);
+        for watching in &mut self.watches {
             watching.submitted(&request);
         }
         let queue = self.queues.get(request.disk as usize);
@@ -128,7 +125,7 @@ impl Disks {
                 "request {request} of disk {disk} was not made on this side"
             )));
         }
-        if let Some(watching) = &mut self.watch {
+        for watching in &mut self.watches {
             watching.finished(disk, request);
         }
         loop {
@@ -191,7 +188,7 @@ impl Disks {
 
 /// A watch and the writes that it will be told of.
 struct Watching {
-    watch: Arc<ChunkWatch>,
+    watch: Weak<ChunkWatch>,
     writes: HashMap<(u32, u64), std::ops::Range<u64>>,
     earlier: HashSet<(u32, u64)>,
 }
@@ -214,11 +211,12 @@ impl Watching {
 
     /// A write is told of when it has been done: a copy that was made meanwhile may hold a part of it.
     fn finished(&mut self, disk: u32, request: u64) {
+        let Some(watch) = self.watch.upgrade() else { return };
         if let Some(chunks) = self.writes.remove(&(disk, request)) {
-            self.watch.mark(disk, chunks);
+            watch.mark(disk, chunks);
         }
         if self.earlier.remove(&(disk, request)) {
-            self.watch.mark_all(disk);
+            watch.mark_all(disk);
         }
     }
 }

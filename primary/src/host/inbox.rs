@@ -49,6 +49,11 @@ impl Bell {
         }
     }
 
+    /// Wakes a vCPU thread that sleeps, for a look around.
+    pub fn wake(&self) {
+        self.0.vcpu.unpark();
+    }
+
     /// Asks the vCPU thread to end the recording at the next stop.
     pub fn quit(&self) {
         self.0.quit.store(true, Ordering::Release);

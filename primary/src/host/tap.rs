@@ -11,6 +11,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::OwnedFd;
 
 use super::inbox::Outside;
+use crate::sandbox::{self, Kind};
 use crate::sys;
 
 /// Largest frame that is taken: an Ethernet frame with a VLAN tag and a jumbo payload of 9000 bytes.
@@ -33,9 +34,9 @@ impl Tap {
     pub fn start(sender: &TapSender, nic: u32, outside: Outside) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let (reader, end) = (sender.device.clone(), stop.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("tap-{nic}"))
-            .spawn(move || read_frames(&reader, &end, nic, &outside))?;
+        let thread = sandbox::spawn(Kind::Bytes, &format!("tap-{nic}"), move || {
+            read_frames(&reader, &end, nic, &outside);
+        })?;
         Ok(Self {
             stop,
             thread: Some(thread),

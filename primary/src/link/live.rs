@@ -19,10 +19,9 @@ use tokio::sync::mpsc;
 use super::announce::Announcements;
 use super::control::Control;
 use super::have::{Had, read_have};
-use super::hold::Held;
 use super::net;
 use super::peer::{Heard, Peer};
-use super::port::{Command, JoinChannels, LinkState, PortEnds, log_channel};
+use super::port::{Command, Held, JoinChannels, LinkState, PortEnds, log_channel};
 use super::status::{Role, STATE_MESSAGES, Status, StatusInner, count, describe};
 use super::streams::{write_bulk, write_log};
 use super::watch::{self, ArbiterPort, Uplink, Watch};
@@ -31,6 +30,8 @@ use crate::host::clock::boottime;
 use crate::host::inbox::Bell;
 use crate::host::outputs::Outputs;
 use crate::pki::Credentials;
+use crate::reports::{BEGIN, Reports};
+use crate::sandbox::{self, Kind};
 
 /// From one attempt to reach the peer to the next.
 const REDIAL: Duration = Duration::from_millis(200);
@@ -71,6 +72,8 @@ pub struct LiveOptions {
     pub outputs: Outputs,
     /// Wakes the vCPU thread for a command.
     pub bell: Bell,
+    /// Where divergence reports are kept.
+    pub reports: Reports,
     /// Told when the state changes.
     pub status: Status,
 }
@@ -93,7 +96,7 @@ impl Live {
     /// Starts it.
     pub fn start(options: LiveOptions, ends: PortEnds) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel(1);
-        let thread = std::thread::Builder::new().name("link".into()).spawn(move || {
+        let thread = sandbox::spawn(Kind::Network, "link", move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let result = runtime
                 .context("tokio runtime")
@@ -154,6 +157,7 @@ pub(super) struct Loop {
     bell: Bell,
     arbiter: ArbiterPort,
     watch: Watch,
+    reports: Reports,
     status: Status,
     pub(super) events: mpsc::UnboundedSender<Event>,
     peer: Option<Peer>,
@@ -172,6 +176,10 @@ pub(super) struct Loop {
     pub(super) shut_down: bool,
     /// The guest has ended in this way, and the backup is to be told when the last output has left.
     goodbye: Option<&'static str>,
+    /// The last term that the vCPU thread has heard of.
+    told_term: u64,
+    /// The machine was being handed over when it was last looked at.
+    handing_over: bool,
 }
 
 async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiver<Ending>) -> Result<()> {
@@ -183,6 +191,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     let machine = options.hello.machine.clone().unwrap_or_default();
     let mut session = Primary::new(options.hello, options.record, options.timing, options.why);
     session.set_commit(options.commit);
+    let told_term = session.record().term;
     let mut requests = options.control.connect();
     let mut announcements = Announcements::new(options.announce);
     let mut state = Loop {
@@ -196,6 +205,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         bell: options.bell,
         arbiter: options.arbiter,
         watch: Watch::new(options.uplink)?,
+        reports: options.reports,
         status: options.status,
         events,
         peer: None,
@@ -209,6 +219,8 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         ends_at: None,
         shut_down: false,
         goodbye: None,
+        told_term,
+        handing_over: false,
     };
     let mut redial = tokio::time::interval(REDIAL);
     redial.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -217,8 +229,11 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     // When a guest that has ended is given up, though its last output has not left or its backup has not heard of it.
     let mut patience = None;
     let mut machine_runs = true;
+    let status = state.status.clone();
+    let _alive = status.pulses().link.begin(|| {});
     loop {
         state.pump();
+        status.pulses().link.beat();
         let now = boottime();
         let wake = state.session.wake().map_or(Duration::from_secs(1), |at| {
             Duration::from_nanos(at.saturating_sub(now))
@@ -467,7 +482,10 @@ impl Loop {
             PrimaryAction::Report(diverged) => {
                 count(&self.status.gauges().divergences, 1);
                 let registers = self.status.history().compare(&diverged.registers);
-                tracing::error!("the backup diverged:\n{}\n{registers}", diverged.report);
+                let report = format!("{}\n{registers}", diverged.report);
+                tracing::error!("{BEGIN}\n{report}");
+                // What comes to the backup in the next join is told there.
+                drop(self.reports.keep(&report));
             }
         }
     }
@@ -509,7 +527,33 @@ impl Loop {
         self.command(Command::BeginJoin(JoinChannels { had, bulk, log, state }));
     }
 
+    /// Tells the recording of a term that was won, and why it had to be.
+    fn tell_term(&mut self) {
+        let term = self.session.record().term;
+        let state = self.session.state();
+        if term > self.told_term {
+            self.told_term = term;
+            let PrimaryState::Alone(why) = state else {
+                return self.command(Command::Term(term, String::new()));
+            };
+            let mut why = describe(&PrimaryState::Fencing(why.clone()));
+            if self.handing_over {
+                why.push_str(" after a handover that the backup did not take");
+            }
+            self.handing_over = false;
+            self.command(Command::Term(term, why));
+        } else if !matches!(state, PrimaryState::Fencing(_) | PrimaryState::Frozen(_)) {
+            self.handing_over = *state == PrimaryState::HandingOver;
+        }
+    }
+
     fn tell(&mut self) {
+        // Before the status has the term: whoever reads it there finds it among the commands.
+        self.tell_term();
+        count(
+            &self.status.gauges().heartbeats_missed,
+            self.session.take_missed_heartbeats(),
+        );
         let session = &self.session;
         let is_protected = *session.state() == PrimaryState::Protected;
         let mut state = describe(session.state());

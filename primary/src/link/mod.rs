@@ -3,7 +3,7 @@
 //! - [`wire`], [`net`], [`peer`]: messages on streams, the endpoints, a connection.
 //! - [`port`]: what the vCPU thread sees of it.
 //! - [`join`], [`have`]: how a new backup gets the machine while it runs, and what of it it has already.
-//! - [`control`], [`status`], [`hold`], [`watch`]: operators, what they are told, and what is looked at for them.
+//! - [`control`], [`status`], [`times`], [`pulse`], [`watch`]: operators, what they are told, and what is looked at for them.
 //! - [`greet`]: a look at the peer before there is a session.
 //! - [`live`]: the primary's end. The backup's is in the backup crate.
 //!
@@ -14,15 +14,16 @@ mod announce;
 pub mod control;
 pub mod greet;
 pub mod have;
-pub mod hold;
 pub mod join;
 pub mod live;
 pub mod net;
 mod operator;
 pub mod peer;
 pub mod port;
+pub mod pulse;
 pub mod status;
 mod streams;
+pub mod times;
 pub mod watch;
 pub mod wire;
 
@@ -33,4 +34,4 @@ pub use control::{Asked, Control, Request};
 pub use live::{Live, LiveOptions};
 pub use port::LinkState;
 pub use port::{Command, LinkPort};
-pub use status::{Gauges, Role, Status, StatusInner};
+pub use status::{Gauges, Pulses, Recording, RecordingState, Role, Status, StatusInner};

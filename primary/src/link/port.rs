@@ -11,9 +11,17 @@ use lockstep_vmm::devices::Effect;
 use tokio::sync::mpsc;
 
 use super::have::Had;
-use super::hold::Held;
-use super::join::{Final, JoinSources, Joining};
+use super::join::{Final, Joining};
+use crate::copying::Sources;
 use crate::host::inbox::Bell;
+
+/// What one turn gave the outside world, on its way through the gate.
+pub struct Held {
+    /// When the guest made it.
+    pub since: Instant,
+    /// What it is.
+    pub effects: Vec<Effect>,
+}
 
 /// Log items that may wait for the network; then the vCPU waits.
 const LOG_QUEUE: usize = 256;
@@ -38,6 +46,8 @@ pub enum Command {
     End,
     /// Nobody takes the machine over: the guest gets its disk's errors.
     KeepErrors,
+    /// A further term has begun, for this reason: the recording tells it.
+    Term(u64, String),
 }
 
 /// Takes a join's state, or why it failed.
@@ -188,7 +198,7 @@ impl LinkPort {
     }
 
     /// Begins to copy memory and disks to a new backup.
-    pub fn begin_join(&mut self, sources: JoinSources, channels: JoinChannels, bell: Bell) -> std::io::Result<()> {
+    pub fn begin_join(&mut self, sources: Sources, channels: JoinChannels, bell: Bell) -> std::io::Result<()> {
         self.log = None;
         self.joining = Some(Joining::start(sources, channels, bell)?);
         Ok(())

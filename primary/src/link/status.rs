@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crate::history::History;
 use lockstep_proto::session::{Freeze, PrimaryState, Unprotected};
 
-use super::hold::Holds;
+use super::pulse::Pulse;
+use super::times::{Exits, Times};
 
 /// Target of the messages that tell the pair's state, the same in both programs.
 pub const STATE_MESSAGES: &str = "lockstep::state";
@@ -19,9 +20,20 @@ pub struct Status(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     inner: Mutex<StatusInner>,
+    recording: Mutex<Recording>,
     changed: Condvar,
     gauges: Gauges,
     history: History,
+    pulses: Pulses,
+}
+
+/// The threads that must not stand still.
+#[derive(Default)]
+pub struct Pulses {
+    /// Of either end of the link.
+    pub link: Pulse,
+    /// The vCPU's, where the machine runs.
+    pub vcpu: Pulse,
 }
 
 /// Whether a node runs the machine or stands by for it.
@@ -59,6 +71,47 @@ pub struct StatusInner {
     pub ends_at: Option<Instant>,
 }
 
+/// Whether the machine is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RecordingState {
+    /// Nobody wants it to be.
+    #[default]
+    Off,
+    /// It is.
+    On,
+    /// It was, and cannot be any more: the machine goes on without.
+    Stopped,
+}
+
+impl RecordingState {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Off, Self::On, Self::Stopped];
+
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::On => "on",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What becomes of the recording.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Recording {
+    /// Whether there is one.
+    pub state: RecordingState,
+    /// Why it was stopped.
+    pub reason: Option<String>,
+    /// Bytes of its log so far; of a ring, those of all its parts on the disk.
+    pub bytes: u64,
+    /// Parts of a ring that are there; 0: it is none.
+    #[serde(default)]
+    pub parts: u64,
+}
+
 /// What the vCPU thread counts, from the process' start on; the other threads read it.
 #[derive(Default)]
 pub struct Gauges {
@@ -82,8 +135,16 @@ pub struct Gauges {
     pub throttled_ns: AtomicU64,
     /// Divergences found.
     pub divergences: AtomicU64,
+    /// Heartbeats that did not come or were not answered in time.
+    pub heartbeats_missed: AtomicU64,
+    /// Bytes of the recording.
+    pub recording_bytes: AtomicU64,
+    /// Its parts, where it is a ring.
+    pub recording_parts: AtomicU64,
     /// How long outputs of a protected machine were held.
-    pub holds: Holds,
+    pub holds: Times,
+    /// How long turns took.
+    pub exits: Exits,
 }
 
 /// Adds to a gauge.
@@ -101,14 +162,15 @@ impl Status {
     pub fn set(&self, new: StatusInner) -> bool {
         let mut inner = self.lock();
         let changed = inner.state != new.state;
+        let told = changed || (inner.role, inner.term) != (new.role, new.term);
         *inner = new;
-        if changed {
+        if told {
             self.0.changed.notify_all();
         }
         changed
     }
 
-    /// Waits until the state fulfils `wanted`; false when the time is over before.
+    /// Waits until state, role and term fulfil `wanted`; false when the time is over before.
     pub fn wait_for(&self, wanted: impl Fn(&StatusInner) -> bool, limit: Duration) -> bool {
         let until = Instant::now() + limit;
         let mut inner = self.lock();
@@ -123,9 +185,44 @@ impl Status {
         true
     }
 
+    /// What becomes of the recording.
+    pub fn recording(&self) -> Recording {
+        let gauges = self.gauges();
+        let recording = self.0.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        Recording {
+            bytes: gauges.recording_bytes.load(Ordering::Relaxed),
+            parts: gauges.recording_parts.load(Ordering::Relaxed),
+            ..recording.clone()
+        }
+    }
+
+    /// Tells that the recording begins.
+    pub fn record(&self) {
+        self.set_recording(RecordingState::On, None);
+    }
+
+    /// Tells that it cannot go on, though the machine does.
+    pub fn stop_recording(&self, reason: &str) {
+        tracing::error!(
+            "the recording stops, and the machine goes on: cannot write the log: {reason}; what was written before is whole \
+             and can be replayed"
+        );
+        self.set_recording(RecordingState::Stopped, Some(reason.into()));
+    }
+
+    fn set_recording(&self, state: RecordingState, reason: Option<String>) {
+        let mut recording = self.0.recording.lock().unwrap_or_else(PoisonError::into_inner);
+        (recording.state, recording.reason) = (state, reason);
+    }
+
     /// What the vCPU thread counts.
     pub fn gauges(&self) -> &Gauges {
         &self.0.gauges
+    }
+
+    /// Whether the threads live.
+    pub fn pulses(&self) -> &Pulses {
+        &self.0.pulses
     }
 
     /// The vCPU thread's registers at the last stops.

@@ -1,19 +1,18 @@
 //! What the link asks of the vCPU thread, done between two steps.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
-use lockstep_proto::DiskCompletion;
-use lockstep_proto::session::Freeze;
+use lockstep_logcodec::limits::MAX_TERMS;
+use lockstep_proto::session::{Freeze, bounded};
+use lockstep_proto::{DiskCompletion, TermBegun};
 use lockstep_vmm::machine::Machine;
-use lockstep_vmm::memory::PAGE_SIZE;
 
-use super::{RecordError, Recorder};
-use crate::host::chunks::{ChunkWatch, read_chunk};
+use super::{LogThread, RecordError, Recorder};
+use crate::copying::{Rest, Sources};
 use crate::host::clock::{GuestClock, monotonic};
 use crate::link::Command;
-use crate::link::join::{Final, JoinSources};
+use crate::link::join::Final;
 
 /// How long a frozen machine sleeps at a time; a command wakes it at once.
 const FROZEN_NAP: Duration = Duration::from_secs(10);
@@ -21,7 +20,7 @@ const FROZEN_NAP: Duration = Duration::from_secs(10);
 impl Recorder {
     /// Whether the link wants something.
     pub fn has_errand(&self) -> bool {
-        self.world.outlet.has_errand()
+        self.world.outlet.has_errand() || self.log.as_ref().is_some_and(LogThread::has_errand)
     }
 
     /// Whether the run is over: somebody asked for it, or the guest has ended.
@@ -39,8 +38,10 @@ impl Recorder {
         let begin = monotonic();
         let mut stood_still = false;
         loop {
+            self.status.pulses().vcpu.beat();
             self.commands(machine)?;
             self.join(machine)?;
+            self.part(machine)?;
             let Some(port) = self.world.outlet.port() else { break };
             if port.frozen().is_none() || self.quitting || self.world.inbox.bell.wants_quit() {
                 break;
@@ -57,7 +58,10 @@ impl Recorder {
         if stood_still {
             // Guest time stood still too.
             self.clock = GuestClock::starting_at(machine.now());
-            tracing::info!(seconds = (monotonic() - begin) / 1_000_000_000, "the machine goes on");
+            if !self.quitting {
+                self.follow_the_calendar(machine);
+                tracing::info!(seconds = (monotonic() - begin) / 1_000_000_000, "the machine goes on");
+            }
         }
         self.slice_since = monotonic();
         Ok(())
@@ -66,23 +70,10 @@ impl Recorder {
     fn commands(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
         let host = |what| move |cause| RecordError::Host { what, cause };
         while let Some(command) = self.world.outlet.port().and_then(|port| port.command()) {
-            // A join that is under way ends with whatever comes.
-            if matches!(command, Command::BeginJoin(_) | Command::EndLog) {
-                machine.memory_mut().end_watch();
-                self.world.disks.end_watch();
-            }
             match command {
                 Command::BeginJoin(channels) => {
-                    let memory = machine.memory_mut();
-                    let images = self.world.images.clone();
-                    let chunks = ChunkWatch::of(&images).map_err(host("look at a disk image"))?;
-                    let sources = JoinSources {
-                        watch: memory.start_watch(),
-                        memory: memory.share(),
-                        chunks: Arc::new(chunks),
-                        images,
-                    };
-                    self.world.disks.start_watch(sources.chunks.clone());
+                    let sources = Sources::of(machine, &mut self.world.disks, &self.world.images);
+                    let sources = sources.map_err(host("look at a disk image"))?;
                     let bell = self.world.inbox.bell.clone();
                     if let Some(port) = self.world.outlet.port() {
                         let begun = port.begin_join(sources, channels, bell);
@@ -114,9 +105,38 @@ impl Recorder {
                     self.shut_down = true;
                 }
                 Command::KeepErrors => self.keep_errors(),
+                Command::Term(term, why) => self.begin_term(machine, term, &why),
             }
         }
         Ok(())
+    }
+
+    /// Notes for the recording that a term begins where the machine stands.
+    pub fn begin_term(&mut self, machine: &Machine, term: u64, why: &str) {
+        self.last_term = term;
+        if self.log.is_some() && self.terms.len() < MAX_TERMS {
+            self.terms.push(TermBegun {
+                term,
+                // A refusal has the other node's reason in it; the log takes as much as a reason may have.
+                why: bounded(why),
+                stop: self.taken_stop,
+                guest_ns: machine.now(),
+            });
+        }
+    }
+
+    /// The last term, at the machine's end; those that nobody has noted yet begin there.
+    pub(super) fn end_terms(&mut self, machine: &Machine) -> u64 {
+        while let Some(command) = self.world.outlet.port().and_then(|port| port.command()) {
+            if let Command::Term(term, why) = command {
+                self.begin_term(machine, term, &why);
+            }
+        }
+        self.term()
+    }
+
+    fn term(&self) -> u64 {
+        self.status.get().term.max(self.last_term)
     }
 
     /// Keeps an error of this host's disk from the guest while a backup can go on without it. False where none can.
@@ -145,6 +165,29 @@ impl Recorder {
         }
     }
 
+    /// What a part of the ring wants: to be prepared, or to begin.
+    fn part(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
+        let begin = monotonic();
+        let Some(log) = self.log.as_ref().filter(|log| log.has_errand()) else {
+            return Ok(());
+        };
+        // What has no errand now may have one in a moment, and would find the batch open.
+        let is_ready = log.is_part_ready();
+        if is_ready {
+            self.close_batch(machine)?;
+        }
+        let (term, bell) = (self.term(), self.world.inbox.bell.clone());
+        let world = &mut self.world;
+        let Some(log) = &mut self.log else { return Ok(()) };
+        let done = log.errand(machine, &mut world.disks, &world.images, term, move || bell.ring())?;
+        self.recorded(done);
+        if is_ready {
+            let pause_us = (monotonic() - begin) / 1000;
+            tracing::info!(stop = machine.stop(), pause_us, "a part of the recording begins");
+        }
+        Ok(())
+    }
+
     /// The pause of a join: state, the last pages and the last chunks of disks.
     fn join(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
         let begin = monotonic();
@@ -157,20 +200,8 @@ impl Recorder {
             return Ok(());
         };
         self.close_batch(machine)?;
-        let transfer = machine.take_transfer(&self.host_class, &joining.sources.watch)?;
-        let mut pages = vec![0; transfer.frames.len() * PAGE_SIZE];
-        let (chunks, _) = pages.as_chunks_mut::<PAGE_SIZE>();
-        for (frame, page) in transfer.frames.iter().zip(chunks) {
-            machine.memory().read_page(*frame, page);
-        }
-        let count = transfer.frames.len();
-        self.world.disks.end_watch();
-        // Read here, while nothing writes: what comes later reaches the backup's disk by the log.
-        let images = &self.world.images;
-        let written = joining.sources.chunks.take().into_iter();
-        let read = written.map(|(disk, chunk)| Ok((disk, chunk, read_chunk(&images[disk as usize], chunk)?)));
-        let chunks = match read.collect::<std::io::Result<Vec<_>>>() {
-            Ok(chunks) => chunks,
+        let rest = match Rest::of(machine, &self.host_class, &joining.sources)? {
+            Ok(rest) => rest,
             Err(error) => {
                 // The machine goes on; only its backup does not.
                 if let Some(port) = self.world.outlet.port() {
@@ -183,20 +214,15 @@ impl Recorder {
             // Nobody has taken the batches so far: the log begins here.
             self.batch = BatchBuilder::new(machine.stop());
         }
-        let chunk_count = chunks.len();
-        let state = Final {
-            transfer,
-            pages,
-            chunks,
-            position: self.position,
-        };
+        let (pages, chunks) = (rest.transfer.frames.len(), rest.chunks.len());
+        let position = self.position;
         if let Some(port) = self.world.outlet.port() {
-            port.finish_join(joining, Ok(state));
+            port.finish_join(joining, Ok(Final { rest, position }));
         }
         tracing::info!(
             stop = machine.stop(),
-            pages = count,
-            chunks = chunk_count,
+            pages,
+            chunks,
             pause_us = (monotonic() - begin) / 1000,
             "a backup has the machine's state"
         );

@@ -8,31 +8,34 @@
 //! - A forced stop is made only when something has been due for the grace, and deltas cost at most a tenth of the
 //!   machine's time: after an expensive one the next waits longer.
 
+mod batches;
 mod errands;
+mod inputs;
 mod log;
 mod outlet;
 mod pace;
+mod tape;
 mod timers;
 
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
 use lockstep_proto::end::Reason;
 use lockstep_proto::session::PrimaryState;
-use lockstep_proto::{DiskCompletion, End, Forced, Frame, Turn};
+use lockstep_proto::{DiskCompletion, End, Forced, TermBegun, Turn};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Flow, Machine, MachineError, Oracle, Slice, Stop, StopKind, Taken};
 use thiserror::Error;
 
+pub use self::inputs::fill_random;
 pub use self::log::{LogOptions, LogSummary, LogThread, pack_delta};
 pub use self::outlet::Outlet;
 use self::pace::Pace;
 use self::timers::DueTimer;
-use crate::host::clock::{GuestClock, monotonic};
-use crate::host::disk::{Disks, IO_ERROR};
+use crate::host::clock::{GuestClock, INSANE, monotonic};
+use crate::host::disk::Disks;
 use crate::host::inbox::Inbox;
 use crate::host::tap::Tap;
 use crate::link::Status;
@@ -41,17 +44,11 @@ use crate::link::status::{count, describe};
 
 /// A batch is closed at this encoded size, in bytes.
 const BATCH_BYTES: usize = 64 << 10;
-/// A batch is closed when its oldest turn has this age, in nanoseconds.
-const BATCH_AGE: u64 = 250_000_000;
-/// The same where a backup waits for it.
-const LINKED_BATCH_AGE: u64 = 1_000_000;
 /// What collecting a dirty page costs, in nanoseconds: KVM write-protects it, and the guest faults when it writes again.
 /// An estimate (an exit costs about as much on the hosts tested), not a measurement.
 const COLLECTED_PAGE: u64 = 10_000;
 /// Collecting dirty pages may cost one part in this many of the machine's time.
 const COST_SHARE: u64 = 10;
-/// Most frames that enter in one turn.
-const FRAMES_PER_TURN: usize = 64;
 /// Longest wait of a halted guest without a look around.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
@@ -64,9 +61,6 @@ pub enum RecordError {
     /// The link's thread is gone: nothing can leave the machine any more.
     #[error("the link to the backup has failed; see the messages before this one")]
     Link,
-    /// The log could not be written.
-    #[error("cannot write the log: {0}; what was written before is whole and can be replayed")]
-    Log(String),
     /// The recorder made a turn that the log's limits forbid.
     #[error("the log refuses a turn: {0}")]
     Refused(#[from] lockstep_logcodec::Violation),
@@ -120,6 +114,10 @@ pub struct Recorder {
     /// Batches closed so far, counted also where nobody gets them: the position of the log.
     position: u64,
     batch: BatchBuilder,
+    /// Terms that have begun since the last batch, for the recording.
+    terms: Vec<TermBegun>,
+    /// The last that has begun; 0: none since the start.
+    last_term: u64,
     /// When the oldest turn of the batch was taken, host time.
     batch_since: u64,
     /// Time that the guest ran since the last epoch, in nanoseconds.
@@ -128,6 +126,9 @@ pub struct Recorder {
     epoch_length: u64,
     forced: Option<Forced>,
     slice_since: u64,
+    /// When the vCPU came out of the slice, and how long nothing happened since then, host time.
+    turn_since: u64,
+    idle: u64,
     frames: Option<(u32, Vec<u8>)>,
     typed: Vec<u8>,
     /// Scan codes that the keyboard has no room for yet.
@@ -168,11 +169,15 @@ impl Recorder {
             host_class,
             position: 0,
             batch: BatchBuilder::new(machine.stop()),
+            terms: Vec::new(),
+            last_term: 0,
             batch_since: now,
             epoch_run: 0,
             epoch_length: policy.epoch.unwrap_or(0),
             forced: None,
             slice_since: now,
+            turn_since: now,
+            idle: 0,
             frames: None,
             typed: Vec::new(),
             keys: Vec::new(),
@@ -193,6 +198,20 @@ impl Recorder {
         self.clock = GuestClock::starting_at(self.clock.now() + time.as_nanos() as u64);
     }
 
+    /// Lets guest time come back to the host's calendar without a step: the machine was on another host, or stood still.
+    pub fn follow_the_calendar(&mut self, machine: &Machine) {
+        let gap = self.clock.slew_to_calendar(machine.config().rtc_base);
+        let (behind_ms, slewed) = (gap / 1_000_000, gap.unsigned_abs() <= INSANE.unsigned_abs());
+        if slewed {
+            tracing::info!(behind_ms, "the guest's clock follows this host's");
+        } else {
+            tracing::warn!(
+                behind_ms,
+                "the guest's clock is left as it is: too far from this host's, which is set wrong, or the machine was started from an old snapshot"
+            );
+        }
+    }
+
     /// Resubmits what was in flight when the machine was saved.
     pub fn resume(&mut self, machine: &Machine) -> Result<(), RecordError> {
         for request in machine.devices().outstanding_disk_requests() {
@@ -205,6 +224,7 @@ impl Recorder {
 
     /// Closes the log with the machine's final state.
     pub fn finish(mut self, machine: &Machine, failure: Option<&str>) -> Result<Option<LogSummary>, RecordError> {
+        let term = self.end_terms(machine);
         self.close_batch(machine)?;
         let Some(log) = self.log.take() else { return Ok(None) };
         let reason = match (failure, self.ended) {
@@ -225,9 +245,14 @@ impl Recorder {
                 None => bytes::Bytes::copy_from_slice(&machine.full_memory_digest()),
             },
             guest_ns: machine.now(),
-            term: self.status.get().term,
+            term,
+            continued: false,
         };
-        log.finish(end).map(Some).map_err(RecordError::Log)
+        let summary = log.finish(end).map(Some);
+        Ok(summary.unwrap_or_else(|reason| {
+            self.recorded(Err(reason));
+            None
+        }))
     }
 
     /// Why the guest ended, if it did.
@@ -241,164 +266,21 @@ impl Recorder {
             cause,
         })
     }
-
-    /// Takes what waits outside into `turn`, as far as the machine has room.
-    fn collect(&mut self, machine: &Machine, turn: &mut Turn) {
-        self.world.inbox.bell.answer();
-        let room = machine.devices().console_room();
-        if self.typed.len() < room {
-            while let Ok(bytes) = self.world.inbox.console.try_recv() {
-                self.typed.extend(bytes);
-            }
-        }
-        turn.console = take(&mut self.typed, room);
-        turn.keyboard = take(&mut self.keys, machine.devices().keyboard_room());
-        turn.disks.append(&mut self.errors);
-        while let Some((disk, request, status)) = self.world.disks.poll() {
-            let completion = DiskCompletion {
-                disk,
-                request,
-                status: status.into(),
-            };
-            if status == IO_ERROR && self.withhold(&completion) {
-                continue;
-            }
-            turn.disks.push(completion);
-        }
-        while turn.frames.len() < FRAMES_PER_TURN {
-            let Some((nic, frame)) = self.frames.take().or_else(|| self.world.inbox.frames.try_recv().ok()) else {
-                break;
-            };
-            // The machine drops what it has no buffer for: wait with it, so that none is lost to a guest that is slow.
-            let offered = turn.frames.iter().filter(|frame| frame.nic == nic).count();
-            if offered < machine.devices().frame_room(nic, machine.memory().ram()) {
-                turn.frames.push(Frame {
-                    nic,
-                    data: frame.into(),
-                });
-            } else {
-                self.frames = Some((nic, frame));
-                break;
-            }
-        }
-    }
-
-    /// Whether anybody gets the log.
-    fn is_logging(&self) -> bool {
-        self.log.is_some() || self.world.outlet.is_logging()
-    }
-
-    fn batch_age(&self) -> u64 {
-        if self.world.outlet.is_logging() {
-            LINKED_BATCH_AGE
-        } else {
-            BATCH_AGE
-        }
-    }
-
-    /// Ends the batch where the machine stands and hands it over, unless there is nothing in it.
-    fn close_batch(&mut self, machine: &Machine) -> Result<(), RecordError> {
-        let nothing = self.batch.is_empty() && self.batch.first_stop() == self.taken_stop;
-        if nothing || !self.is_logging() {
-            return Ok(());
-        }
-        let batch = self.batch.close(self.taken_stop, machine.chain().to_bytes())?;
-        self.position += 1;
-        if let Some(port) = self.world.outlet.port().filter(|port| port.is_logging()) {
-            port.log(LogItem::Batch(self.position, batch.clone()));
-            let lag = port.lag_ns();
-            self.hold_back(lag);
-        }
-        self.tell(machine);
-        match &self.log {
-            Some(log) => log.batch(batch).map_err(RecordError::Log),
-            None => Ok(()),
-        }
-    }
-
-    /// Lets effects go, or hands them to the gate with the position that makes them safe.
-    fn emit(&mut self, machine: &Machine, effects: Vec<Effect>) -> Result<(), RecordError> {
-        if effects.is_empty() {
-            return Ok(());
-        }
-        if !self.world.outlet.is_gated() {
-            self.world.outlet.emit(&effects);
-            return Ok(());
-        }
-        let before = self.position;
-        self.close_batch(machine)?;
-        // Each turn's effects have a position of their own, also while nobody gets the log.
-        self.position = self.position.max(before + 1);
-        if self.world.outlet.gate(self.position, effects) {
-            Ok(())
-        } else {
-            Err(RecordError::Link)
-        }
-    }
-
-    /// Holds the guest back where its backup lags behind.
-    fn hold_back(&mut self, lag_ns: u64) {
-        let pause = self.pace.pause(lag_ns);
-        if !pause.is_zero() {
-            let begin = monotonic();
-            std::thread::sleep(pause);
-            let end = monotonic();
-            count(&self.status.gauges().throttled_ns, end - begin);
-            self.slice_since = end;
-        }
-    }
-
-    /// Tells the other threads where the machine is.
-    fn tell(&self, machine: &Machine) {
-        let (gauges, counters) = (self.status.gauges(), machine.counters());
-        gauges.stop.store(machine.stop(), Ordering::Relaxed);
-        gauges.guest_ns.store(machine.now(), Ordering::Relaxed);
-        gauges.forced.store(counters.forced, Ordering::Relaxed);
-        gauges.carried_pages.store(counters.carried_pages, Ordering::Relaxed);
-    }
-
-    fn fill_entropy(&mut self, turn: &mut Turn) -> Result<(), RecordError> {
-        for bytes in self.entropy_wanted.drain(..) {
-            let mut buffer = vec![0; bytes as usize];
-            fill_random(&mut buffer)?;
-            turn.entropy.push(buffer.into());
-        }
-        Ok(())
-    }
-}
-
-/// As many of the first bytes as there is room for.
-fn take(bytes: &mut Vec<u8>, room: usize) -> bytes::Bytes {
-    let taken = bytes.len().min(room);
-    bytes.drain(..taken).collect::<Vec<_>>().into()
-}
-
-/// Random bytes from the host's kernel.
-pub fn fill_random(buffer: &mut [u8]) -> Result<(), RecordError> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match rustix::rand::getrandom(&mut buffer[done..], rustix::rand::GetRandomFlags::empty()) {
-            Ok(count) => done += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                return Err(RecordError::Host {
-                    what: "getrandom",
-                    cause: error.into(),
-                });
-            }
-        }
-    }
-    Ok(())
 }
 
 impl Oracle for Recorder {
     type Error = RecordError;
 
     fn slice(&mut self, _machine: &Machine) -> Result<Slice, RecordError> {
-        Ok(Slice::Run)
+        Ok(if self.due.follows() {
+            Slice::RunToWindow
+        } else {
+            Slice::Run
+        })
     }
 
     fn is_due(&mut self, machine: &Machine) -> Result<bool, RecordError> {
+        self.status.pulses().vcpu.beat();
         let now = monotonic();
         let bell = &self.world.inbox.bell;
         let grace = if machine.is_in_user_mode()? {
@@ -429,10 +311,13 @@ impl Oracle for Recorder {
                 slice_ns,
             });
             if let Some(port) = self.world.outlet.port().filter(|port| port.is_logging()) {
-                port.log(LogItem::Pages(delta.frames.clone(), delta.pages.clone()));
+                let pages = LogItem::Pages(delta.frames.clone(), delta.pages.clone());
+                self.status.pulses().vcpu.excused(|| port.log(pages));
             }
             if let Some(log) = &self.log {
-                log.pages(delta.frames, delta.pages).map_err(RecordError::Log)?;
+                let vcpu = &self.status.pulses().vcpu;
+                let kept = vcpu.excused(|| log.pages(delta.frames, delta.pages));
+                self.recorded(kept);
             }
         }
         self.due
@@ -442,11 +327,14 @@ impl Oracle for Recorder {
 
     fn turn(&mut self, machine: &Machine, stop: &Stop) -> Result<Turn, RecordError> {
         let mut turn = Turn::default();
-        let ran = monotonic().saturating_sub(self.slice_since);
+        self.turn_since = monotonic();
+        self.idle = 0;
+        let ran = self.turn_since.saturating_sub(self.slice_since);
         self.epoch_run += ran;
         self.pace.ran(ran);
         count(&self.status.gauges().run_ns, ran);
         loop {
+            self.status.pulses().vcpu.beat();
             if self.world.inbox.bell.wants_quit() {
                 self.quitting = true;
             }
@@ -478,7 +366,10 @@ impl Oracle for Recorder {
                             wait = wait.min(Duration::from_nanos(limit - age));
                         }
                     }
+                    let begin = monotonic();
                     std::thread::park_timeout(wait);
+                    let end = monotonic();
+                    self.idle += end.saturating_sub(begin);
                     continue;
                 }
                 if looks || timer_due {
@@ -536,8 +427,12 @@ impl Oracle for Recorder {
         self.taken_stop = machine.stop();
         tracing::trace!(stop = machine.stop(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
         self.slice_since = monotonic();
+        let took = self.slice_since.saturating_sub(self.turn_since + self.idle);
+        self.status.gauges().exits.add_ns(stop.kind, took);
         let deadline = machine.devices().deadline().map(|at| self.clock.host_at(at));
-        self.due.update(self.slice_since, machine.interrupt_waits(), deadline);
+        let requested = machine.devices().interrupt_requested();
+        self.due
+            .update(self.slice_since, machine.interrupt_waits(), requested, deadline);
         self.emit(machine, leaving)?;
         let old = self.slice_since.saturating_sub(self.batch_since) >= self.batch_age();
         if self.batch.encoded_len() >= BATCH_BYTES || (old && !self.batch.is_empty()) {

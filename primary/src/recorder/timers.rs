@@ -2,7 +2,15 @@
 
 use lockstep_vmm::sys::kick::KickTimer;
 
+/// Interrupts that may enter by a stop of their own right after one that was justified. An interrupt controller has few
+/// inputs; the bound is for a guest whose handlers take longer than its timer's period.
+const FOLLOWING: u32 = 4;
+
 /// Knows since when something has been due.
+///
+/// One interrupt enters at a forced stop. Others that wait then would wait for the next one, which may be long in coming
+/// because deltas cost; and there the timer, whose priority is highest, would be due again: they would starve. So they
+/// *follow*: as soon as the handler has returned the guest is stopped again. Little is dirty by then.
 pub struct DueTimer {
     timer: KickTimer,
     grace: u64,
@@ -17,6 +25,8 @@ pub struct DueTimer {
     /// A test's beat: something counts as due each time this many nanoseconds have passed, whatever it costs.
     beat: Option<u64>,
     next_beat: u64,
+    /// How many more may follow the last stop that was justified.
+    following: u32,
 }
 
 impl DueTimer {
@@ -30,11 +40,16 @@ impl DueTimer {
             not_before: 0,
             beat,
             next_beat: beat.map_or(0, |beat| crate::host::clock::monotonic() + beat),
+            following: 0,
         }
     }
 
-    /// After every turn: whether an interrupt waits, and when (host time) the next device timer is due.
-    pub fn update(&mut self, now: u64, interrupt_waits: bool, deadline: Option<u64>) {
+    /// After every turn: whether an interrupt waits, whether one is requested at all, and when (host time) the next device
+    /// timer is due.
+    pub fn update(&mut self, now: u64, interrupt_waits: bool, requested: bool, deadline: Option<u64>) {
+        if !requested {
+            self.following = 0;
+        }
         if interrupt_waits {
             self.waiting_since.get_or_insert(now);
         } else {
@@ -51,8 +66,16 @@ impl DueTimer {
         }
     }
 
+    /// Whether an interrupt may follow, as soon as it can enter.
+    pub fn follows(&self) -> bool {
+        self.following > 0
+    }
+
     /// When a forced stop becomes justified with this grace.
     fn kick_at(&self, grace: u64) -> Option<u64> {
+        if let Some(waiting) = self.waiting_since.filter(|_| self.follows()) {
+            return Some(waiting.saturating_add(grace));
+        }
         let at = self.due_at.map(|at| at.saturating_add(grace).max(self.not_before));
         if self.beat.is_some() {
             Some(at.map_or(self.next_beat, |at| at.min(self.next_beat)))
@@ -63,7 +86,7 @@ impl DueTimer {
 
     /// Whether something has been due for `grace`.
     pub fn is_due(&self, now: u64, grace: u64) -> bool {
-        self.kick_at(grace).is_some_and(|at| at <= now)
+        (self.follows() && self.waiting_since.is_some()) || self.kick_at(grace).is_some_and(|at| at <= now)
     }
 
     /// Nothing justifies a forced stop yet: looks again after the grace, or when it will be justified. `also`: something
@@ -85,10 +108,74 @@ impl DueTimer {
     /// A delta was made; the next one waits for so many nanoseconds.
     pub fn paid(&mut self, wait: u64) {
         let now = crate::host::clock::monotonic();
-        self.not_before = now + wait;
+        // One that follows adds to what the first one costs.
+        let from = if self.follows() { now.max(self.not_before) } else { now };
+        self.not_before = from + wait;
+        self.following = self.following.checked_sub(1).unwrap_or(FOLLOWING);
         if let Some(beat) = self.beat {
             // Beats that were missed are left out.
             self.next_beat = now.max(self.next_beat + beat);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::clock::monotonic;
+    use lockstep_vmm::sys::kick::Kicks;
+
+    const GRACE: u64 = 1_000_000;
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A forced stop was justified and cost so much that the next one waits for a thousand seconds.
+    fn paid() -> (Kicks, DueTimer) {
+        let kicks = Kicks::for_this_thread().unwrap();
+        let mut due = DueTimer::new(kicks.timer().unwrap(), GRACE, None);
+        due.paid(1000 * SECOND);
+        (kicks, due)
+    }
+
+    #[test]
+    fn what_is_due_waits_until_the_last_delta_is_paid_for() {
+        let (_kicks, mut due) = paid();
+        let now = monotonic();
+        due.update(now, true, false, Some(now));
+        assert!(!due.follows() && !due.is_due(now + 900 * SECOND, GRACE));
+        assert!(due.is_due(now + 1100 * SECOND, GRACE));
+    }
+
+    #[test]
+    fn an_interrupt_that_was_requested_at_a_forced_stop_follows_as_soon_as_it_can_enter() {
+        let (_kicks, mut due) = paid();
+        let now = monotonic();
+        // The one that has entered is in service; the timer is due again.
+        due.update(now, false, true, Some(now));
+        assert!(due.follows() && !due.is_due(now + SECOND, GRACE));
+        // Its handler has said that it is over.
+        due.update(now, true, true, Some(now));
+        assert!(due.follows() && due.is_due(now, GRACE));
+        // The second one has entered, and nothing else is requested.
+        due.paid(0);
+        due.update(now, false, false, Some(now));
+        assert!(!due.follows() && !due.is_due(now + SECOND, GRACE));
+    }
+
+    #[test]
+    fn only_so_many_follow_and_they_are_paid_for_too() {
+        let (_kicks, mut due) = paid();
+        let now = monotonic();
+        for _ in 0..FOLLOWING {
+            due.update(now, true, true, None);
+            assert!(due.is_due(now, GRACE));
+            due.paid(100 * SECOND);
+        }
+        due.update(now, true, true, None);
+        assert!(!due.follows() && !due.is_due(now + 1300 * SECOND, GRACE));
+        assert!(due.is_due(now + 1500 * SECOND, GRACE));
+        // One that was due by itself pays for itself alone.
+        due.paid(SECOND);
+        due.update(now, true, false, None);
+        assert!(due.is_due(now + 2 * SECOND, GRACE));
     }
 }

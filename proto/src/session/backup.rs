@@ -40,6 +40,10 @@ pub struct Backup {
     has_state: bool,
     claim: Option<Question>,
     last_heard: Nanos,
+    /// When the last heartbeat came.
+    last_beat: Option<Nanos>,
+    /// Heartbeats that did not come.
+    missed: u64,
     ack: Ack,
     lag: Lag,
     released: u64,
@@ -59,6 +63,8 @@ impl Backup {
             has_state: false,
             claim: None,
             last_heard: 0,
+            last_beat: None,
+            missed: 0,
             ack: Ack::default(),
             lag: Lag::default(),
             released: 0,
@@ -107,6 +113,11 @@ impl Backup {
         self.timing
     }
 
+    /// Intervals between two heartbeats of a connection in which none came, since the last call.
+    pub fn take_missed_heartbeats(&mut self) -> u64 {
+        std::mem::take(&mut self.missed)
+    }
+
     /// The next thing to do.
     pub fn poll(&mut self) -> Option<BackupAction> {
         self.actions.pop_front()
@@ -140,6 +151,10 @@ impl Backup {
             BackupInput::Message(message) => self.message(now, message),
             BackupInput::Heartbeat(heartbeat) => {
                 self.last_heard = now;
+                if let Some(last) = self.last_beat.replace(now) {
+                    let passed = now.saturating_sub(last) / self.timing.heartbeat.max(1);
+                    self.missed += passed.saturating_sub(1);
+                }
                 self.released = self.released.max(heartbeat.released);
                 self.actions.push_back(BackupAction::Reply(HeartbeatReply {
                     number: heartbeat.number,
@@ -205,6 +220,7 @@ impl Backup {
         }
         self.primary = name;
         self.last_heard = now;
+        self.last_beat = None;
         self.timing = Timing::CALM;
         self.ack = Ack::default();
         self.lag = Lag::default();

@@ -17,6 +17,8 @@ pub(super) struct Lease {
     number: u64,
     next: Nanos,
     until: Nanos,
+    /// Heartbeats that were not answered before the next one was sent.
+    missed: u64,
 }
 
 impl Lease {
@@ -27,6 +29,7 @@ impl Lease {
             number: 0,
             next: 0,
             until: 0,
+            missed: 0,
         }
     }
 
@@ -54,6 +57,10 @@ impl Lease {
             return None;
         }
         self.next = now.saturating_add(self.timing.heartbeat);
+        // An answer forgets what it answers and all before it.
+        if self.sent.back().is_some_and(|(last, _)| *last == self.number) {
+            self.missed += 1;
+        }
         self.number += 1;
         if self.sent.len() == REMEMBERED {
             self.sent.pop_front();
@@ -69,6 +76,11 @@ impl Lease {
             self.sent.drain(..=at);
             self.until = self.until.max(sent.saturating_add(self.timing.lease()));
         }
+    }
+
+    /// Heartbeats that were not answered before the next one was sent, since the last call.
+    pub(super) fn take_missed(&mut self) -> u64 {
+        std::mem::take(&mut self.missed)
     }
 
     /// Whether output may leave at `now`.
@@ -96,6 +108,25 @@ mod tests {
         lease.answered(1);
         assert!(lease.holds(1_000 + TIMING.lease() - 1));
         assert!(!lease.holds(1_000 + TIMING.lease()));
+    }
+
+    #[test]
+    fn what_is_not_answered_before_the_next_is_missed() {
+        let mut lease = Lease::new(TIMING);
+        lease.restart(0);
+        for beat in 0..4 {
+            lease.beat(beat * TIMING.heartbeat);
+            if beat != 1 {
+                lease.answered(beat + 1);
+            }
+        }
+        // One was; a late answer does not change that, nor does a connection that is new.
+        lease.answered(2);
+        assert_eq!((lease.take_missed(), lease.take_missed()), (1, 0));
+        lease.beat(4 * TIMING.heartbeat);
+        lease.restart(5 * TIMING.heartbeat);
+        lease.beat(5 * TIMING.heartbeat);
+        assert_eq!(lease.take_missed(), 0);
     }
 
     #[test]

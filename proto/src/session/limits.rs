@@ -21,7 +21,7 @@ pub const MIN_HEARTBEAT: u64 = 1_000_000;
 pub const MAX_DEADLINE: u64 = 3_600_000_000_000;
 
 /// `text` as far as it is kept.
-pub(super) fn bounded(text: &str) -> String {
+pub fn bounded(text: &str) -> String {
     let mut end = text.len().min(MAX_REASON_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;

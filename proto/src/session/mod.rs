@@ -24,7 +24,7 @@ pub use backup::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState}
 pub use gate::Gate;
 pub use limits::{
     MAX_CONTROL_BYTES, MAX_DATAGRAM_BYTES, MAX_DEADLINE, MAX_NAME_BYTES, MAX_POSITION, MAX_REASON_BYTES, MIN_HEARTBEAT,
-    PROTOCOL_VERSION,
+    PROTOCOL_VERSION, bounded,
 };
 pub use primary::{Primary, PrimaryAction, PrimaryInput, PrimaryState};
 pub use record::Record;

@@ -145,6 +145,11 @@ impl Primary {
         }
     }
 
+    /// Heartbeats that the backup did not answer before the next one was sent, since the last call.
+    pub fn take_missed_heartbeats(&mut self) -> u64 {
+        self.lease.take_missed()
+    }
+
     /// The next thing to do.
     pub fn poll(&mut self) -> Option<PrimaryAction> {
         self.actions.pop_front()

@@ -464,3 +464,17 @@ fn says_that_its_uplink_is_down() {
     let actions = does(&mut session, 0, BackupInput::Heartbeat(heartbeat));
     assert!(matches!(&actions[..], [BackupAction::Reply(reply)] if reply.uplink_down));
 }
+
+#[test]
+fn heartbeats_that_do_not_come_are_counted() {
+    let mut session = protected();
+    // Late is not missed; two intervals without one are one missed.
+    for (number, at) in [(1, 0), (2, 90), (4, 190), (5, 240)] {
+        let heartbeat = Heartbeat { number, released: 0 };
+        does(&mut session, at * MS, BackupInput::Heartbeat(heartbeat));
+    }
+    assert_eq!(
+        (session.take_missed_heartbeats(), session.take_missed_heartbeats()),
+        (1, 0)
+    );
+}

@@ -299,6 +299,11 @@ impl Devices {
         self.pic.interrupt_pending()
     }
 
+    /// Whether the interrupt controller asks for an interrupt, or will when one that is in service has ended.
+    pub fn interrupt_requested(&self) -> bool {
+        self.pic.interrupt_requested()
+    }
+
     /// The CPU acknowledges the interrupt: its vector. Without a request it is the spurious vector 7 of the 8259A.
     pub fn acknowledge(&mut self) -> u8 {
         self.pic.acknowledge()

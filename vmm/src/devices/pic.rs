@@ -304,6 +304,12 @@ impl Pic {
         self.master.request().is_some()
     }
 
+    /// Whether anything unmasked is requested. What is in service may keep it from the INTR output until its end.
+    pub(super) fn interrupt_requested(&self) -> bool {
+        let asks = |chip: &Chip| chip.irr & !chip.imr != 0;
+        asks(&self.master) || (asks(&self.slave) && self.master.imr & (1 << CASCADE) == 0)
+    }
+
     /// INTA: the vector.
     pub(super) fn acknowledge(&mut self) -> u8 {
         let vector = match self.master.acknowledge() {

@@ -18,8 +18,8 @@
 //! real instructions: they run after the trap. Linux's alternatives copy rewritten bytes to other addresses and merge
 //! NOPs into longer ones, so only the first two bytes identify a trap, wherever they stand.
 //!
-//! A port read by `in eax, dx` (`ED`) or `in al, dx` (`EC`) is never a trap, whatever the port: the machine looks at
-//! the opcode byte at RIP.
+//! A port read by `in eax, dx` (`ED`) or `in al, dx` (`EC`) is never a trap: the machine looks at the opcode byte at RIP.
+//! A guest that reads one of these ports so uses what is not its own, and the machine stops with an error.
 
 /// The opcode byte of `in al, imm8`.
 pub const IN_AL_IMM8: u8 = 0xe4;

@@ -36,19 +36,29 @@ impl Machine {
         for (frame, page) in delta.frames.iter().zip(delta.pages.chunks(PAGE_SIZE)) {
             self.memory.write_page(*frame, page)?;
         }
-        // What was dirtied here since the last collection was dirtied on the primary too (the log up to here is the
-        // same), so it is among the delta's pages; both sides start a new collection now.
-        self.memory.collect_dirty(&self.vm.fd)?;
+        // What was dirtied here since the last collection was dirtied on the recorder too (the log up to here is the
+        // same). It is among the delta's pages, or the recorder collected it meanwhile for a join, of which its log says
+        // nothing. Both sides start a new collection now.
+        let dirtied = self.memory.collect_dirty(&self.vm.fd)?;
         if self.reset_slots {
             self.memory.reset_slots(&self.vm.fd)?;
         }
         self.set_vcpu_state(&delta.vcpu)?;
         self.note_carried(&delta.frames);
+        let beside: Vec<_> = dirtied
+            .into_iter()
+            .filter(|frame| delta.frames.binary_search(frame).is_err())
+            .collect();
+        self.note_content(&beside);
         Ok(())
     }
 
     fn note_carried(&mut self, frames: &[u64]) {
         self.counters.carried_pages += frames.len() as u64;
+        self.note_content(frames);
+    }
+
+    fn note_content(&mut self, frames: &[u64]) {
         if let Some(digest) = &mut self.memory_digest {
             for frame in frames {
                 digest.update(&self.memory, *frame);

@@ -29,6 +29,8 @@ pub(super) enum Cause {
 pub enum Slice {
     /// By whatever stops the vCPU.
     Run,
+    /// The same; and as soon as an interrupt can enter, [`Oracle::is_due`] is asked.
+    RunToWindow,
     /// By a delta, without running.
     Carry(Box<Delta>),
     /// Not at all: there is no more log.
@@ -89,26 +91,28 @@ impl Machine {
                 self.counters.forced += 1;
                 self.take_turns(oracle, StopKind::Forced, None)
             }
-            Slice::Run => match self.run_slice(oracle)? {
-                Left::Natural(cause) => {
-                    self.stop += 1;
-                    let kind = match &cause {
-                        Cause::Exit(exit) => classify(exit),
-                        Cause::Declined(trapped, _) => StopKind::Trap(*trapped),
-                    };
-                    self.take_turns(oracle, kind, Some(cause))
+            slice @ (Slice::Run | Slice::RunToWindow) => {
+                match self.run_slice(oracle, matches!(slice, Slice::RunToWindow))? {
+                    Left::Natural(cause) => {
+                        self.stop += 1;
+                        let kind = match &cause {
+                            Cause::Exit(exit) => classify(exit),
+                            Cause::Declined(trapped, _) => StopKind::Trap(*trapped),
+                        };
+                        self.take_turns(oracle, kind, Some(cause))
+                    }
+                    Left::Forced => {
+                        self.regs = self.read_regs()?;
+                        self.counters.forced += 1;
+                        oracle.forced(self)?;
+                        self.take_turns(oracle, StopKind::Forced, None)
+                    }
+                    Left::Inside => {
+                        self.in_slice = true;
+                        Ok(Flow::End)
+                    }
                 }
-                Left::Forced => {
-                    self.regs = self.read_regs()?;
-                    self.counters.forced += 1;
-                    oracle.forced(self)?;
-                    self.take_turns(oracle, StopKind::Forced, None)
-                }
-                Left::Inside => {
-                    self.in_slice = true;
-                    Ok(Flow::End)
-                }
-            },
+            }
         }
     }
 
@@ -138,9 +142,10 @@ impl Machine {
         }
     }
 
-    /// Runs the guest to its next stop.
-    fn run_slice<O: Oracle>(&mut self, oracle: &mut O) -> Result<Left, O::Error> {
+    /// Runs the guest to its next stop. `window`: or to where an interrupt can enter, if the oracle stops it there.
+    fn run_slice<O: Oracle>(&mut self, oracle: &mut O, window: bool) -> Result<Left, O::Error> {
         self.arm()?;
+        self.set_window(window);
         loop {
             let exit = self
                 .vm

@@ -42,7 +42,6 @@ impl Machine {
         }
         let memory_digest = digest.total();
         let frames = watch.take().into_iter().map(|index| self.memory.frame(index)).collect();
-        self.memory.end_watch();
         Ok(Transfer {
             header: self.header(host_class)?,
             memory_digest,

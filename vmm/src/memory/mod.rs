@@ -7,7 +7,7 @@ pub mod digest;
 mod ram;
 mod watch;
 
-pub use digest::MemoryDigest;
+pub use digest::{MemoryDigest, page_hash};
 pub use ram::{MAX_MEMORY, Memory, MemoryError, PAGE_SIZE, Page};
 pub use watch::DirtyWatch;
 

@@ -1,6 +1,6 @@
 //! The memory itself and its KVM slots.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
@@ -58,8 +58,8 @@ pub struct Memory {
     /// First frame and number of pages of each region, ascending.
     regions: Vec<(u64, u64)>,
     bytes: u64,
-    /// Told of every page that a collection finds.
-    watch: Option<Arc<DirtyWatch>>,
+    /// Told of every page that a collection finds, for as long as somebody holds them.
+    watches: Vec<Weak<DirtyWatch>>,
 }
 
 impl Memory {
@@ -85,7 +85,7 @@ impl Memory {
             ram,
             regions,
             bytes,
-            watch: None,
+            watches: Vec::new(),
         })
     }
 
@@ -101,18 +101,16 @@ impl Memory {
             ram: self.ram.clone(),
             regions: self.regions.clone(),
             bytes: self.bytes,
-            watch: None,
+            watches: Vec::new(),
         }
     }
 
-    /// From now on, collections tell the returned watch what they find; an earlier watch is told no more.
+    /// From now on, collections tell the returned watch what they find, until it is dropped.
     pub fn start_watch(&mut self) -> Arc<DirtyWatch> {
-        self.watch.insert(Arc::new(DirtyWatch::new(self.page_count()))).clone()
-    }
-
-    /// Ends what [`Memory::start_watch`] began.
-    pub fn end_watch(&mut self) {
-        self.watch = None;
+        self.watches.retain(|watch| watch.strong_count() > 0);
+        let watch = Arc::new(DirtyWatch::new(self.page_count()));
+        self.watches.push(Arc::downgrade(&watch));
+        watch
     }
 
     /// Size in bytes.
@@ -226,7 +224,7 @@ impl Memory {
                 }
             }
         }
-        if let Some(watch) = &self.watch {
+        for watch in self.watches.iter().filter_map(Weak::upgrade) {
             for frame in &frames {
                 watch.mark(self.index(*frame).unwrap_or(u64::MAX));
             }

@@ -1,4 +1,4 @@
-//! Which pages were written since somebody looked last: for a join, which copies memory while the guest runs.
+//! Which pages were written since somebody looked last: for who copies memory while the guest runs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

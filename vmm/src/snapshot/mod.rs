@@ -3,6 +3,8 @@
 //! The file uses the log's framing (magic, version, bounded lengths, CRC32C; docs/log-format.md): a header, chunks of the
 //! pages that are not zero, a trailer with the digest of all memory.
 
+mod growing;
+
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::devices::Devices;
 use crate::machine::{Chain, Machine, MachineError};
 use crate::memory::{Memory, PAGE_SIZE, Page};
+
+pub use growing::{Growing, Sealed};
 
 /// Snapshot files. A header with device state is far below the bound; a chunk holds at most 1 MiB of pages.
 const FORMAT: Format = Format {
@@ -72,6 +76,29 @@ pub enum SnapshotError {
     Machine(#[from] MachineError),
 }
 
+impl SnapshotError {
+    fn io(path: &Path) -> impl Fn(io::Error) -> Self + use<'_> {
+        move |cause| Self::Io {
+            path: path.into(),
+            cause,
+        }
+    }
+
+    fn frame(path: &Path) -> impl Fn(FrameError) -> Self + use<'_> {
+        move |cause| Self::Frame {
+            path: path.into(),
+            cause,
+        }
+    }
+
+    fn violation(path: &Path) -> impl Fn(lockstep_logcodec::Violation) -> Self + use<'_> {
+        move |what| Self::Damaged {
+            path: path.into(),
+            what: what.to_string(),
+        }
+    }
+}
+
 /// What names a snapshot: the digest of its header and of all memory.
 fn digest(header: &SnapshotHeader, memory: &[u8]) -> [u8; 16] {
     let mut hasher = Xxh3::new();
@@ -82,34 +109,27 @@ fn digest(header: &SnapshotHeader, memory: &[u8]) -> [u8; 16] {
 
 /// Saves a machine that stands between two steps. The file appears whole or not at all. Returns the digest that names it.
 pub fn save(machine: &Machine, host_class: &str, path: &Path) -> Result<[u8; 16], SnapshotError> {
-    let io = |cause| SnapshotError::Io {
-        path: path.into(),
-        cause,
-    };
-    let frame = |cause| SnapshotError::Frame {
-        path: path.into(),
-        cause,
-    };
+    let (io, frame, damaged) = (
+        SnapshotError::io(path),
+        SnapshotError::frame(path),
+        SnapshotError::violation(path),
+    );
     let directory = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    let temporary = tempfile::NamedTempFile::new_in(directory).map_err(io)?;
-    let file = temporary.as_file().try_clone().map_err(io)?;
+    let temporary = tempfile::NamedTempFile::new_in(directory).map_err(&io)?;
+    let file = temporary.as_file().try_clone().map_err(&io)?;
     let out = BufWriter::with_capacity(1 << 20, file);
-    let mut writer = FrameWriter::create(out, FORMAT).map_err(frame)?;
+    let mut writer = FrameWriter::create(out, FORMAT).map_err(&frame)?;
     let memory = machine.memory();
     let frames = used_frames(memory);
     let header = SnapshotHeader {
         pages: frames.len() as u64,
         ..machine.header(host_class)?
     };
-    writer.write_message(HEADER, &header).map_err(frame)?;
-    let damaged = |what: lockstep_logcodec::Violation| SnapshotError::Damaged {
-        path: path.into(),
-        what: what.to_string(),
-    };
-    let mut packer = PagePacker::new().map_err(damaged)?;
+    writer.write_message(HEADER, &header).map_err(&frame)?;
+    let mut packer = PagePacker::new().map_err(&damaged)?;
     let mut buffer = vec![[0; PAGE_SIZE]; CHUNK_PAGES];
     for frames in frames.chunks(CHUNK_PAGES) {
         for (frame, page) in frames.iter().zip(&mut buffer) {
@@ -120,16 +140,16 @@ pub fn save(machine: &Machine, host_class: &str, path: &Path) -> Result<[u8; 16]
             .copied()
             .zip(buffer.iter().map(<[u8; PAGE_SIZE]>::as_slice));
         writer
-            .write_message(PAGES, &packer.pack(pages).map_err(damaged)?)
-            .map_err(frame)?;
+            .write_message(PAGES, &packer.pack(pages).map_err(&damaged)?)
+            .map_err(&frame)?;
     }
     let memory_digest = machine.full_memory_digest();
     let trailer = SnapshotTrailer {
         memory_digest: memory_digest.to_vec().into(),
     };
-    writer.write_message(TRAILER, &trailer).map_err(frame)?;
-    writer.into_inner().flush().map_err(io)?;
-    temporary.as_file().sync_all().map_err(io)?;
+    writer.write_message(TRAILER, &trailer).map_err(&frame)?;
+    writer.into_inner().flush().map_err(&io)?;
+    temporary.as_file().sync_all().map_err(&io)?;
     temporary.persist(path).map_err(|error| io(error.error))?;
     Ok(digest(&header, &memory_digest))
 }

@@ -2,5 +2,6 @@
 
 pub mod kick;
 pub mod perf;
+pub mod requests;
 pub(crate) mod slots;
 pub mod vcpu;

@@ -7,23 +7,13 @@ use std::os::fd::AsRawFd;
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IO_OUT, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR,
-    KVM_EXIT_X86_WRMSR, KVMIO, kvm_interrupt, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
+    KVM_EXIT_X86_WRMSR, kvm_interrupt, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xsave,
 };
 use kvm_ioctls::{SyncReg, VcpuFd};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
-use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
 
 use super::kick::Kicks;
-
-/// The ioctls that kvm-ioctls does not have; the macros make functions without documentation.
-#[allow(missing_docs)]
-mod requests {
-    use super::{KVMIO, ioctl_io_nr, ioctl_iow_nr, kvm_interrupt};
-
-    ioctl_io_nr!(KVM_RUN, KVMIO, 0x80);
-    ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
-}
-use requests::{KVM_INTERRUPT, KVM_RUN};
+use super::requests::{KVM_INTERRUPT, KVM_RUN};
 
 /// Most bytes that one port I/O exit can carry: `kvm_run` keeps them in one page.
 pub const MAX_IO_BYTES: usize = 4096;

@@ -11,9 +11,20 @@ const USER: u64 = 0x3_0000;
 
 /// Ring 0 sets the timer up, then `body` runs with interrupts on in `ring`; the handler counts ticks at [`DATA`].
 pub fn computing(ring: Ring, body: impl FnOnce(&mut CodeAssembler) -> Body) -> MicroGuest {
+    interrupted(ring, 0xfffe, |_| Ok(()), body)
+}
+
+/// The same with another mask of interrupts, and with what lets devices raise them.
+fn interrupted(
+    ring: Ring,
+    mask: u16,
+    devices: impl FnOnce(&mut CodeAssembler) -> Body,
+    body: impl FnOnce(&mut CodeAssembler) -> Body,
+) -> MicroGuest {
     MicroGuest::new(Ring::Kernel, |a| {
-        pic(a, 0xfffe)?;
+        pic(a, mask)?;
         timer(a, 2000)?;
+        devices(a)?;
         if ring == Ring::Kernel {
             a.sti()?;
             a.mov(eax, USER as u32)?;
@@ -87,6 +98,91 @@ fn a_compute_loop_gets_its_ticks() {
         );
         assert!(recording.end.counters.carried_pages > 0);
     }
+}
+
+/// Of two interrupts that wait at a forced stop the second one enters as soon as the first one's handler has returned:
+/// before the program has got anywhere, and not when the machine is kicked again.
+#[test]
+fn a_second_interrupt_follows_the_first() {
+    if no_kvm() {
+        return;
+    }
+    let body = |a: &mut CodeAssembler| {
+        a.mov(dword_ptr(NOBODY), eax)?;
+        until(a, 12, |a| a.inc(r8))?;
+        a.mov(dword_ptr(NOBODY + 4), r8d)?;
+        a.ud2()
+    };
+    let guest = interrupted(Ring::User, 0xffee, |a| outb(a, 0x3f9, 1), body).handler(0x24, |a| {
+        a.push(rax)?;
+        a.push(rdx)?;
+        a.mov(edx, 0x3f8)?;
+        a.in_(al, dx)?;
+        a.pop(rdx)?;
+        a.pop(rax)?;
+        end_of_interrupt(a)
+    });
+    let mut micro = after_the_store(guest).windows();
+    let mut before = micro.script;
+    micro.script = Box::new(move |world, machine, stop, turn| {
+        before(world, machine, stop, turn);
+        if stop.kind != StopKind::Forced {
+            return;
+        }
+        if machine.interrupt_waits() {
+            // The one that follows: no time has passed.
+            turn.clock = Some(0);
+        } else if turn.clock.is_some_and(|passed| passed > 0) && machine.devices().console_room() > 0 {
+            turn.console = b"x".as_slice().into();
+        }
+    });
+    let recording = micro.check();
+    let interrupts = recording.interrupts();
+    let between: Vec<u64> = interrupts
+        .windows(2)
+        .filter(|pair| (pair[0].interrupt, pair[1].interrupt) == (Some(0x20), Some(0x24)))
+        .map(|pair| pair[1].regs.r8 - pair[0].regs.r8)
+        .collect();
+    println!("loop counts between the two: {between:?}");
+    assert!(between.len() >= 10);
+    assert!(between.iter().all(|&count| count == 0));
+}
+
+/// A recorder that hands its state to a backup collects dirty pages for that, and the log does not tell. A replay that knows
+/// nothing of it finds the same memory at the next epoch.
+#[test]
+fn a_transfer_between_a_store_and_a_delta() {
+    if no_kvm() {
+        return;
+    }
+    let guest = computing(Ring::User, |a| {
+        a.mov(qword_ptr(DATA + 0x7000), rsp)?;
+        a.mov(dword_ptr(NOBODY), eax)?;
+        until(a, 3, |a| a.inc(r8))?;
+        a.mov(dword_ptr(NOBODY + 4), eax)?;
+        a.ud2()
+    });
+    let begun = std::rc::Rc::new(std::cell::Cell::new(false));
+    let (seen, ready) = (begun.clone(), begun.clone());
+    let mut micro = Micro::new(guest)
+        .script(move |_, _, stop, turn| {
+            // The only epoch ends at the second store.
+            if matches!(stop.kind, StopKind::Mmio { .. }) && seen.replace(true) {
+                turn.epoch = Some(Epoch::default());
+            }
+        })
+        .forced(move |_: &Machine| begun.get());
+    micro.epochs = u64::MAX;
+    let mut is_transferred = false;
+    micro.between = Box::new(move |machine, _| {
+        if ready.get() && !std::mem::replace(&mut is_transferred, true) {
+            let watch = machine.memory_mut().start_watch();
+            machine.take_transfer("micro", &watch).expect("a transfer");
+        }
+    });
+    let recording = micro.check();
+    assert!(recording.forced() >= 3);
+    assert_eq!(recording.end.counters.epochs, 1);
 }
 
 /// x87, SSE and MXCSR are part of what is carried.

@@ -19,6 +19,7 @@ mod detection;
 mod devices;
 mod forced;
 mod halt;
+mod hammer;
 mod interrupts;
 mod mmio;
 mod msrs;

@@ -23,6 +23,8 @@ pub struct Micro {
     pub script: Script,
     /// At a kick: is something due?
     pub due: Box<dyn FnMut(&Machine) -> bool>,
+    /// Asks that too as soon as an interrupt that is requested can enter.
+    pub windows: bool,
     /// Between steps.
     pub between: Between,
     /// Comes between two turns of a halted guest too.
@@ -39,6 +41,7 @@ impl Micro {
             images: Vec::new(),
             script: Box::new(|_, _, _, _| {}),
             due: Box::new(|_| false),
+            windows: false,
             between: Box::new(|_, _| {}),
             pauses: false,
             epochs: 1,
@@ -53,6 +56,12 @@ impl Micro {
     /// Stops by force at every kick where this holds.
     pub fn forced(mut self, due: impl FnMut(&Machine) -> bool + 'static) -> Self {
         self.due = Box::new(due);
+        self
+    }
+
+    /// Comes back as soon as an interrupt that is requested can enter.
+    pub fn windows(mut self) -> Self {
+        self.windows = true;
         self
     }
 
@@ -71,6 +80,7 @@ impl Micro {
             },
             script: self.script,
             due: self.due,
+            windows: self.windows,
             epochs: self.epochs,
             pauses: self.pauses,
             ended: false,
@@ -116,6 +126,7 @@ struct Recorder {
     world: World,
     script: Script,
     due: Box<dyn FnMut(&Machine) -> bool>,
+    windows: bool,
     epochs: u64,
     pauses: bool,
     ended: bool,
@@ -127,8 +138,12 @@ struct Recorder {
 impl Oracle for Recorder {
     type Error = Fault;
 
-    fn slice(&mut self, _: &Machine) -> Result<Slice, Fault> {
-        Ok(Slice::Run)
+    fn slice(&mut self, machine: &Machine) -> Result<Slice, Fault> {
+        Ok(if self.windows && machine.devices().interrupt_requested() {
+            Slice::RunToWindow
+        } else {
+            Slice::Run
+        })
     }
 
     fn is_due(&mut self, machine: &Machine) -> Result<bool, Fault> {

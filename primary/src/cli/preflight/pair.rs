@@ -158,8 +158,14 @@ fn hello(node: &NodeArgs) -> Result<Hello> {
 fn peer(node: &NodeArgs) -> Finding {
     let pair = &node.pair;
     let start = "start the other node: systemctl start lockstep@NAME";
-    let greeting = hello(node).and_then(|hello| greet::greet(pair.peer, &pair.peer_name, &pair.credentials()?, hello));
-    match greeting {
+    let (hello, credentials) = match (hello(node), pair.credentials()) {
+        (Ok(hello), Ok(credentials)) => (hello, credentials),
+        (Err(error), _) | (_, Err(error)) => {
+            let remedy = "mend what else fails on this host";
+            return Finding::warn("peer", format!("it cannot be asked: {error:#}"), remedy);
+        }
+    };
+    match greet::greet(pair.peer, &pair.peer_name, &credentials, hello) {
         Ok(Greeting::Busy) => Finding::pass(
             "peer",
             format!("it stands by at {} for the primary that runs", pair.peer),

@@ -1,10 +1,12 @@
-//! What the machine is made from on this host: kernel, snapshot, disks, tap devices, sockets.
+//! What the machine is made from on this host: kernel, snapshot, disks, tap devices, addresses.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use lockstep_vmm::snapshot::Restore;
+use rustix::fs::Access;
 
 use super::Finding;
 use crate::api;
@@ -12,6 +14,7 @@ use crate::cli::node::NodeArgs;
 use crate::cli::sockets;
 use crate::host::image::Image;
 use crate::host::tap::TapSender;
+use crate::recording::{Place, ring};
 use crate::start::{DiskOption, NicOption, disk_bytes};
 
 pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
@@ -25,6 +28,32 @@ pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
     findings.extend(boot_files(node));
     findings.extend(node.devices.disk.iter().map(|disk| check_disk(disk, runs)));
     findings.extend(node.devices.net.iter().map(|nic| check_tap(nic, runs)));
+    findings.extend(addresses(node, runs));
+    findings.extend(node.record.place().map(|place| check_recording(&place)));
+    findings
+}
+
+/// Whether this node can have the addresses that it is to be reached at.
+fn addresses(node: &NodeArgs, runs: bool) -> Vec<Finding> {
+    let check = |check, key, address: SocketAddr, bound: io::Result<()>| match bound {
+        _ if runs => Finding::pass(check, format!("{address} is this node's")),
+        Ok(()) => Finding::pass(check, format!("{address} is free")),
+        Err(error) => Finding::fail(
+            check,
+            format!("{address}: {error}"),
+            format!("set {key} to an address of this host with a port that nobody else uses"),
+        ),
+    };
+    let listen = node.listen;
+    let mut findings = vec![check("listen", "listen", listen, UdpSocket::bind(listen).map(drop))];
+    if let Some(metrics) = node.api.metrics {
+        findings.push(check(
+            "metrics",
+            "metrics",
+            metrics,
+            TcpListener::bind(metrics).map(drop),
+        ));
+    }
     findings
 }
 
@@ -111,6 +140,48 @@ fn check_disk(disk: &DiskOption, runs: bool) -> Finding {
     }
 }
 
+fn check_recording(place: &Place) -> Finding {
+    let shown = place.directory.display();
+    let Some(max) = place.limits.max_bytes else {
+        return match place.limits.max_age {
+            Some(_) => Finding::warn(
+                "record",
+                format!("{shown}: its age is limited, its size is not"),
+                "set record-max-bytes to what its file system can spare",
+            ),
+            None => Finding::fail(
+                "record",
+                format!("{shown}: a node that may stand by records a ring, which has limits"),
+                "set record-max-bytes, record-max-age-seconds or both",
+            ),
+        };
+    };
+    let Some(there) = place.directory.ancestors().find(|path| path.is_dir()) else {
+        return Finding::fail(
+            "record",
+            format!("{shown} is nowhere"),
+            "name a directory by its whole path",
+        );
+    };
+    let room = rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK)
+        .and_then(|()| rustix::fs::statvfs(there))
+        .map(|free| free.f_bavail * free.f_frsize);
+    let kept: u64 = ring::parts(&place.directory).map_or(0, |parts| parts.iter().map(|part| part.bytes).sum());
+    match room {
+        Err(error) => Finding::fail(
+            "record",
+            format!("{}: {error}", there.display()),
+            "name a directory that this user can write",
+        ),
+        Ok(free) if free.saturating_add(kept) < max => Finding::warn(
+            "record",
+            format!("{shown}: the ring may take {max} bytes, has {kept}, and its file system has {free} more"),
+            "free some space or give it less: a full file system stops the recording",
+        ),
+        Ok(_) => Finding::pass("record", format!("{shown}, a ring of {max} bytes at most")),
+    }
+}
+
 fn check_tap(nic: &NicOption, runs: bool) -> Finding {
     if runs {
         return Finding::pass("tap", format!("{} is in use", nic.tap));
@@ -132,5 +203,31 @@ fn check_tap(nic: &NicOption, runs: bool) -> Finding {
             format!("{}: {error}", nic.tap),
             format!("make it this user's: ip tuntap add {} mode tap user USER", nic.tap),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::preflight::Outcome;
+    use crate::recording::ring::Limits;
+
+    #[test]
+    fn a_ring_has_limits_and_room() {
+        let home = tempfile::tempdir().unwrap();
+        let found = |max_bytes, age: Option<u64>, directory: &Path| {
+            let limits = Limits {
+                max_bytes,
+                max_age: age.map(std::time::Duration::from_secs),
+            };
+            let directory = directory.to_owned();
+            check_recording(&Place { directory, limits }).outcome
+        };
+        let new = home.path().join("not/there/yet");
+        assert_eq!(found(Some(1 << 20), None, &new), Outcome::Pass);
+        assert_eq!(found(Some(u64::MAX), None, &new), Outcome::Warn);
+        assert_eq!(found(None, Some(1), &new), Outcome::Warn);
+        assert_eq!(found(None, None, &new), Outcome::Fail);
+        assert!(!home.path().join("not").exists(), "looking changes nothing");
     }
 }

@@ -3,6 +3,10 @@
 //! Everything that a replay needs is in it: whatever becomes of the kernel file or the disk images, the recording can be
 //! verified. Boot and snapshot are the same case: each recording begins with a snapshot.
 
+mod digest;
+pub mod part;
+pub mod ring;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +15,18 @@ use lockstep_proto::{Identity, Tenure};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::snapshot;
 
+pub use self::digest::{digest_of, digest_of_disk};
 use crate::host::image::keep_copy;
 use crate::start::{DiskOption, Started, realtime_seconds};
+
+/// Where to record, and how much of it is kept.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Where any are given, the recording is a ring.
+    pub limits: ring::Limits,
+}
 
 /// The start state.
 pub fn start_snapshot(directory: &Path) -> PathBuf {
@@ -53,10 +67,7 @@ pub fn prepare(
         disk_digests.push(digest_of(&copy)?.to_vec().into());
     }
     Ok(Identity {
-        program: concat!("lockstep ", env!("CARGO_PKG_VERSION")).into(),
         created: realtime_seconds(),
-        machine: Some(machine.config().clone()),
-        host_class: host_class.into(),
         kernel_digest: started.kernel_digest.clone().into(),
         initrd_digest: started.initrd_digest.clone().into(),
         disk_digests,
@@ -64,21 +75,17 @@ pub fn prepare(
         start_digest: start_digest.to_vec().into(),
         start_stop: machine.stop(),
         start_chain: machine.chain().to_message(),
-        tenure,
+        ..subject(machine, host_class, tenure)
     })
 }
 
-/// xxh3-128 of a file.
-pub fn digest_of(path: &Path) -> Result<[u8; 16]> {
-    let mut file = fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match std::io::Read::read(&mut file, &mut buffer) {
-            Ok(0) => return Ok(hasher.digest128().to_be_bytes()),
-            Ok(len) => hasher.update(&buffer[..len]),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-        }
+/// Who is recorded, where that is all that is known.
+pub fn subject(machine: &Machine, host_class: &str, tenure: Option<Tenure>) -> Identity {
+    Identity {
+        program: format!("lockstep {}", crate::VERSION),
+        machine: Some(machine.config().clone()),
+        host_class: host_class.into(),
+        tenure,
+        ..Identity::default()
     }
 }

@@ -1,0 +1,122 @@
+//! A ring of recordings: what `info` tells of one, and why the other commands want one of its parts.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use lockstep_logcodec::LogReader;
+use lockstep_primary::recording::ring::{Part, parts};
+use serde_json::{Value, json};
+
+use crate::entries::start_time;
+use crate::totals::{Totals, describe_ending};
+
+/// The whole parts in `directory`; none where it is no ring.
+fn whole_parts(directory: &Path) -> Vec<Part> {
+    // What is no directory is told of by who reads it as a log.
+    let mut parts = parts(directory).unwrap_or_default();
+    parts.retain(|part| part.begun.is_some());
+    parts
+}
+
+/// Refuses a ring's directory where one recording is wanted.
+pub fn refuse(directory: &Path) -> Result<()> {
+    let parts = whole_parts(directory);
+    let Some((first, last)) = parts.first().zip(parts.last()) else {
+        return Ok(());
+    };
+    bail!(
+        "{} is a ring of {} recordings: name one of them, from {} to {}; `lockstep-debug info {0}` tells what each has",
+        directory.display(),
+        parts.len(),
+        first.directory.display(),
+        last.directory.display()
+    );
+}
+
+/// Tells what each part of a ring has. `None`: it is no ring.
+pub fn info(directory: &Path, as_json: bool) -> Result<Option<ExitCode>> {
+    let parts = whole_parts(directory);
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    let parts = parts.iter().map(Told::of).collect::<Result<Vec<_>>>()?;
+    if as_json {
+        let parts: Vec<_> = parts.iter().map(Told::json).collect();
+        println!("{:#}", json!({ "parts": parts }));
+    } else {
+        println!(
+            "{:<16} {:>12} {:>12} {:>12} {:>12} {:>12}  ends",
+            "part", "bytes", "from stop", "to stop", "from s", "to s"
+        );
+        parts.iter().for_each(Told::print);
+    }
+    let is_damaged = parts.iter().any(|part| part.is_damaged);
+    Ok(Some(if is_damaged {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }))
+}
+
+/// What is told of a part.
+struct Told {
+    name: String,
+    bytes: u64,
+    stops: (u64, u64),
+    guest_ns: (u64, u64),
+    ends: String,
+    is_damaged: bool,
+}
+
+impl Told {
+    fn of(part: &Part) -> Result<Self> {
+        let reader = LogReader::open(&part.directory)?;
+        let first = reader.identity().start_stop;
+        let (totals, damage) = Totals::up_to_damage(reader, &part.directory)?;
+        let start = start_time(&part.directory);
+        Ok(Self {
+            name: part
+                .directory
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            bytes: part.bytes,
+            stops: (first + 1, totals.last_stop),
+            guest_ns: (start, start + totals.guest_ns),
+            is_damaged: damage.is_some(),
+            ends: match (damage, &totals.ending) {
+                (Some(damage), _) => format!("in damage: {damage}"),
+                (None, ending) => ending.as_ref().map_or_else(String::new, describe_ending),
+            },
+        })
+    }
+
+    fn print(&self) {
+        let seconds = |ns: u64| ns as f64 / 1e9;
+        println!(
+            "{:<16} {:>12} {:>12} {:>12} {:>12.3} {:>12.3}  {}",
+            self.name,
+            self.bytes,
+            self.stops.0,
+            self.stops.1,
+            seconds(self.guest_ns.0),
+            seconds(self.guest_ns.1),
+            self.ends
+        );
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "part": self.name,
+            "bytes": self.bytes,
+            "first_stop": self.stops.0,
+            "last_stop": self.stops.1,
+            "start_ns": self.guest_ns.0,
+            "end_ns": self.guest_ns.1,
+            "damaged": self.is_damaged,
+            "ends": self.ends,
+        })
+    }
+}

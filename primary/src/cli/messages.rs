@@ -1,0 +1,102 @@
+//! What the programs tell people and machines on standard error, or in the journal.
+
+mod limit;
+
+use std::io::{IsTerminal, stderr};
+use std::os::fd::AsFd;
+
+use clap::{Args, ValueEnum};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+/// How messages look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people, on standard error.
+    Human,
+    /// JSON objects, one a line, on standard error.
+    Json,
+    /// Entries of the journal, with their fields.
+    Journald,
+}
+
+/// How messages look.
+#[derive(Args, Clone, Debug)]
+pub struct LogArgs {
+    /// How messages look: `human`, `json`, or `journald` (entries with fields) [default: journald where standard error is
+    /// the journal, else human].
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub log_format: Option<LogFormat>,
+}
+
+/// Messages go to standard error, as people read them; LOCKSTEP_LOG says which (`info` by default).
+pub fn start() {
+    start_with(Some(LogFormat::Human), "info");
+}
+
+/// The same for a machine that is run, in the format that was asked for.
+pub fn start_run(options: &LogArgs) {
+    start_with(options.log_format, "info");
+}
+
+/// The same as [`start`], with another filter where the environment has none.
+pub fn start_at(default: &str) {
+    start_with(Some(LogFormat::Human), default);
+}
+
+fn start_with(format: Option<LogFormat>, default: &str) {
+    let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let is_asked = format.is_some();
+    let format = format.unwrap_or(if is_journal() {
+        LogFormat::Journald
+    } else {
+        LogFormat::Human
+    });
+    let (layer, problem) = match layer(format) {
+        Ok(layer) => (layer, None),
+        Err(error) => (human(), Some(error)),
+    };
+    let (limit, suppressed) = limit::limit();
+    tracing_subscriber::registry()
+        .with(layer)
+        .with(limit)
+        .with(filter)
+        .init();
+    if let Err(error) = suppressed.report() {
+        tracing::warn!("suppressed messages are not counted: {error}");
+    }
+    if let Some(error) = problem {
+        let asked = if is_asked { " that --log-format names" } else { "" };
+        tracing::warn!("the journal{asked} cannot be reached: {error}; messages go to standard error");
+    }
+}
+
+type Boxed = Box<dyn Layer<Registry> + Send + Sync>;
+
+fn layer(format: LogFormat) -> std::io::Result<Boxed> {
+    Ok(match format {
+        LogFormat::Human => human(),
+        LogFormat::Json => {
+            let json = tracing_subscriber::fmt::layer().json().flatten_event(true);
+            json.with_current_span(false).with_writer(stderr).boxed()
+        }
+        LogFormat::Journald => tracing_journald::layer()?.boxed(),
+    })
+}
+
+fn human() -> Boxed {
+    tracing_subscriber::fmt::layer()
+        .with_ansi(stderr().is_terminal())
+        .with_writer(stderr)
+        .without_time()
+        .boxed()
+}
+
+/// Whether standard error is the journal: JOURNAL_STREAM names its device and inode (systemd.exec(5)).
+fn is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    rustix::fs::fstat(stderr().as_fd()).is_ok_and(|file| stream == format!("{}:{}", file.st_dev, file.st_ino))
+}

@@ -1,0 +1,109 @@
+//! Copying a machine while it runs: memory and disks in rounds, then the rest and the state in a short pause.
+//!
+//! What the guest writes meanwhile is marked (pages by the collections that epochs and deltas make, chunks of disks as
+//! writes finish), so each round copies what the one before it missed; the last are read by the thread that steps the
+//! machine itself, between two steps. A disk request that is outstanding then is made again by whoever goes on from the
+//! copy, so it does not matter how much of it a copied chunk has.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use lockstep_vmm::machine::{Machine, MachineError, Transfer};
+use lockstep_vmm::memory::{DirtyWatch, Memory, PAGE_SIZE};
+
+use crate::host::chunks::{ChunkWatch, read_chunk};
+use crate::host::disk::Disks;
+
+/// Most rounds that only copy.
+const MAX_ROUNDS: u32 = 8;
+/// A round that finds no more pages than this is the last: the pause takes them in some milliseconds.
+const FEW_PAGES: usize = 512;
+/// The same for chunks of disks.
+const FEW_CHUNKS: usize = 16;
+
+/// What is copied, and what tells of writes meanwhile.
+pub struct Sources {
+    /// Guest memory, shared.
+    pub memory: Memory,
+    /// Told what collections find.
+    pub watch: Arc<DirtyWatch>,
+    /// The disks' images, to read.
+    pub images: Arc<Vec<File>>,
+    /// Told of finished writes.
+    pub chunks: Arc<ChunkWatch>,
+}
+
+impl Sources {
+    /// Of `machine`, between two steps.
+    pub fn of(machine: &mut Machine, disks: &mut Disks, images: &Arc<Vec<File>>) -> io::Result<Self> {
+        let chunks = Arc::new(ChunkWatch::of(images)?);
+        disks.start_watch(&chunks);
+        let memory = machine.memory_mut();
+        Ok(Self {
+            watch: memory.start_watch(),
+            memory: memory.share(),
+            images: images.clone(),
+            chunks,
+        })
+    }
+}
+
+/// Takes what the rounds find, as it is now: what changes meanwhile comes again.
+pub trait Copier {
+    /// What it fails with.
+    type Error;
+
+    /// The pages with these indices. `first`: it gets every page, once.
+    fn pages(&mut self, sources: &Sources, indices: &[u64], first: bool) -> Result<(), Self::Error>;
+
+    /// Chunks of disks: disk and number. `first`: as above.
+    fn chunks(&mut self, sources: &Sources, chunks: &[(u32, u64)], first: bool) -> Result<(), Self::Error>;
+}
+
+/// Gives `copier` everything, until little is missing.
+pub fn copy<C: Copier>(sources: &Sources, copier: &mut C) -> Result<(), C::Error> {
+    // Disks first: they change less meanwhile.
+    copier.chunks(sources, &sources.chunks.all(), true)?;
+    let all: Vec<u64> = (0..sources.memory.page_count()).collect();
+    copier.pages(sources, &all, true)?;
+    for _ in 0..MAX_ROUNDS {
+        let (dirty, written) = (sources.watch.take(), sources.chunks.take());
+        copier.chunks(sources, &written, false)?;
+        copier.pages(sources, &dirty, false)?;
+        if dirty.len() <= FEW_PAGES && written.len() <= FEW_CHUNKS {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// What the rounds left.
+pub struct Rest {
+    /// The machine's state.
+    pub transfer: Transfer,
+    /// The contents of the transfer's frames.
+    pub pages: Vec<u8>,
+    /// Chunks of disks that were written since they were last copied: disk, number, content.
+    pub chunks: Vec<(u32, u64, Vec<u8>)>,
+}
+
+impl Rest {
+    /// Of `machine`, between two steps. The inner error: an image cannot be read.
+    pub fn of(machine: &mut Machine, host_class: &str, sources: &Sources) -> Result<io::Result<Self>, MachineError> {
+        let transfer = machine.take_transfer(host_class, &sources.watch)?;
+        let mut pages = vec![0; transfer.frames.len() * PAGE_SIZE];
+        let (contents, _) = pages.as_chunks_mut::<PAGE_SIZE>();
+        for (frame, page) in transfer.frames.iter().zip(contents) {
+            machine.memory().read_page(*frame, page);
+        }
+        // Read here, while nothing is submitted: what comes later is the log's.
+        let written = sources.chunks.take().into_iter();
+        let read = written.map(|(disk, chunk)| Ok((disk, chunk, read_chunk(&sources.images[disk as usize], chunk)?)));
+        Ok(read.collect::<io::Result<Vec<_>>>().map(|chunks| Self {
+            transfer,
+            pages,
+            chunks,
+        }))
+    }
+}

@@ -1,0 +1,108 @@
+//! Where turns and effects go: batches to the recording and the backup, effects straight out or through the gate.
+
+use std::sync::atomic::Ordering;
+
+use lockstep_proto::Batch;
+use lockstep_vmm::devices::Effect;
+use lockstep_vmm::machine::Machine;
+
+use super::{RecordError, Recorder};
+use crate::host::clock::monotonic;
+use crate::link::port::LogItem;
+use crate::link::status::count;
+
+/// A batch is closed when its oldest turn has this age, in nanoseconds.
+const BATCH_AGE: u64 = 250_000_000;
+/// The same where a backup waits for it.
+const LINKED_BATCH_AGE: u64 = 1_000_000;
+
+impl Recorder {
+    /// Whether anybody gets the log.
+    pub(super) fn is_logging(&self) -> bool {
+        self.log.is_some() || self.world.outlet.is_logging()
+    }
+
+    pub(super) fn batch_age(&self) -> u64 {
+        if self.world.outlet.is_logging() {
+            LINKED_BATCH_AGE
+        } else {
+            BATCH_AGE
+        }
+    }
+
+    /// Ends the batch where the machine stands and hands it over, unless there is nothing in it.
+    pub(super) fn close_batch(&mut self, machine: &Machine) -> Result<(), RecordError> {
+        let nothing = self.batch.is_empty() && self.terms.is_empty() && self.batch.first_stop() == self.taken_stop;
+        if nothing || !self.is_logging() {
+            return Ok(());
+        }
+        let batch = self.batch.close(self.taken_stop, machine.chain().to_bytes())?;
+        self.position += 1;
+        if let Some(port) = self.world.outlet.port().filter(|port| port.is_logging()) {
+            let vcpu = &self.status.pulses().vcpu;
+            vcpu.excused(|| port.log(LogItem::Batch(self.position, batch.clone())));
+            let lag = port.lag_ns();
+            self.hold_back(lag);
+        }
+        self.tell(machine);
+        let terms = std::mem::take(&mut self.terms);
+        if let Some(log) = &self.log {
+            // A disk that hangs has its own limit.
+            let vcpu = &self.status.pulses().vcpu;
+            let kept = vcpu.excused(|| log.batch(Batch { terms, ..batch }));
+            self.recorded(kept);
+        }
+        Ok(())
+    }
+
+    /// Goes on without a recording that cannot be kept.
+    pub(super) fn recorded(&mut self, kept: Result<(), String>) {
+        let Err(reason) = kept else { return };
+        self.status.stop_recording(&reason);
+        if let Some(log) = self.log.take() {
+            log.give_up();
+        }
+    }
+
+    /// Lets effects go, or hands them to the gate with the position that makes them safe.
+    pub(super) fn emit(&mut self, machine: &Machine, effects: Vec<Effect>) -> Result<(), RecordError> {
+        if effects.is_empty() {
+            return Ok(());
+        }
+        if !self.world.outlet.is_gated() {
+            self.world.outlet.emit(&effects);
+            return Ok(());
+        }
+        let before = self.position;
+        self.close_batch(machine)?;
+        // Each turn's effects have a position of their own, also while nobody gets the log.
+        self.position = self.position.max(before + 1);
+        let vcpu = &self.status.pulses().vcpu;
+        if vcpu.excused(|| self.world.outlet.gate(self.position, effects)) {
+            Ok(())
+        } else {
+            Err(RecordError::Link)
+        }
+    }
+
+    /// Holds the guest back where its backup lags behind.
+    fn hold_back(&mut self, lag_ns: u64) {
+        let pause = self.pace.pause(lag_ns);
+        if !pause.is_zero() {
+            let begin = monotonic();
+            std::thread::sleep(pause);
+            let end = monotonic();
+            count(&self.status.gauges().throttled_ns, end - begin);
+            self.slice_since = end;
+        }
+    }
+
+    /// Tells the other threads where the machine is.
+    pub(super) fn tell(&self, machine: &Machine) {
+        let (gauges, counters) = (self.status.gauges(), machine.counters());
+        gauges.stop.store(machine.stop(), Ordering::Relaxed);
+        gauges.guest_ns.store(machine.now(), Ordering::Relaxed);
+        gauges.forced.store(counters.forced, Ordering::Relaxed);
+        gauges.carried_pages.store(counters.carried_pages, Ordering::Relaxed);
+    }
+}
