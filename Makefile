@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh Debian machine: `make demo` and `make test`.
 SCRIPTS := integration/scripts
 
-.PHONY: help demo recording test soak bench guest build man lint setup clean
+.PHONY: help demo recording test soak bench guest build man deb lint setup clean
 help:
 	@echo 'make demo   a pair with Redis whose hosts are killed under a client (2 minutes after the first build)'
 	@echo 'make recording   record a Redis machine under load, verify the recording (2 minutes)'
@@ -11,6 +11,7 @@ help:
 	@echo 'make guest  build the test guest into target/guest'
 	@echo 'make build  build the programs into target/release'
 	@echo 'make man    manual pages and completions of all programs, into target/man and target/completions'
+	@echo 'make deb    the Debian package, into target/deb; LOCKSTEP_VERSION=1.2~3 gives it another version'
 	@echo 'make lint   formatting and lints'
 
 setup:
@@ -40,6 +41,9 @@ bench: guest build
 
 man: build
 	@$(SCRIPTS)/man.sh
+
+deb: man
+	@$(SCRIPTS)/deb.sh
 
 lint:
 	@$(SCRIPTS)/lint.sh
