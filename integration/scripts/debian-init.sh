@@ -4,7 +4,7 @@
 #
 # What it does between two commands starts no program: each one of glibc's runs CPUID and RDTSC, which no host of a pair
 # with software virtualization can trap.
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
 # The guest's kernel saves no registers of AVX, and CPUID in user code tells of the host's all the same.
 export GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-BMI2,-ERMS,-FSRM,-RTM,-MOVBE,-XSAVE,-XSAVEC
 export OPENSSL_ia32cap=0:0
@@ -33,6 +33,8 @@ while read -r command count; do
             done
             echo "LOAD-DONE $count"
             ;;
+        # Makes replicas differ where RDTSC cannot be trapped: the programs above often do so, but not surely.
+        tsc) rdtsc3 "$count" ;;
         ask) echo "HERE $count" ;;
     esac
 done

@@ -8,29 +8,29 @@ set -euo pipefail
 
 suite=bookworm
 init=$REPO_DIR/integration/scripts/debian-init.sh
+rdtsc3=$REPO_DIR/integration/guest/programs/rdtsc3.c
 dir=$TARGET_DIR/debian
 image=$dir/root.img
 mkdir -p "$dir"
 exec 9>"$dir/lock"
 flock 9
 
-# Whatever changes the image: this script and the guest's init.
-stamp=$(sha256sum "${BASH_SOURCE[0]}" "$init" | sha256sum | cut -d' ' -f1)
+# Whatever changes the image: this script, the guest's init and its own program.
+stamp=$(sha256sum "${BASH_SOURCE[0]}" "$init" "$rdtsc3" | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$dir/stamp" 2>/dev/null || true)" = "$stamp" ] && [ -f "$image" ]; then
     exit 0
 fi
 [ "$(id -u)" = 0 ] || die "debootstrap needs root"
-for program in debootstrap mkfs.ext4; do
-    PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null || die "$program is missing (Debian packages debootstrap, e2fsprogs)"
+for program in debootstrap mkfs.ext4 musl-gcc; do
+    PATH=$PATH:/usr/sbin:/sbin command -v "$program" >/dev/null ||
+        die "$program is missing (Debian packages debootstrap, e2fsprogs, musl-tools)"
 done
-sources() { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null || true; }
-mirror=${DEBIAN_MIRROR:-$(sources | sed -n -E 's/^URIs: *([^ ]*).*/\1/p; s/^deb +(\[[^]]*\] +)?([^ ]+) .*/\2/p' | sed -n 1p)}
 
 say "making a Debian root file system (three minutes)"
 rm -rf "$dir/root" "$dir/stamp" "$image"
 if [ ! -d "$dir/pristine" ]; then
     rm -rf "$dir/partial"
-    PATH=$PATH:/usr/sbin:/sbin debootstrap --variant=minbase --include=openssl "$suite" "$dir/partial" "${mirror:-http://deb.debian.org/debian}" \
+    PATH=$PATH:/usr/sbin:/sbin debootstrap --variant=minbase --include=openssl "$suite" "$dir/partial" "$(mirror)" \
         >"$dir/log" 2>&1 || die "debootstrap has failed: $(tail -n 1 "$dir/log")"
     mv "$dir/partial" "$dir/pristine"
 fi
@@ -38,6 +38,7 @@ cp -a "$dir/pristine" "$dir/root"
 # What nobody reads in a test would only be copied to the backup.
 rm -rf "$dir/root"/usr/share/{doc,man,locale,i18n,zoneinfo} "$dir/root"/var/{cache/apt,lib/apt/lists}/*
 install -m 755 "$init" "$dir/root/lockstep-init"
+musl-gcc -O2 -static -o "$dir/root/usr/local/bin/rdtsc3" "$rdtsc3"
 # No mount: the files go in as the file system is made.
 PATH=$PATH:/usr/sbin:/sbin mkfs.ext4 -q -F -d "$dir/root" -O ^metadata_csum -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$image" 256M
 rm -rf "$dir/root"

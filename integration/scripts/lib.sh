@@ -3,8 +3,10 @@
 # Shared by the scripts behind `make`.
 
 REPO_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-export TARGET_DIR=$REPO_DIR/target
-export LC_ALL=C
+TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-$REPO_DIR/target}")
+export TARGET_DIR
+# Messages and order as everywhere, and UTF-8: Ansible wants no other encoding.
+export LC_ALL=C.UTF-8
 
 say() { printf 'lockstep: %s\n' "$*" >&2; }
 die() { printf 'lockstep: error: %s\n' "$*" >&2; exit 1; }
@@ -19,3 +21,11 @@ as_root() {
 can_root() { [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
 
 has_kvm() { [ -r /dev/kvm ] && [ -w /dev/kvm ]; }
+
+# Where Debian packages come from: DEBIAN_MIRROR, or else the mirror of this machine's own.
+mirror() {
+    local found
+    found=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
+        sed -n -E 's/^URIs: *([^ ]*).*/\1/p; s/^deb +(\[[^]]*\] +)?([^ ]+) .*/\2/p' | sed -n 1p) || true
+    echo "${DEBIAN_MIRROR:-${found:-http://deb.debian.org/debian}}"
+}

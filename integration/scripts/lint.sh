@@ -10,3 +10,6 @@ cargo clippy --release --locked --workspace --all-targets -- -D warnings
 if command -v shellcheck >/dev/null; then
     git ls-files "*.sh" .ci/run | xargs shellcheck -x -P SCRIPTDIR
 fi
+if command -v ansible-lint >/dev/null && command -v yamllint >/dev/null; then
+    (cd deploy && yamllint --strict . && ansible-lint --offline -q)
+fi

@@ -37,7 +37,7 @@ else
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
-    say "Debian packages to install (about a minute, 250 MB): ${missing[*]}"
+    say "Debian packages to install (two minutes, 550 MB): ${missing[*]}"
     if ! can_root; then
         say "neither root nor sudo without a password: they are not installed, and what needs them is skipped"
         exit 0

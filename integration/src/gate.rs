@@ -3,8 +3,10 @@
 
 use std::fs::OpenOptions;
 use std::path::Path;
+use std::process::Command;
 
 use crate::paths::{Guest, program};
+use crate::process::check;
 
 /// Whether the long forms of the tests are wanted.
 pub fn soak() -> bool {
@@ -41,6 +43,14 @@ pub fn require_root() -> bool {
 /// As [`require_kvm`].
 pub fn require_program(program: &str, package: &str) -> bool {
     met(program_in_path(program, package))
+}
+
+/// As [`require_root_net`], and hosts can be run in containers, and Ansible is there.
+///
+/// # Panics
+/// As [`require_kvm`].
+pub fn require_hosts() -> bool {
+    met(kvm().and_then(|()| root_net()).and_then(|()| hosts()))
 }
 
 /// Whether a file is there; the Debian package that has it is named if not.
@@ -109,6 +119,35 @@ pub fn root_net() -> Result<(), String> {
     ] {
         program_in_path(program, package)?;
     }
+    Ok(())
+}
+
+/// Why hosts cannot be run in containers, or be reached by Ansible.
+fn hosts() -> Result<(), String> {
+    for (program, package) in [
+        ("ansible-playbook", "ansible"),
+        ("debootstrap", "debootstrap"),
+        ("systemd-nspawn", "systemd-container"),
+        ("ssh-keygen", "openssh-client"),
+        ("openssl", "openssl"),
+        ("dpkg-shlibdeps", "dpkg-dev"),
+    ] {
+        program_in_path(program, package)?;
+    }
+    // What a container begins with; where this process is in one itself, it may not be allowed.
+    let mut unshare = Command::new("unshare");
+    unshare.args([
+        "--mount",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "mount",
+        "-t",
+        "tmpfs",
+        "none",
+        "/mnt",
+    ]);
+    check(&mut unshare).map_err(|error| format!("containers cannot be made: {error:#}"))?;
     Ok(())
 }
 

@@ -19,6 +19,8 @@ pub const GUEST_IP: &str = "10.77.0.2";
 const HOST: &str = "10.77.0.1/24";
 /// The tap device, the same in every namespace.
 pub const TAP: &str = "tap0";
+/// The bridge of a namespace that has one.
+pub(crate) const BRIDGE: &str = "br0";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -62,6 +64,27 @@ impl Namespace {
         let namespace = Self { name };
         namespace.ip(&["link", "set", "lo", "up"])?;
         Ok(namespace)
+    }
+
+    /// Adds a bridge, and brings it up.
+    pub(crate) fn add_bridge(&self) -> Result<()> {
+        // No spanning tree: a port forwards as soon as it is up.
+        let kind = ["type", "bridge", "forward_delay", "0", "mcast_snooping", "0"];
+        self.ip(&[&["link", "add", BRIDGE][..], &kind].concat())?;
+        self.ip(&["link", "set", BRIDGE, "addrgenmode", "none"])?;
+        self.ip(&["link", "set", BRIDGE, "up"])
+    }
+
+    /// A cable from `device` in this namespace to the bridge of `switch`, where its port is named for `name`.
+    pub(crate) fn plug(&self, device: &str, switch: &Self, name: &str) -> Result<()> {
+        let port = format!("to-{name}");
+        let cable = ["link", "add", &port, "type", "veth", "peer", "name", device];
+        switch.ip(&[&cable[..], &["netns", &self.name]].concat())?;
+        for (end, device) in [(switch, port.as_str()), (self, device)] {
+            end.ip(&["link", "set", device, "addrgenmode", "none"])?;
+            end.ip(&["link", "set", device, "up"])?;
+        }
+        switch.ip(&["link", "set", &port, "master", BRIDGE])
     }
 
     /// A command that runs in the namespace.

@@ -60,6 +60,13 @@ fn fields(file: &str, names: &[&str]) -> Result<Vec<Vec<String>>> {
         .collect())
 }
 
+/// Seconds with nine digits behind the point, in ns: a float is too coarse to compare the last frame with the end.
+fn nanoseconds(seconds: &str) -> Result<u64> {
+    let (whole, part) = seconds.split_once('.').context("no point")?;
+    ensure!(part.len() == 9, "{seconds}");
+    Ok(whole.parse::<u64>()? * 1_000_000_000 + part.parse::<u64>()?)
+}
+
 /// The bytes of a conversation as tshark reassembles them: the client's lines are not indented, the server's are.
 fn follow(file: &str, stream: usize) -> Result<Streams> {
     let text = check(Command::new("tshark").args(["-n", "-r", file, "-q", "-z", &format!("follow,tcp,raw,{stream}")]))?;
@@ -132,8 +139,9 @@ fn tshark_reassembles_what_the_client_saw() -> Result<()> {
     ];
     let frames = fields(&file, &names)?;
     let info = Debug::run(["info", &log, "--json"])?.json()?;
-    let start = info["start_ns"].as_f64().context("start_ns")? / 1e9;
-    let end = start + info["guest_seconds"].as_f64().context("guest_seconds")?;
+    let start = info["start_ns"].as_u64().context("start_ns")?;
+    let took = info["guest_seconds"].as_f64().context("guest_seconds")?;
+    let end = start + (took * 1e9).round() as u64;
     let mut times = Vec::new();
     for frame in &frames {
         let [time, direction, interface, destination, comment] = &frame[..] else {
@@ -145,7 +153,7 @@ fn tshark_reassembles_what_the_client_saw() -> Result<()> {
             "{frame:?}"
         );
         ensure!(interface == "nic0" && comment.starts_with("stop "), "{frame:?}");
-        times.push(time.parse::<f64>()?);
+        times.push(nanoseconds(time).with_context(|| format!("{frame:?}"))?);
     }
     ensure!(
         times.is_sorted() && times.first() >= Some(&start) && times.last() <= Some(&end),
@@ -167,8 +175,8 @@ fn tshark_reassembles_what_the_client_saw() -> Result<()> {
 
     // A part of it.
     let half = dir.join("half.pcapng").to_string_lossy().into_owned();
-    let middle = times[times.len() / 2];
-    Debug::run(["export-pcap", &log, &half, "--to", &format!("{middle:.9}s")])?.expect(0, "")?;
+    let middle = &frames[frames.len() / 2][0];
+    Debug::run(["export-pcap", &log, &half, "--to", &format!("{middle}s")])?.expect(0, "")?;
     let some = fields(&half, &names)?;
     ensure!(
         some.len() < frames.len() && frames[..some.len()] == some && some.len() >= frames.len() / 2,

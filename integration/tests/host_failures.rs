@@ -2,12 +2,12 @@
 //! with what was written before still good.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lockstep_integration::gate::{require_kvm, require_root, require_root_net};
+use lockstep_integration::gate::{require_kvm, require_loop_device, require_root, require_root_net};
 use lockstep_integration::paths::program;
 use lockstep_integration::process::{bound, check};
 use lockstep_integration::{Booted, Guest, Kind, Namespace, Run, Verify, work_dir};
@@ -28,6 +28,11 @@ fn boot(run: Run) -> Result<Run> {
     Ok(run.boot(&guest, &guest.general, 64, "lockstep.run=shell"))
 }
 
+/// Whether there is nothing in a directory: the sandbox has it made, since it allows what is there.
+fn is_empty(directory: &Path) -> bool {
+    std::fs::read_dir(directory).map_or(true, |mut entries| entries.next().is_none())
+}
+
 #[test]
 fn without_dev_kvm() -> Result<()> {
     if !require_root() {
@@ -39,7 +44,7 @@ fn without_dev_kvm() -> Result<()> {
     let outcome = boot(in_private_mounts(&hidden, ":")?)?.record(&log).complete(LIMIT)?;
     println!("{}", outcome.messages.trim());
     outcome.expect_failure(1, &["/dev/kvm"])?;
-    ensure!(!log.exists(), "nothing is written before the machine is there");
+    ensure!(is_empty(&log), "nothing is written before the machine is there");
 
     let outcome = boot(in_private_mounts("mount --bind /dev/null /dev/kvm", ":")?)?.complete(LIMIT)?;
     println!("{}", outcome.messages.trim());
@@ -74,7 +79,7 @@ fn a_directory_that_cannot_be_written() -> Result<()> {
 }
 
 #[test]
-fn a_full_disk_ends_the_recording_and_leaves_what_was_written() -> Result<()> {
+fn a_full_disk_ends_the_recording_and_leaves_what_was_written_and_the_machine() -> Result<()> {
     if !require_root() {
         return Ok(());
     }
@@ -90,13 +95,20 @@ fn a_full_disk_ends_the_recording_and_leaves_what_was_written() -> Result<()> {
         .record(&small.join("log"));
     let mut run = run.args(["--force-hz", "100"]).start()?;
     run.wait_for("lockstep#", LIMIT)?;
-    run.type_text("while :; do cat /bin/busybox >/tmp/a; done\n")?;
-    let outcome = run.wait(2 * LIMIT)?;
+    run.type_text("while :; do cat /bin/busybox >/tmp/a; done &\n")?;
+    run.messages
+        .wait_for("the recording stops, and the machine goes on", 2 * LIMIT)?;
+    run.type_text("echo GOES-$((40 + 2))\n")?;
+    run.wait_for("GOES-42", LIMIT)?;
+    run.type_text("reboot -f\n")?;
+    let outcome = run.wait(LIMIT)?;
     println!("{}", outcome.messages.trim());
-    outcome.expect_failure(
-        1,
-        &["cannot write the log", "No space left on device", "can be replayed"],
-    )?;
+    for text in ["cannot write the log", "No space left on device", "can be replayed"] {
+        ensure!(outcome.messages.contains(text), "its message lacks `{text}`");
+    }
+    let report = outcome.report()?;
+    let reason = report["recording_stopped"].as_str().unwrap_or_default();
+    ensure!(reason.contains("No space left on device"), "{report}");
     let verify = Verify::run(&kept)?;
     let report = verify.identical()?;
     println!(
@@ -114,6 +126,51 @@ fn a_full_disk_ends_the_recording_and_leaves_what_was_written() -> Result<()> {
     outcome.expect_failure(1, &["No space left on device"])
 }
 
+/// A file system that takes nothing until this is dropped.
+struct Frozen(String);
+
+impl Frozen {
+    fn new(place: String) -> Result<Self> {
+        check(Command::new("fsfreeze").args(["--freeze", &place]))?;
+        Ok(Self(place))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // It is gone with the program at the latest.
+        let _ = Command::new("fsfreeze").args(["--unfreeze", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_disk_that_hangs_ends_the_recording_and_leaves_the_machine() -> Result<()> {
+    if !require_loop_device() {
+        return Ok(());
+    }
+    let dir = work_dir("hangs")?;
+    let (image, place) = (dir.join("image"), dir.join("place"));
+    fs::create_dir(&place)?;
+    fs::File::create(&image)?.set_len(256 << 20)?;
+    check(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
+    let prepare = format!("mount -o loop {} {}", image.display(), place.display());
+    let run = in_private_mounts(&prepare, ":")?
+        .restore(&Booted::get(Kind::Shell)?.snapshot())
+        .record(&place.join("log"));
+    let mut run = run.args(["--force-hz", "100"]).start()?;
+    run.wait_for("lockstep#", LIMIT)?;
+    let frozen = Frozen::new(format!("/proc/{}/root{}", run.pid(), place.display()))?;
+    run.type_text("while :; do cat /bin/busybox >/tmp/a; done &\n")?;
+    let words = "the recording stops, and the machine goes on: cannot write the log: its disk has taken nothing";
+    run.messages.wait_for(words, 2 * LIMIT)?;
+    run.type_text("echo GOES-$((40 + 2))\n")?;
+    run.wait_for("GOES-42", LIMIT)?;
+    drop(frozen);
+    run.type_text("reboot -f\n")?;
+    run.wait(LIMIT)?.report()?;
+    Ok(())
+}
+
 #[test]
 fn a_missing_or_busy_tap() -> Result<()> {
     if !require_root_net() {
@@ -125,7 +182,7 @@ fn a_missing_or_busy_tap() -> Result<()> {
     let outcome = run.complete(LIMIT)?;
     println!("{}", outcome.messages.trim());
     outcome.expect_failure(1, &["lockstep-none", "does not exist", "ip tuntap add"])?;
-    ensure!(!log.exists(), "nothing is written before the tap is there");
+    ensure!(is_empty(&log), "nothing is written before the tap is there");
 
     let namespace = Namespace::create()?;
     let first = boot(Run::inside(&namespace)?)?.start()?;

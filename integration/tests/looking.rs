@@ -11,7 +11,7 @@ use lockstep_integration::gate::{require_kvm, require_program};
 use lockstep_integration::paths::program;
 use lockstep_integration::process::{bound, check};
 use lockstep_integration::{Booted, Guest, Kind, work_dir};
-use object::{Object, ObjectSymbol};
+use object::{Object, ObjectSegment, ObjectSymbol};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -24,13 +24,21 @@ fn record(log: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A position in the middle of the sleep.
+/// A position in the middle of the sleep: two seconds before its end is told.
 fn asleep(log: &str) -> Result<String> {
-    let output = debug(&["replay", log, "--json"])?;
+    let output = debug(&["console", log, "--timestamps"])?;
     ensure!(output.status.success(), "{}", text(&output));
-    let end: Value = serde_json::from_slice(&output.stdout)?;
-    let end = end["guest_ns"].as_u64().context("no time")?;
-    Ok(format!("{}ns", end - 2_000_000_000))
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = printed.lines().find(|line| line.contains("SEEN-42"));
+    let told = line.and_then(|line| {
+        line.trim_start_matches(['[', ' '])
+            .split([' ', ']'])
+            .next()?
+            .parse::<f64>()
+            .ok()
+    });
+    let seconds = told.with_context(|| format!("no time of the sleep's end: {printed}"))?;
+    Ok(format!("{:.9}s", seconds - 2.0))
 }
 
 fn debug(arguments: &[&str]) -> Result<Output> {
@@ -58,6 +66,25 @@ fn symbol(vmlinux: &Path, name: &str) -> Result<u64> {
     let file = object::File::parse(&*bytes)?;
     let found = file.symbols().find(|symbol| symbol.name() == Ok(name));
     Ok(found.with_context(|| format!("no symbol {name}"))?.address())
+}
+
+/// The kernel in this file, with another version in its banner.
+fn another_kernel(vmlinux: &Path) -> Result<Vec<u8>> {
+    let mut bytes = fs::read(vmlinux)?;
+    let file = object::File::parse(&*bytes)?;
+    let banner = symbol(vmlinux, "linux_banner")?;
+    let mut places = file.segments().filter_map(|segment| {
+        let within = banner.checked_sub(segment.address())?;
+        (within < segment.size()).then(|| segment.file_range().0 + within)
+    });
+    let place = places.next().context("no segment has the banner")? as usize;
+    let version = place + b"Linux version ".len();
+    ensure!(
+        bytes[place..].starts_with(b"Linux version 6"),
+        "the banner is elsewhere"
+    );
+    bytes[version] = b'5';
+    Ok(bytes)
 }
 
 fn unhex(text: &str) -> Result<Vec<u8>> {
@@ -173,6 +200,10 @@ fn a_position_is_shown_and_exported() -> Result<()> {
         text(&again)
     );
 
+    // Nothing but its banner tells this one from the recorded kernel: the recording began with a snapshot, and names none.
+    let other = dir.join("other");
+    fs::write(&other, another_kernel(&vmlinux)?)?;
+    let other = other.to_str().context("path")?;
     for (arguments, why) in [
         (&["show", log, "--at", "1s"][..], "is not in this recording: it begins"),
         (&["show", log, "--at", "0"], "is not in this recording: it begins"),
@@ -186,6 +217,18 @@ fn a_position_is_shown_and_exported() -> Result<()> {
         (
             &["show", log, "--at", "end", "--vmlinux", "/bin/true"],
             "is no Linux kernel",
+        ),
+        (
+            &["show", log, "--at", "end", "--vmlinux", other],
+            "is not the kernel that runs here",
+        ),
+        (
+            &["gdb", log, "--exec", "--vmlinux", "/bin/true", "--", "-batch"],
+            "is no Linux kernel",
+        ),
+        (
+            &["gdb", log, "--exec", "--vmlinux", other, "--", "-batch"],
+            "is not the kernel that runs here",
         ),
         (&["show", log, "--at", "end", "--mem", "x", "4"], "is no number"),
     ] {

@@ -69,7 +69,7 @@ fn operators_see_whether_a_machine_is_protected() -> Result<()> {
         ("term", 1.into()),
         ("peer", "b".into()),
         ("pid", primary.run.pid().into()),
-        ("version", env!("CARGO_PKG_VERSION").into()),
+        ("version", lockstep_primary::VERSION.into()),
     ] {
         ensure!(told[0][field] == value, "{field} is not {value}: {told}");
     }
@@ -77,6 +77,12 @@ fn operators_see_whether_a_machine_is_protected() -> Result<()> {
     let other = ["wait", "--for", "frozen", "--timeout", "0.1"];
     expect(&pair.operate(0, &other)?, 1, "is `protected` and not `frozen`")?;
     expect(&pair.operate(0, &["wait", "--for", "protected"])?, 2, "--timeout")?;
+    let unknown = ["wait", "--for", "frosen", "--timeout", "60"];
+    expect(
+        &pair.operate(0, &unknown)?,
+        2,
+        "not a state; these are: starting; syncing;",
+    )?;
     expect(&pair.operate(0, &["status", "vm"])?, 1, "sockets of: pair")?;
     backup.run.kill()?;
     let wait = [

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use lockstep_integration::gate::{require_file, require_root_net, soak};
-use lockstep_integration::pair::{Alone, FAKETIME, LIMIT, Protected, Setup, TimeWatch, set_clocks};
+use lockstep_integration::pair::{Alone, FAKETIME, LIMIT, Protected, Scene, Setup, TimeWatch, set_clocks};
 use lockstep_integration::snapshot::BOOT_LIMIT;
 
 const DAY: u64 = 86_400;
@@ -22,6 +22,18 @@ fn last_monotonic(console: &str) -> Result<f64> {
     told.context("the clock program tells nothing")
 }
 
+/// A machine on a host whose clocks are set so, with the clock program and a client, and a backup.
+fn with_clocks(scene: Scene) -> Result<Protected> {
+    let mut primary = scene.boot_primary(0)?;
+    primary.run.wait_for("LOCKSTEP-READY", BOOT_LIMIT)?;
+    let backup = scene.start_backup(1)?;
+    primary.wait_for_state("protected", LIMIT)?;
+    primary.run.type_text(CLOCKS)?;
+    primary.run.wait_for("CLOCK ", LIMIT)?;
+    let counter = scene.count()?;
+    Protected::new(scene, primary, backup, counter)
+}
+
 /// One host is a day ahead, and was started a day earlier, too; the other one is a day behind.
 #[test]
 fn clocks_of_the_guest_go_on_though_the_hosts_are_two_days_apart() -> Result<()> {
@@ -31,22 +43,17 @@ fn clocks_of_the_guest_go_on_though_the_hosts_are_two_days_apart() -> Result<()>
     let mut scene = Setup::new("pair-clocks").build()?;
     scene.pair.prepare(0, set_clocks(DAY as i64, DAY));
     scene.pair.prepare(1, set_clocks(-(DAY as i64), 0));
-    let mut primary = scene.boot_primary(0)?;
-    primary.run.wait_for("LOCKSTEP-READY", BOOT_LIMIT)?;
-    let backup = scene.start_backup(1)?;
-    primary.wait_for_state("protected", LIMIT)?;
-    primary.run.type_text(CLOCKS)?;
-    primary.run.wait_for("CLOCK ", LIMIT)?;
-    let counter = scene.count()?;
-    let watch = TimeWatch::start(&scene.pair.network.client)?;
-    let mut protected = Protected::new(scene, primary, backup, counter)?;
+    let mut protected = with_clocks(scene)?;
+    let watch = TimeWatch::start(&protected.scene.pair.network.client)?;
     let mut last = 0.0;
     // One more comes after these.
     for round in 0..if soak() { 9 } else { 3 } {
         watch.wait_for(SOME, LIMIT)?;
         let alone = protected.kill_primary()?;
         watch.wait_for(SOME, LIMIT)?;
+        // One line to its end.
         alone.live.run.wait_for("CLOCK ", LIMIT)?;
+        alone.live.run.wait_for("\n", LIMIT)?;
         for console in [
             alone.scene.consoles.last().context("no console")?,
             &alone.live.run.console.text(),
@@ -76,4 +83,36 @@ fn clocks_of_the_guest_go_on_though_the_hosts_are_two_days_apart() -> Result<()>
         "the guest is {ahead:?} ahead: the hosts' clocks were not apart"
     );
     Alone { live, counter, scene }.settle()
+}
+
+/// Seconds that the new host's calendar is behind the old one's.
+const APART: i64 = 40;
+/// What stands before how far the guest's clock was behind its new host's, in milliseconds.
+const BEHIND: &str = "the guest's clock follows this host's behind_ms=";
+
+/// The guest comes from a host whose calendar is ahead: its clock is brought back, and slowly, so that it never steps.
+#[test]
+fn a_promoted_guests_clock_follows_its_new_hosts() -> Result<()> {
+    if !require_root_net() || !require_file(FAKETIME, "libfaketime") {
+        return Ok(());
+    }
+    let mut scene = Setup::new("pair-slew").build()?;
+    scene.pair.prepare(0, set_clocks(APART, 0));
+    let alone = with_clocks(scene)?.kill_primary()?;
+    let messages = alone.live.run.messages.text();
+    let told = messages
+        .split_once(BEHIND)
+        .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
+    let behind_ms: i64 = told.context("it does not tell by how much")?;
+    // The guest has read whole seconds from its clock chip when it booted.
+    ensure!(
+        (-APART * 1000 - 500..=-APART * 1000 + 2000).contains(&behind_ms),
+        "{behind_ms} ms behind"
+    );
+    alone.live.run.wait_for("CLOCK ", LIMIT)?;
+    ensure!(
+        !alone.live.run.console.text().contains("CLOCK-FAIL"),
+        "a clock went back"
+    );
+    alone.settle()
 }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lockstep_integration::gate::require_root_net;
 use lockstep_integration::pair::{LIMIT, Node, Pair, Protected, SOME, Setup};
 use lockstep_integration::process::check;
@@ -55,8 +55,10 @@ fn a_switchover_there_and_back() -> Result<()> {
     back.kill_primary()?.settle()
 }
 
+/// A recording belongs to one node, and goes on in every term that this one wins: as an operator suspends protection, and
+/// as the backup dies. It ends where the other node wins one.
 #[test]
-fn a_recording_tells_where_its_machine_was_handed_over() -> Result<()> {
+fn a_recording_tells_its_terms_and_where_its_machine_was_handed_over() -> Result<()> {
     if !require_root_net() {
         return Ok(());
     }
@@ -67,18 +69,52 @@ fn a_recording_tells_where_its_machine_was_handed_over() -> Result<()> {
     let protected = Setup::new("handover-recorded")
         .arguments(0, &["--record", &log])
         .open()?;
+    let (pair, primary) = (&protected.scene.pair, &protected.primary);
+    ask(pair, primary, &["suspend"], None)?;
+    primary.wait_for_state("not-protected (suspended-by-user) term=2", LIMIT)?;
+    ask(pair, primary, &["resume"], None)?;
+    primary.wait_for_state("protected term=2", LIMIT)?;
+    let protected = protected.kill_backup_now()?.protect()?;
     ask(&protected.scene.pair, &protected.primary, &["switchover"], None)?;
     let Protected { primary, backup, .. } = protected;
-    backup.wait_for_state("not-protected (lost-connection) term=2", LIMIT)?;
+    backup.wait_for_state("not-protected (lost-connection) term=4", LIMIT)?;
     primary.wait_for_state("frozen (lost-term)", LIMIT)?;
     primary.run.terminate()?.report()?;
     let info = Debug::run(["info", &log, "--json"])?.json()?;
+    let mut pair = info["pair"].clone();
+    let terms = pair["terms"].take();
     ensure!(
-        info["pair"] == json!({ "machine": "pair", "node": "a", "first_term": 1, "last_term": 1 }),
+        pair == json!({ "machine": "pair", "node": "a", "first_term": 1, "last_term": 3, "terms": null }),
         "{info:#}"
     );
+    let terms = terms.as_array().context("terms")?;
+    let told: Vec<_> = terms
+        .iter()
+        .map(|term| (term["term"].as_u64(), term["why"].as_str()))
+        .collect();
+    ensure!(
+        told == [
+            (Some(1), Some("the machine was restored from a snapshot")),
+            (Some(2), Some("fencing (suspended-by-user)")),
+            (Some(3), Some("fencing (lost-connection)")),
+        ],
+        "{info:#}"
+    );
+    for key in ["stop", "guest_ns"] {
+        let began: Vec<_> = terms.iter().map(|term| term[key].as_u64()).collect();
+        ensure!(began.is_sorted_by(|one, next| one < next), "{info:#}");
+    }
+    let place = |term: usize, key: &str| terms[term][key].as_u64().context("place");
+    ensure!(place(0, "stop")? + 1 == info["first_stop"], "{info:#}");
+    ensure!(place(0, "guest_ns")? == info["start_ns"], "{info:#}");
+    ensure!(Some(place(2, "stop")?) < info["last_stop"].as_u64(), "{info:#}");
+    // Where a term began is a position: the events agree on the time there.
+    let events = Debug::run(["events", &log, "--json", "--to", &place(1, "stop")?.to_string()])?.json_lines()?;
+    let last = events.last().and_then(|event| event["guest_ns"].as_u64());
+    ensure!(last >= Some(place(1, "guest_ns")?), "{last:?}: {info:#}");
     let text = Debug::run(["info", &log])?;
-    text.expect(0, "ends          at a failover: in term 1, frozen (lost-term)")?;
+    text.expect(0, "fencing (lost-connection)")?;
+    text.expect(0, "ends          at a failover: in term 3, frozen (lost-term)")?;
     Verify::run(log.as_ref())?.identical()?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use lockstep_integration::gate::require_root_net;
 use lockstep_integration::load::Benchmark;
-use lockstep_integration::pair::{LIMIT, Protected, Setup, SlowVcpu, StoppedVcpu, number, status, wait_for_status};
+use lockstep_integration::pair::{LIMIT, Protected, Setup, SlowVcpu, number, status, stop_vcpu, wait_for_status};
 
 /// Batches of the log: more than are under way between the hosts at any moment.
 const BATCHES: f64 = 20.0;
@@ -30,7 +30,7 @@ fn output_waits_until_the_backup_has_executed() -> Result<()> {
     }
     let protected = open("lag-replayed", "replayed")?;
     let socket = protected.scene.pair.socket(protected.primary.host);
-    let stopped = StoppedVcpu::stop(&protected.backup)?;
+    let stopped = stop_vcpu(&protected.backup)?;
     // What was executed before may have left until now; from here on there is nothing more to come of that.
     wait_for_status(&socket, LIMIT, |now| {
         Ok(number(now, "received")? >= number(now, "verified")? + BATCHES)
@@ -57,7 +57,7 @@ fn output_does_not_wait_for_execution_unless_told_to() -> Result<()> {
     }
     let protected = open("lag-received", "received")?;
     let socket = protected.scene.pair.socket(protected.primary.host);
-    let stopped = StoppedVcpu::stop(&protected.backup)?;
+    let stopped = stop_vcpu(&protected.backup)?;
     // A guest whose backup stands still is slow.
     protected.counter.wait_for(FEW, LIMIT)?;
     let now = status(&socket)?;

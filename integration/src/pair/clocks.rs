@@ -24,7 +24,7 @@ const EVERY: Duration = Duration::from_millis(20);
 pub fn set_clocks(calendar: i64, since_start: u64) -> String {
     format!(
         "set -- unshare --time --monotonic {since_start} --boottime {since_start} \
-         env LD_PRELOAD={FAKETIME} FAKETIME={calendar:+} FAKETIME_DONT_FAKE_MONOTONIC=1 \"$@\""
+         env LD_PRELOAD={FAKETIME} FAKETIME={calendar:+} FAKETIME_DONT_FAKE_MONOTONIC=1 LOCKSTEP_SANDBOX=off \"$@\""
     )
 }
 

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use object::{Object, ObjectSymbol};
 
 use super::Node;
@@ -15,9 +15,30 @@ const PAGE: usize = 4096;
 /// How the kernel's banner begins.
 const BANNER: &[u8; 14] = b"Linux version ";
 
-/// Flips a high bit of the kernel's tick counter, whose page each tick writes, in the memory of the machine that `node` has,
+/// Sets a high bit of the kernel's tick counter, whose page each tick writes, in the memory of the machine that `node` has,
 /// of `bytes`.
 pub fn flip_tick(node: &Node, bytes: u64) -> Result<()> {
+    // The highest byte: the counter will not reach it.
+    let (memory, at, _) = beside_tick(node, bytes, 7)?;
+    let mut byte = [0];
+    memory.read_exact_at(&mut byte, at)?;
+    memory.write_all_at(&[byte[0] | 0x40], at)?;
+    Ok(())
+}
+
+/// Sets a bit right behind the counter, in bytes that nobody reads or writes: only a comparison of memory finds it. Returns
+/// the byte's physical address; it was 0 and is 0x40 now.
+pub fn set_beside_tick(node: &Node, bytes: u64) -> Result<u64> {
+    let (memory, at, physical) = beside_tick(node, bytes, 9)?;
+    let mut byte = [0];
+    memory.read_exact_at(&mut byte, at)?;
+    ensure!(matches!(byte[0], 0 | 0x40), "somebody uses the byte at {physical:#x}");
+    memory.write_all_at(&[0x40], at)?;
+    Ok(physical)
+}
+
+/// The memory of the process, and where the byte so far behind the kernel's tick counter lies: in it, and in the machine.
+fn beside_tick(node: &Node, bytes: u64, behind: u64) -> Result<(File, u64, u64)> {
     let vmlinux = fs::read(Guest::find()?.vmlinux)?;
     let image = object::File::parse(&*vmlinux)?;
     let physical = |name: &str| -> Result<u64> {
@@ -38,12 +59,7 @@ pub fn flip_tick(node: &Node, bytes: u64) -> Result<()> {
         memory.read_exact_at(&mut text, base + banner).is_ok() && text == *BANNER
     });
     let base = base.context("the guest's memory is not there")?;
-    let mut byte = [0];
-    // The highest byte: the counter will not reach it.
-    let at = base + tick + 7;
-    memory.read_exact_at(&mut byte, at)?;
-    memory.write_all_at(&[byte[0] ^ 0x40], at)?;
-    Ok(())
+    Ok((memory, base + tick + behind, tick + behind))
 }
 
 /// Where in the mapping that `line` of /proc/PID/maps is of, memory of `bytes` may begin.

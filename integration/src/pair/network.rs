@@ -4,11 +4,13 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result};
 
-use crate::net::{Namespace, TAP};
+use crate::net::{BRIDGE, Namespace, TAP};
 use crate::process::{check, feed};
 
 /// Bits of the network that all of them are in.
 const PREFIX: u8 = 24;
+/// The end of a cable in a namespace.
+const UPLINK: &str = "uplink";
 
 /// The witness' address.
 pub const WITNESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
@@ -47,22 +49,22 @@ impl Network {
     /// Builds it.
     pub fn create() -> Result<Self> {
         let switch = Namespace::empty()?;
-        add_bridge(&switch)?;
+        switch.add_bridge()?;
         let host = |name, ip| -> Result<Host> {
             let namespace = Namespace::empty()?;
-            add_bridge(&namespace)?;
+            namespace.add_bridge()?;
             namespace.add_tap()?;
-            namespace.ip(&["link", "set", TAP, "master", "br0"])?;
-            plug(&namespace, &switch, name)?;
-            namespace.ip(&["link", "set", "uplink", "master", "br0"])?;
-            namespace.ip(&["addr", "add", &format!("{ip}/{PREFIX}"), "dev", "br0"])?;
+            namespace.ip(&["link", "set", TAP, "master", BRIDGE])?;
+            namespace.plug(UPLINK, &switch, name)?;
+            namespace.ip(&["link", "set", UPLINK, "master", BRIDGE])?;
+            namespace.ip(&["addr", "add", &format!("{ip}/{PREFIX}"), "dev", BRIDGE])?;
             Ok(Host { name, ip, namespace })
         };
         let hosts = [host("a", "10.77.0.11")?, host("b", "10.77.0.12")?];
         let station = |name, ip| -> Result<Namespace> {
             let namespace = Namespace::empty()?;
-            plug(&namespace, &switch, name)?;
-            namespace.ip(&["addr", "add", &format!("{ip}/{PREFIX}"), "dev", "uplink"])?;
+            namespace.plug(UPLINK, &switch, name)?;
+            namespace.ip(&["addr", "add", &format!("{ip}/{PREFIX}"), "dev", UPLINK])?;
             Ok(namespace)
         };
         Ok(Self {
@@ -76,7 +78,7 @@ impl Network {
     /// Cuts a host's cable, or mends it.
     pub fn set_cable(&self, host: usize, plugged: bool) -> Result<()> {
         let state = if plugged { "up" } else { "down" };
-        self.hosts[host].namespace.ip(&["link", "set", "uplink", state])
+        self.hosts[host].namespace.ip(&["link", "set", UPLINK, state])
     }
 
     /// From now on these, and only these, do not hear each other. The guest and its clients are not cut off.
@@ -100,7 +102,7 @@ impl Network {
         for host in 0..self.hosts.len() {
             // What leaves in one piece for several packets would be lost as one.
             let uplink = &self.hosts[host].namespace;
-            uplink.ip(&["link", "set", "uplink", "gso_max_segs", "1"])?;
+            uplink.ip(&["link", "set", UPLINK, "gso_max_segs", "1"])?;
             let rule = format!("meta l4proto udp numgen random mod 100 < {percent} counter drop");
             self.rule(Place::Host(host), "loss", &[rule])?;
         }
@@ -162,43 +164,4 @@ impl Network {
             Place::Witness => WITNESS.to_string(),
         }
     }
-}
-
-fn add_bridge(namespace: &Namespace) -> Result<()> {
-    // No spanning tree: a port forwards as soon as it is up.
-    namespace.ip(&[
-        "link",
-        "add",
-        "br0",
-        "type",
-        "bridge",
-        "forward_delay",
-        "0",
-        "mcast_snooping",
-        "0",
-    ])?;
-    namespace.ip(&["link", "set", "br0", "addrgenmode", "none"])?;
-    namespace.ip(&["link", "set", "br0", "up"])
-}
-
-/// A cable from `uplink` in `namespace` to the switch.
-fn plug(namespace: &Namespace, switch: &Namespace, name: &str) -> Result<()> {
-    let port = format!("to-{name}");
-    switch.ip(&[
-        "link",
-        "add",
-        &port,
-        "type",
-        "veth",
-        "peer",
-        "name",
-        "uplink",
-        "netns",
-        namespace.name(),
-    ])?;
-    for (end, device) in [(switch, port.as_str()), (namespace, "uplink")] {
-        end.ip(&["link", "set", device, "addrgenmode", "none"])?;
-        end.ip(&["link", "set", device, "up"])?;
-    }
-    switch.ip(&["link", "set", &port, "master", "br0"])
 }

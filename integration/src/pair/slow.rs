@@ -5,14 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use anyhow::Result;
 use nix::unistd::Pid;
 
 use super::Node;
 use crate::cpu::cpu_ns;
+use crate::stopped::StoppedThread;
 
 /// A slow one gets so much of a core at a time,
 const RUNS: Duration = Duration::from_millis(20);
@@ -21,40 +19,9 @@ const STANDS: Duration = Duration::from_millis(80);
 /// From one look at what it got to the next.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// A vCPU's thread that stands still, as under a debugger, until this is dropped. The process' other threads go on.
-///
-/// It belongs to the thread that made it.
-pub struct StoppedVcpu {
-    thread: Pid,
-    /// A signal that it was about to get.
-    signal: Option<Signal>,
-}
-
-impl StoppedVcpu {
-    /// Stops the vCPU of `node`, which is its process' first thread.
-    pub fn stop(node: &Node) -> Result<Self> {
-        Self::stop_thread(Pid::from_raw(node.run.pid() as i32))
-    }
-
-    fn stop_thread(thread: Pid) -> Result<Self> {
-        ptrace::seize(thread, Options::empty()).context("the vCPU's thread cannot be stopped")?;
-        // From here on, dropping it lets it go on.
-        let mut stopped = Self { thread, signal: None };
-        ptrace::interrupt(thread)?;
-        stopped.signal = match waitpid(thread, Some(WaitPidFlag::__WALL))? {
-            WaitStatus::PtraceEvent(..) => None,
-            WaitStatus::Stopped(_, signal) => Some(signal),
-            other => bail!("the vCPU's thread does not stop: {other:?}"),
-        };
-        Ok(stopped)
-    }
-}
-
-impl Drop for StoppedVcpu {
-    fn drop(&mut self) {
-        // One that has ended needs nothing.
-        let _ = ptrace::detach(self.thread, self.signal);
-    }
+/// Stops the thread that runs the vCPU of `node`: its process' first.
+pub fn stop_vcpu(node: &Node) -> Result<StoppedThread> {
+    StoppedThread::stop(Pid::from_raw(node.run.pid() as i32))
 }
 
 /// A vCPU's thread that gets a fifth of a core, until this is dropped.
@@ -90,7 +57,7 @@ fn turn(pid: u32, told: &AtomicBool) -> Result<()> {
     while cpu_ns(pid)? < until && !told.load(Ordering::Relaxed) {
         std::thread::sleep(LOOK);
     }
-    let _stopped = StoppedVcpu::stop_thread(Pid::from_raw(pid as i32))?;
+    let _stopped = StoppedThread::stop(Pid::from_raw(pid as i32))?;
     std::thread::sleep(STANDS);
     Ok(())
 }

@@ -1,24 +1,20 @@
 //! What a node tells over its socket.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::http::{body, get_unix};
+
 /// From one look to the next.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// The status of the node whose socket this is.
 pub fn status(socket: &Path) -> Result<Value> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (_, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    Ok(serde_json::from_str(body)?)
+    let answer = get_unix(socket, "/v1/status")?;
+    serde_json::from_str(body(&answer)).with_context(|| format!("no status: {answer}"))
 }
 
 /// A number of a status.

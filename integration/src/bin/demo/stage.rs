@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use lockstep_integration::http::{body, get};
 use lockstep_integration::load::redis_cli;
-use lockstep_integration::net::{GUEST, GUEST_IP};
+use lockstep_integration::net::{GUEST, GUEST_IP, inside};
 use lockstep_integration::pair::{Arbiter, Counter, Node, Pair};
 use lockstep_integration::paths::target_dir;
+use lockstep_integration::prometheus::check_metrics;
 use lockstep_integration::{Guest, gate};
 use rustix::fs::{FlockOperation, flock};
 
@@ -25,6 +27,8 @@ const HEARTBEAT: Duration = Duration::from_millis(50);
 const DEADLINE: Duration = Duration::from_millis(500);
 const FREE_MIB: u64 = 500;
 const KEY: &str = "counter";
+/// Where the last node serves its metrics: on the loopback of its host.
+const METRICS: &str = "127.0.0.1:9470";
 
 fn say(text: &str) {
     println!("lockstep-demo: {text}");
@@ -102,13 +106,14 @@ impl Stage<'_> {
         let mut deaths = vec![self.kill(first, &second, &counter)?];
         self.count(&counter, &[&second])?;
         say("a new backup joins on host a, while the machine runs");
-        let third = self.pair.start_backup(0, |run| run)?;
+        let third = self.pair.start_backup(0, |run| run.args(["--metrics", METRICS]))?;
         self.wait(|| second.wait_for_state("protected", Duration::from_secs(1)), LIMIT)?;
         pauses.push(pause(&second)?);
         self.count(&counter, &[&second, &third])?;
         deaths.push(self.kill(second, &third, &counter)?);
         self.count(&counter, &[&third])?;
 
+        scrape(&third, dir, &self.pair)?;
         let tally = counter.finish()?;
         let value = redis_cli(&self.pair.network.client, &["get", KEY])?.parse()?;
         let results = Results {
@@ -201,6 +206,28 @@ impl Stage<'_> {
         // The end of the wait is a signal, whatever it is reported as.
         while self.interrupted(LINE).is_ok() {}
     }
+}
+
+/// Keeps what the last node tells Prometheus, and has promtool look at it where that is installed.
+fn scrape(node: &Node, dir: &Path, pair: &Pair) -> Result<()> {
+    let namespace = &pair.network.hosts[node.host].namespace;
+    let answer = inside(namespace.name(), || get(METRICS.parse()?, "/metrics"))?;
+    let text = body(&answer);
+    let file = dir.join("metrics.txt");
+    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    let checked = match gate::program_in_path("promtool", "prometheus") {
+        Ok(()) => {
+            check_metrics(text)?;
+            "promtool finds nothing wrong with it".to_owned()
+        }
+        Err(reason) => format!("not checked: {reason}"),
+    };
+    say(&format!(
+        "{} has what host {} tells Prometheus; {checked}",
+        file.display(),
+        pair.network.hosts[node.host].name
+    ));
+    Ok(())
 }
 
 /// The pause that the last join cost.
