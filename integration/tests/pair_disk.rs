@@ -130,7 +130,8 @@ fn a_machine_alone_is_told_of_its_disk() -> Result<()> {
     let primary = &mut protected.primary;
     primary.wait_for_state("not-protected (suspended-by-user) term=2", LIMIT)?;
     failing.fail(primary)?;
-    primary.run.type_text(READ)?;
+    // Its kernel tells of each error, and not between two lines of others.
+    primary.run.type_text(&format!("dmesg -n 1; {READ}"))?;
     primary.run.wait_for("CANNOTREAD", LIMIT)
 }
 

@@ -136,16 +136,23 @@ impl FailingDisk {
         let dir = inside(&self.dir)?;
         let image = File::open(inside(&self.image())?)?;
         image.sync_all()?;
-        // What is cut off cannot be read any more, and cannot grow again: the tmpfs is full.
+        // What is cut off cannot be read any more, and cannot grow again once the tmpfs is full. What the guest writes before
+        // that makes it grow, with nothing in it: it is cut off anew.
         let backing = File::options().write(true).open(dir.join("backing"))?;
-        backing.set_len(0)?;
         let mut filling = File::create(dir.join("filling"))?;
         let block = vec![1; 1 << 20];
-        while filling.write_all(&block).is_ok() {}
+        let begin = Instant::now();
+        loop {
+            backing.set_len(0)?;
+            while filling.write_all(&block).is_ok() {}
+            if backing.metadata()?.len() == 0 {
+                break;
+            }
+            ensure!(begin.elapsed() < LIMIT, "the disk grows again and again");
+        }
         // What the guest has written just now may be in memory still; its end has not been written for long. A page that
         // another CPU has just looked at is kept, and goes at a later try.
         let end = image.metadata()?.len() - 1;
-        let begin = Instant::now();
         fadvise(&image, 0, None, Advice::DontNeed)?;
         while image.read_exact_at(&mut [0], end).is_ok() {
             ensure!(begin.elapsed() < LIMIT, "the disk does not fail");
