@@ -1,7 +1,6 @@
 //! The backup's end of the link: a thread that runs the session over QUIC.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,11 +19,12 @@ use lockstep_primary::sandbox::{self, Kind};
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState, Verdict};
 use lockstep_proto::{Heartbeat, ToBackup, ToPrimary};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::replica::ReplicaOptions;
+use super::room::Rooms;
 use super::streams::read_streams;
-use super::{Inlet, LOG_QUEUE_KIB, LinkEnds, Order, Released, Replica, Report, Takeover, ends};
+use super::{Inlet, LinkEnds, Order, Released, Replica, Report, Takeover, ends};
 
 /// QUIC's own limit on silence; the session's is what counts.
 const IDLE: Duration = Duration::from_secs(10);
@@ -348,11 +348,11 @@ impl Loop {
 
     fn connected(&mut self, number: u64, connection: Connection, control: SendStream, messages: RecvStream) -> Peer {
         let (log, queue) = crossbeam_channel::unbounded();
-        let room = Arc::new(Semaphore::new(LOG_QUEUE_KIB));
+        let rooms = Rooms::default();
         let (have, had) = mpsc::channel(HAVE_QUEUE);
         self.inlet = Some(Inlet {
             log: queue,
-            room: room.clone(),
+            rooms: rooms.clone(),
             have: Some(have),
         });
         self.base = None;
@@ -362,7 +362,7 @@ impl Loop {
             let _ = events.send(Event::Heard(number, heard));
         });
         peer.add(write_have(connection.clone(), had));
-        peer.add(read_streams(number, connection, log, room, self.events.clone()));
+        peer.add(read_streams(number, connection, log, rooms, self.events.clone()));
         peer
     }
 

@@ -13,6 +13,7 @@ mod kept;
 mod link;
 mod recording;
 mod replica;
+mod room;
 mod source;
 mod streams;
 
@@ -29,10 +30,9 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_logcodec::Record as LogRecord;
 use lockstep_proto::session::Record;
 use lockstep_proto::{DiskChunk, Diverged, Hello, JoinState, PageChunk};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
-/// What may wait for the replica, in KiB; then the link stops reading, and so the primary slows down.
-const LOG_QUEUE_KIB: usize = 32 << 10;
+use self::room::Rooms;
 
 /// What the link's thread orders.
 enum Order {
@@ -80,8 +80,8 @@ enum Report {
 /// What one connection brings for the replica, bounded by bytes.
 struct Inlet {
     log: Receiver<Queued>,
-    /// Room for pages and log, in KiB; the replica gives it back.
-    room: Arc<Semaphore>,
+    /// What the replica has taken it gives back here.
+    rooms: Rooms,
     /// Takes what this side has already; dropped when all is told.
     have: Option<mpsc::Sender<Bytes>>,
 }

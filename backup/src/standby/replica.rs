@@ -93,10 +93,23 @@ struct Arriving {
     config: MachineConfig,
     inlet: Inlet,
     images: Vec<Image>,
-    /// Those that have come.
+    came: Came,
+    state: Option<Box<JoinState>>,
+}
+
+/// Pages and chunks of disks that have come, each as often as it was sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Came {
     pages: u64,
     chunks: u64,
-    state: Option<Box<JoinState>>,
+}
+
+impl Came {
+    /// Whether this is all that the primary has sent. Its state has a stream of its own, and may be here before the last
+    /// of it.
+    fn is_all(self, state: &JoinState) -> bool {
+        self.pages >= state.pages && self.chunks >= state.disk_chunks
+    }
 }
 
 impl Replica {
@@ -345,8 +358,7 @@ fn prepare(hello: &Hello, mut inlet: Inlet, devices: &mut HostDevices, retained:
         config,
         inlet,
         images: devices.take_images(),
-        pages: 0,
-        chunks: 0,
+        came: Came::default(),
         state: None,
     })
 }
@@ -380,7 +392,7 @@ fn take_pages(
     weight: u32,
     mut healing: Option<&mut Healing>,
 ) -> Result<()> {
-    arriving.inlet.room.add_permits(weight as usize);
+    arriving.inlet.rooms.bulk.give_back(weight);
     let memory = &arriving.memory;
     let limit = memory.frame(memory.page_count() - 1) + 1;
     let pages = unpack_pages(chunk, limit)?;
@@ -392,12 +404,12 @@ fn take_pages(
         }
         memory.write_page(frame, page)?;
     }
-    arriving.pages += pages.len() as u64;
+    arriving.came.pages += pages.len() as u64;
     Ok(())
 }
 
 fn take_chunk(arriving: &mut Arriving, chunk: &DiskChunk, weight: u32) -> Result<()> {
-    arriving.inlet.room.add_permits(weight as usize);
+    arriving.inlet.rooms.bulk.give_back(weight);
     let image = arriving.images.get_mut(chunk.disk as usize);
     let image = image.with_context(|| format!("a chunk of disk {}, which the machine does not have", chunk.disk))?;
     let bytes = image.bytes()?;
@@ -411,17 +423,15 @@ fn take_chunk(arriving: &mut Arriving, chunk: &DiskChunk, weight: u32) -> Result
     );
     let sector = chunk.offset / SECTOR;
     image.execute(&DiskOp::Write { sector, data })?;
-    arriving.chunks += 1;
+    arriving.came.chunks += 1;
     Ok(())
 }
 
 /// The machine, if all its pages, the chunks of its disks and its state are there.
 fn take_whole(arriving: &mut Option<Arriving>) -> Option<Whole> {
     let is_whole = arriving.as_ref().is_some_and(|arriving| {
-        arriving
-            .state
-            .as_ref()
-            .is_some_and(|state| arriving.pages >= state.pages)
+        let state = arriving.state.as_ref();
+        state.is_some_and(|state| arriving.came.is_all(state))
     });
     let arriving = if is_whole { arriving.take() } else { None };
     let Arriving {
@@ -443,4 +453,25 @@ fn take_whole(arriving: &mut Option<Arriving>) -> Option<Whole> {
         inlet,
         images,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_whole_with_all_pages_and_all_chunks() {
+        let state = JoinState {
+            pages: 7,
+            disk_chunks: 2,
+            ..JoinState::default()
+        };
+        for (pages, chunks, is_all) in [(7, 2, true), (8, 3, true), (6, 2, false), (7, 1, false), (7, 0, false)] {
+            assert_eq!(
+                Came { pages, chunks }.is_all(&state),
+                is_all,
+                "{pages} pages, {chunks} chunks"
+            );
+        }
+    }
 }

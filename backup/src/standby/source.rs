@@ -51,7 +51,7 @@ impl LiveSource {
     }
 
     fn take(&mut self, queued: Queued) -> Result<Option<LogRecord>, LogError> {
-        self.inlet.room.add_permits(queued.weight as usize);
+        self.inlet.rooms.log.give_back(queued.weight);
         self.fate.borrow_mut().last_record = Some(queued.came);
         self.checker.take(&queued.record).map_err(LogError::Refused)?;
         Ok(Some(queued.record))

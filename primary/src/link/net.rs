@@ -135,7 +135,7 @@ impl FrameStream {
 }
 
 /// Writes what comes, until the stream or the channel ends; then the peer has taken all of it.
-pub async fn write_all(mut stream: SendStream, mut messages: mpsc::UnboundedReceiver<Bytes>) {
+pub async fn write_all(mut stream: SendStream, mut messages: mpsc::Receiver<Bytes>) {
     while let Some(bytes) = messages.recv().await {
         if stream.write_chunk(bytes).await.is_err() {
             return;

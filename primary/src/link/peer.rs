@@ -7,6 +7,7 @@ use lockstep_proto::session::MAX_CONTROL_BYTES;
 use prost::Message;
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinHandle;
 
 use super::net::{self, FrameStream};
@@ -14,6 +15,10 @@ use super::wire;
 
 /// How long a peer may take to take in what was said last.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Messages that may wait for a peer that does not take them, some 40 bytes each: acknowledgements of half a minute under
+/// full load. A connection with more of them is over.
+const UNSENT: usize = 65_536;
 
 /// What a connection brings: messages `M`, datagrams `D`, and why it is over.
 pub enum Heard<M, D> {
@@ -32,7 +37,7 @@ pub struct Peer {
     /// The connection itself.
     pub connection: Connection,
     /// Messages for the control stream; `None`: it is being closed.
-    control: Option<mpsc::UnboundedSender<Bytes>>,
+    control: Option<mpsc::Sender<Bytes>>,
     /// Writes them.
     writer: Option<JoinHandle<()>>,
     tasks: Vec<JoinHandle<()>>,
@@ -52,7 +57,7 @@ impl Peer {
         D: Message + Default + 'static,
         T: Fn(Heard<M, D>) + Clone + Send + Sync + 'static,
     {
-        let (sender, messages) = mpsc::unbounded_channel();
+        let (sender, messages) = mpsc::channel(UNSENT);
         let mut peer = Self {
             number,
             connection: connection.clone(),
@@ -77,8 +82,10 @@ impl Peer {
     /// Sends on the control stream.
     pub fn send(&self, message: &impl Message) {
         // A closed writer belongs to a connection whose end is being told.
-        if let Some(control) = &self.control {
-            let _ = control.send(wire::frame(0, message));
+        if let Some(control) = &self.control
+            && let Err(TrySendError::Full(_)) = control.try_send(wire::frame(0, message))
+        {
+            net::close(&self.connection, "the peer takes no messages");
         }
     }
 

@@ -145,6 +145,7 @@ impl Backup {
             BackupInput::Connected(name) => self.connected(now, name),
             BackupInput::Arbiter(verdict) => self.verdict(now, &verdict),
             BackupInput::Tick => self.tick(now),
+            BackupInput::Diverged(_) | BackupInput::Unfit(_) if self.may_yet_claim() => self.renounce(),
             // All others are of a connection that may be over.
             _ if !self.is_connected() => {}
             BackupInput::Disconnected => self.lost(now, "the connection is gone"),
@@ -354,6 +355,19 @@ impl Backup {
         self.claim = Some(Question::new(expected, new, at));
     }
 
+    /// Whether it waits for the deadline to claim, and has not asked yet.
+    fn may_yet_claim(&self) -> bool {
+        self.state == BackupState::Claiming && self.claim.as_ref().is_some_and(|claim| !claim.is_asked())
+    }
+
+    /// Stands by again, without the machine.
+    fn renounce(&mut self) {
+        self.claim = None;
+        self.state = BackupState::Waiting;
+        self.primary.clear();
+        self.actions.push_back(BackupAction::Discard);
+    }
+
     fn ask(&mut self, now: Nanos) {
         if let Some(claim) = &mut self.claim
             && claim.ask(now)
@@ -374,11 +388,7 @@ impl Backup {
                 self.state = BackupState::Live;
                 self.actions.push_back(BackupAction::Promote(claim.new));
             }
-            Verdict::Lost => {
-                self.state = BackupState::Waiting;
-                self.primary.clear();
-                self.actions.push_back(BackupAction::Discard);
-            }
+            Verdict::Lost => self.renounce(),
             Verdict::Unknown => {
                 self.state = BackupState::Frozen;
                 claim.put_off(now.saturating_add(self.timing.heartbeat));

@@ -3,7 +3,7 @@
 use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, MAX_REASON_BYTES, Verdict};
 use lockstep_proto::{Ack, Goodbye, Handover, Heartbeat, Hello, Named, Ready, ToBackup, to_backup, to_primary};
 
-use super::messages::{MS, TERM, TIMING, hello, identity, record, state, to_backup, unknown};
+use super::messages::{MS, TERM, TIMING, diverged, hello, identity, record, state, to_backup, unknown};
 
 fn does(session: &mut Backup, now: u64, input: BackupInput) -> Vec<BackupAction> {
     session.handle(now, input);
@@ -127,6 +127,26 @@ fn claims_after_the_deadline_however_it_learns_of_the_loss() {
     let mut session = protected();
     let actions = does(&mut session, TIMING.deadline, BackupInput::Tick);
     assert!(matches!(&actions[..], [BackupAction::Disconnect(_), asks] if *asks == claim()));
+}
+
+#[test]
+fn what_is_not_the_machine_claims_no_term() {
+    let diverged = || BackupInput::Diverged(diverged(1, String::new()));
+    for input in [diverged(), BackupInput::Unfit("no disk".into())] {
+        let mut session = protected();
+        does(&mut session, 6 * MS, BackupInput::Disconnected);
+        assert_eq!(session.state(), BackupState::Claiming);
+        assert_eq!(does(&mut session, 7 * MS, input), [BackupAction::Discard]);
+        assert_eq!((session.state(), session.wake()), (BackupState::Waiting, None));
+        assert_eq!(does(&mut session, 2 * TIMING.deadline, BackupInput::Tick), []);
+    }
+    // Where it has asked, the record may name it already: only the same question can tell.
+    let mut session = protected();
+    does(&mut session, TIMING.deadline, BackupInput::Tick);
+    assert_eq!(does(&mut session, TIMING.deadline, diverged()), []);
+    does(&mut session, TIMING.deadline, BackupInput::Arbiter(Verdict::Unknown));
+    assert_eq!(does(&mut session, TIMING.deadline, diverged()), []);
+    assert_eq!(session.state(), BackupState::Frozen);
 }
 
 #[test]

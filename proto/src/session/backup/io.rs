@@ -64,7 +64,7 @@ pub enum BackupAction {
     Reply(HeartbeatReply),
     /// Prepare for a machine like the hello's: its memory comes on the bulk stream.
     Prepare(Box<Hello>),
-    /// All pages that the state counts being there, build the machine.
+    /// All pages and chunks of disks that the state counts being there, build the machine.
     Build(Box<JoinState>),
     /// Throw the machine away, and whatever of it has come.
     Discard,
