@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,6 +18,8 @@ use crate::transcript::Transcript;
 pub const WORDS: &str = "quiet clearcpuid=smap,smep,popcnt,erms,fsrm,rdrand,rdseed,serialize rodata=off panic=-1";
 /// A run that is asked to end has its log on the disk after this.
 const END_LIMIT: Duration = Duration::from_secs(60);
+/// From one look at whether it listens to the next.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What to run.
 #[derive(Debug)]
@@ -159,8 +161,28 @@ impl Running {
 
     /// Ends it at once, with its files whole. (SIGTERM would first have the machine of a pair go elsewhere.)
     pub fn terminate(self) -> Result<Outcome> {
+        self.wait_until_it_listens()?;
         self.signal(Signal::HUP)?;
         self.wait(END_LIMIT)
+    }
+
+    /// Until it has a handler, SIGHUP ends it as it is, or is ignored where it was started so.
+    fn wait_until_it_listens(&self) -> Result<()> {
+        let path = format!("/proc/{}/status", self.pid());
+        let begin = Instant::now();
+        loop {
+            let status = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let caught = field("SigCgt:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
+            let is_caught = caught.is_some_and(|mask| mask >> (Signal::HUP.as_raw() - 1) & 1 == 1);
+            if is_caught || field("State:").is_some_and(|state| state.starts_with('Z')) {
+                return Ok(());
+            }
+            if begin.elapsed() > END_LIMIT {
+                bail!("it does not listen to SIGHUP: {status}");
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Ends it as a power failure would.
