@@ -15,6 +15,11 @@ pub trait Source {
     /// How the log ends, as far as is known.
     fn ending(&self) -> Ending;
 
+    /// Whether nobody wants the machine any more: asked now and then while the guest runs.
+    fn is_given_up(&mut self) -> bool {
+        false
+    }
+
     /// A place to come back to: between two batches of a log that lies in files.
     fn bookmark(&self) -> Option<Bookmark> {
         None
@@ -144,6 +149,11 @@ impl Feed {
     /// How the log ends, as far as is known.
     pub fn ending(&self) -> Ending {
         self.source.ending()
+    }
+
+    /// Whether nobody wants the machine any more.
+    pub fn is_given_up(&mut self) -> bool {
+        self.source.is_given_up()
     }
 
     /// Where it stands; `None` for a log that is still on its way.

@@ -5,6 +5,7 @@ pub mod divergence;
 pub mod feed;
 pub mod open;
 pub mod pages;
+pub mod patience;
 pub mod replayer;
 pub mod standby;
 

@@ -15,6 +15,7 @@ use lockstep_vmm::probe::Start;
 use lockstep_vmm::snapshot::Restore;
 
 use crate::Replayer;
+use crate::patience::Patience;
 
 /// A recording that can be replayed on this host.
 pub struct Opened {
@@ -52,10 +53,11 @@ pub fn open(directory: &Path, host: &Start) -> Result<Opened> {
         images.push(image);
     }
     machine.reset_slots_after_delta(host.strategies.reset_slots_after_delta);
-    machine.attach_to_this_thread()?;
+    let timer = machine.attach_to_this_thread()?.timer();
+    let timer = timer.context("cannot make a timer")?;
     machine.start_epochs()?;
     let disks = Disks::start(images, None)?;
-    let mut replayer = Replayer::new(Box::new(reader), &machine, disks);
+    let mut replayer = Replayer::new(Box::new(reader), &machine, disks, Patience::new(timer));
     replayer.resume(&machine)?;
     Ok(Opened {
         machine,

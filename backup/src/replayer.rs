@@ -7,7 +7,6 @@
 //! - A divergence is a result with a position, never a hang: a guest that makes no stop is kicked and given up.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
 
 use lockstep_logcodec::{Ending, LogError};
 use lockstep_primary::history::History;
@@ -21,6 +20,7 @@ use crate::divergence::kvm_regs_display::Registers;
 use crate::divergence::{Divergence, Mismatch};
 use crate::feed::{Feed, Next, Placed, Source};
 use crate::pages;
+use crate::patience::Patience;
 
 mod place;
 
@@ -28,9 +28,6 @@ pub use place::Place;
 
 /// Turns that a divergence report shows.
 const AROUND: usize = 12;
-/// A slice that takes longer than this has gone astray: ring-0 code runs at no less than a million instructions a
-/// second on any host, and no recorded slice without a forced stop is that long.
-const LONGEST_SLICE: Duration = Duration::from_secs(120);
 
 /// What stops a replay.
 #[derive(Debug, Error)]
@@ -105,7 +102,7 @@ pub struct Replayer {
     at_end: bool,
     around: VecDeque<(u64, String)>,
     progress: Progress,
-    slice_since: Instant,
+    patience: Patience,
     effects: Option<EffectSink>,
     console: Option<ConsoleSink>,
     verified: Option<BatchSink>,
@@ -121,7 +118,7 @@ pub struct Replayer {
 
 impl Replayer {
     /// A replayer of `source` for a machine that stands at the log's start.
-    pub fn new(source: Box<dyn Source>, machine: &Machine, disks: Disks) -> Self {
+    pub fn new(source: Box<dyn Source>, machine: &Machine, disks: Disks, patience: Patience) -> Self {
         let max_frame = machine.memory().frame(machine.memory().page_count() - 1) + 1;
         Self {
             feed: Feed::new(source, machine.stop(), max_frame),
@@ -130,7 +127,7 @@ impl Replayer {
             at_end: false,
             around: VecDeque::new(),
             progress: Progress::default(),
-            slice_since: Instant::now(),
+            patience,
             effects: None,
             console: None,
             verified: None,
@@ -322,7 +319,7 @@ impl Oracle for Replayer {
         if matches!(self.pause, Pause::At(stop) if machine.stop() >= stop) {
             return Ok(Slice::End);
         }
-        self.slice_since = Instant::now();
+        self.patience.begin();
         if let Some(placed) = self.feed.turns.front_mut() {
             if placed.stop == machine.stop() {
                 let pages = placed.pages.0.len() as u64;
@@ -343,7 +340,7 @@ impl Oracle for Replayer {
     }
 
     fn is_due(&mut self, machine: &Machine) -> Result<bool, ReplayError> {
-        if self.slice_since.elapsed() > LONGEST_SLICE {
+        if self.patience.is_over() || self.feed.is_given_up() {
             return Err(self.diverged(machine, Mismatch::Silent));
         }
         Ok(false)

@@ -165,4 +165,8 @@ impl Source for Recorded {
     fn ending(&self) -> Ending {
         self.source.ending()
     }
+
+    fn is_given_up(&mut self) -> bool {
+        self.source.is_given_up()
+    }
 }

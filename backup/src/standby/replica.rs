@@ -33,6 +33,7 @@ use super::recording::{self, Recorded, Recording, Recordings};
 use super::source::{Ended, LiveSource};
 use super::{Inlet, Order, ReplicaEnds, Report};
 use crate::pages::DifferentPage;
+use crate::patience::Patience;
 use crate::{Mismatch, ReplayError, Replayer};
 
 /// What a replica needs.
@@ -271,7 +272,8 @@ impl Replica {
         let header = state.machine.context("the join's state has no machine")?;
         let mut machine = snapshot::build(&header, memory, &state.memory_digest)?;
         machine.reset_slots_after_delta(self.options.reset_slots);
-        machine.attach_to_this_thread()?;
+        let timer = machine.attach_to_this_thread()?.timer();
+        let timer = timer.context("cannot make a timer")?;
         machine.start_epochs()?;
         let disks = Disks::start(images, None)?;
         let checker = StreamChecker::new(machine.config(), machine.stop(), machine.chain().to_message());
@@ -285,7 +287,7 @@ impl Replica {
             });
         let recording = Rc::new(RefCell::new(recording));
         let source = Recorded::new(source, recording.clone());
-        let mut replayer = Replayer::new(Box::new(source), &machine, disks);
+        let mut replayer = Replayer::new(Box::new(source), &machine, disks, Patience::new(timer));
         replayer.resume(&machine)?;
         self.history = History::default();
         replayer.keep_history(self.history.clone());

@@ -89,6 +89,13 @@ impl Source for LiveSource {
     fn ending(&self) -> Ending {
         Ending::Unfinished
     }
+
+    fn is_given_up(&mut self) -> bool {
+        while let Ok(order) = self.orders.try_recv() {
+            self.order(order);
+        }
+        matches!(self.fate.borrow().ended, Some(Ended::Discarded | Ended::Quit))
+    }
 }
 
 impl LiveSource {
