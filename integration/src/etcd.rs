@@ -29,6 +29,16 @@ pub struct Tls {
     pub key: PathBuf,
 }
 
+/// What a member's data outlive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The machine's death, as in service: its answers wait for the disk.
+    Machine,
+    /// The process' death: nothing is synced. A test kills the process and never the machine, whose memory has what was
+    /// written: it means the same, and does not fail where a disk that others use takes longer than a request may.
+    Process,
+}
+
 /// A member that runs, or ran.
 #[derive(Debug)]
 pub struct Etcd {
@@ -39,11 +49,12 @@ pub struct Etcd {
     ports: [u16; 3],
     /// The namespace that it runs in, and its address there.
     place: Option<(String, Ipv4Addr)>,
+    durability: Durability,
     child: Option<Child>,
 }
 
 impl Etcd {
-    /// Starts one whose files are in `directory`, and waits until it answers.
+    /// Starts one for a test, whose files are in `directory`, and waits until it answers.
     pub fn start(directory: &Path, tls: Option<Tls>) -> Result<Self> {
         // All three at once, so that they differ.
         let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
@@ -56,6 +67,7 @@ impl Etcd {
             tls,
             ports,
             place: None,
+            durability: Durability::Process,
             child: None,
         };
         etcd.run()?;
@@ -63,13 +75,19 @@ impl Etcd {
     }
 
     /// Starts one without TLS in `namespace`, at this address of it.
-    pub fn start_inside(namespace: &Namespace, address: Ipv4Addr, directory: &Path) -> Result<Self> {
+    pub fn start_inside(
+        namespace: &Namespace,
+        address: Ipv4Addr,
+        directory: &Path,
+        durability: Durability,
+    ) -> Result<Self> {
         let mut etcd = Self {
             directory: directory.into(),
             tls: None,
             // etcd's own; nobody else is in the namespace.
             ports: [2379, 2380, 2381],
             place: Some((namespace.name().into(), address)),
+            durability,
             child: None,
         };
         etcd.run()?;
@@ -99,6 +117,10 @@ impl Etcd {
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--listen-metrics-urls", &format!("http://{ip}:{health}"), "--data-dir"])
             .arg(self.directory.join("data"));
+        if self.durability == Durability::Process {
+            // Debian's has it, though 3.4 does not tell of it in its help.
+            command.arg("--unsafe-no-fsync");
+        }
         if let Some(tls) = &self.tls {
             command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&tls.ca);
             command

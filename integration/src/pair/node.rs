@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::Network;
 use super::network::WITNESS;
-use crate::etcd::Etcd;
+use crate::etcd::{Durability, Etcd};
 use crate::net::TAP;
 use crate::paths::program;
 use crate::process::check;
@@ -51,6 +51,8 @@ pub enum Arbiter {
     File,
     /// An etcd on a third host.
     Etcd,
+    /// The same for a test: it syncs nothing.
+    QuickEtcd,
 }
 
 /// A process of the pair.
@@ -75,8 +77,13 @@ impl Pair {
         std::fs::create_dir_all(&place)?;
         let (arbiter, etcd) = match arbiter {
             Arbiter::File => (format!("file:{}", place.display()), None),
-            Arbiter::Etcd => {
-                let etcd = Etcd::start_inside(&network.witness, WITNESS, &place)?;
+            Arbiter::Etcd | Arbiter::QuickEtcd => {
+                let durability = if arbiter == Arbiter::Etcd {
+                    Durability::Machine
+                } else {
+                    Durability::Process
+                };
+                let etcd = Etcd::start_inside(&network.witness, WITNESS, &place, durability)?;
                 (format!("etcd:{}", etcd.url()), Some(etcd))
             }
         };
@@ -212,13 +219,26 @@ impl Node {
 
     /// The state that it told last.
     pub fn state(&self) -> String {
-        let text = self.run.messages.text();
-        let state = text.lines().rev().find_map(|line| line.split_once(STATE));
-        state.map_or_else(String::new, |(_, state)| state.trim().to_owned())
+        last_state(&self.run.messages.text())
+    }
+
+    /// How often it told this state.
+    pub fn count_of_state(&self, state: &str) -> usize {
+        self.run.messages.text().matches(&format!("{STATE}{state}")).count()
+    }
+
+    /// Kills it as a power failure would. Returns the state that it told last.
+    pub fn kill(self) -> Result<String> {
+        Ok(last_state(&self.run.kill()?.messages))
     }
 
     /// Waits until the program says that it is in this state: `protected` is a primary's, `standby: protected` a backup's.
     pub fn wait_for_state(&self, state: &str, limit: Duration) -> Result<()> {
         self.run.messages.wait_for(&format!("{STATE}{state}"), limit)
     }
+}
+
+fn last_state(messages: &str) -> String {
+    let state = messages.lines().rev().find_map(|line| line.split_once(STATE));
+    state.map_or_else(String::new, |(_, state)| state.trim().to_owned())
 }

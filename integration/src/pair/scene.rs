@@ -45,6 +45,13 @@ impl Setup {
     /// With an etcd on a third host.
     #[must_use]
     pub fn etcd(mut self) -> Self {
+        self.arbiter = Arbiter::QuickEtcd;
+        self
+    }
+
+    /// With one that syncs, as in service: where it is measured.
+    #[must_use]
+    pub fn durable_etcd(mut self) -> Self {
         self.arbiter = Arbiter::Etcd;
         self
     }

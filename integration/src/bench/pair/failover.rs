@@ -120,7 +120,7 @@ fn with_arbiter(cores: &Cores, name: &str, goal: f64, wanted: usize, table: &mut
 /// One machine, killed once.
 fn fail_over(cores: &Cores, arbiter: &str, random: &mut Random) -> Result<Times> {
     let setup = Setup::new("bench-failover").heartbeat(HEARTBEAT).deadline(DEADLINE);
-    let setup = if arbiter == "etcd" { setup.etcd() } else { setup };
+    let setup = if arbiter == "etcd" { setup.durable_etcd() } else { setup };
     let Protected {
         counter,
         primary,
