@@ -61,14 +61,31 @@ pub fn run(_: Scale, table: &mut Table) -> Result<()> {
     for ((name, pid), held) in pids.iter().zip(&held) {
         add(table, name, *pid, held)?;
     }
+    // Each is told by this state. Terms alone do not tell: a divergence costs one, too, but for one that is found before the
+    // record names the backup.
+    let suspicions = machine.node.count_of_state("not-protected (lost-connection)");
+    let (term, divergences) = (number(&status, "term")?, number(&status, "divergences")?);
     let note = format!(
-        "{minutes} minutes; {:.0} divergences, held back for {:.0} s, log of {:.0} MiB",
-        number(&status, "divergences")?,
+        "hosts that were taken for dead; {:.0} heartbeats were not answered before the next, term {term:.0}",
+        number(&status, "heartbeats_missed")?
+    );
+    table.add(
+        Row::new("  false suspicions meanwhile", suspicions as f64, "")
+            .at_most(0.0)
+            .note(note),
+    );
+    let note = format!(
+        "{minutes} minutes; {divergences:.0} divergences, held back for {:.0} s, log of {:.0} MiB",
         number(&status, "throttled_seconds")?,
         number(&status, "log_bytes")? / f64::from(1 << 20),
     );
     table.add(Row::new("  answers to one client meanwhile", counter.answers() as f64, "").note(note));
     ensure!(status["state"] == "protected", "it is not protected any more: {status}");
+    ensure!(suspicions == 0, "{suspicions} false suspicions: {status}");
+    ensure!(
+        term <= 1.0 + divergences,
+        "a term that no divergence was the reason for: {status}"
+    );
     counter.wait_for(SOME, LIMIT)?;
     let tally = counter.finish()?;
     ensure!(tally.broken == 0 && tally.jumps == 0, "{tally:?}");
