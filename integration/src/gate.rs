@@ -13,6 +13,11 @@ pub fn soak() -> bool {
     std::env::var_os("LOCKSTEP_SOAK").is_some_and(|value| value == "1")
 }
 
+/// How often a test plays a fault whose moment is left to chance: once, and in the long forms five times.
+pub fn rounds() -> u32 {
+    if soak() { 5 } else { 1 }
+}
+
 /// Whether /dev/kvm, the guest's images and our programs are there. Use: `if !require_kvm() { return Ok(()); }`.
 ///
 /// # Panics

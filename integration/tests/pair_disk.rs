@@ -1,9 +1,9 @@
 //! Disks of a pair: copied whole while they are written, and what becomes of the pair where one of them fails.
 
 use anyhow::{Result, ensure};
-use lockstep_integration::gate::{require_file, require_loop_device, require_root_net};
+use lockstep_integration::gate::{require_file, require_loop_device, require_root_net, rounds};
 use lockstep_integration::pair::{
-    Alone, FailingDisk, Fault, FaultyDisk, Journal, LIMIT, Protected, Proxy, SOME, Scene, Setup, Weather,
+    Alone, FailingDisk, Fault, FaultyDisk, Journal, LIMIT, Node, Protected, Proxy, SOME, Scene, Setup, Weather,
 };
 use lockstep_integration::random::Random;
 
@@ -13,6 +13,19 @@ const READ: &str = "dd if=/dev/vda of=/dev/null bs=65536 count=16 skip=400 && ec
 /// Writes much that is written only once: what a copy lacks is not made good later.
 const WRITE: &str =
     "for i in $(seq 6); do dd if=/bin/busybox of=/data/f$i bs=4096 count=16 skip=$i; fsync /data/f$i; done &\n";
+
+/// Has the guest's shell wait for a newline before it does `what`. Typed text enters bit by bit, and where a disk fails first,
+/// what Redis writes may have the machine handed over before all of it has: the rest would be lost with the host.
+fn type_ahead(node: &mut Node, what: &str) -> Result<()> {
+    node.run.type_text(&format!("echo WAIT''ING; read GO; {what}"))?;
+    node.run.wait_for("WAITING", LIMIT)
+}
+
+/// Keeps the guest's kernel from telling of errors between the letters of what a test waits for.
+fn quiet(node: &mut Node) -> Result<()> {
+    node.run.type_text("dmesg -n 1; echo QUI''ET\n")?;
+    node.run.wait_for("QUIET", LIMIT)
+}
 
 /// The guest writes while its disk is copied to a blank one, over a network where what is sent later often comes first.
 #[test]
@@ -60,23 +73,25 @@ fn backup_fails(name: &str, what: &str) -> Result<()> {
     if !require_root_net() || !require_loop_device() {
         return Ok(());
     }
-    let (protected, failing) = with_failing_disk(name, 1)?;
-    protected.check_one_live()?;
-    failing.fail(&protected.backup)?;
-    let Protected {
-        mut primary,
-        backup,
-        counter,
-        mut scene,
-        ..
-    } = protected;
-    primary.run.type_text(what)?;
-    primary.wait_for_state("not-protected (refused: this node's disk has failed", LIMIT)?;
-    backup.run.messages.wait_for("disk request failed", LIMIT)?;
-    counter.wait_for(SOME, LIMIT)?;
-    scene.kill(backup)?;
-    println!("{}", primary.state());
-    ensure!(counter.finish()?.broken == 0, "the connection broke");
+    for _ in 0..rounds() {
+        let (protected, failing) = with_failing_disk(name, 1)?;
+        protected.check_one_live()?;
+        failing.fail(&protected.backup)?;
+        let Protected {
+            mut primary,
+            backup,
+            counter,
+            mut scene,
+            ..
+        } = protected;
+        primary.run.type_text(what)?;
+        primary.wait_for_state("not-protected (refused: this node's disk has failed", LIMIT)?;
+        backup.run.messages.wait_for("disk request failed", LIMIT)?;
+        counter.wait_for(SOME, LIMIT)?;
+        scene.kill(backup)?;
+        println!("{}", primary.state());
+        ensure!(counter.finish()?.broken == 0, "the connection broke");
+    }
     Ok(())
 }
 
@@ -99,21 +114,27 @@ fn a_primary_that_cannot_read_its_disk_hands_over() -> Result<()> {
     if !require_root_net() || !require_loop_device() {
         return Ok(());
     }
-    let (protected, failing) = with_failing_disk("pair-primary-error", 0)?;
-    failing.fail(&protected.primary)?;
-    let Protected {
-        mut primary,
-        backup,
-        counter,
-        scene,
-        ..
-    } = protected;
-    primary.run.type_text(READ)?;
-    let live = Alone::new(scene, backup, counter)?;
-    live.live.run.wait_for("HASREAD", LIMIT)?;
-    primary.wait_for_state("frozen (lost-term)", LIMIT)?;
-    ensure!(!primary.run.console.text().contains("CANNOTREAD"), "the guest was told");
-    live.settle()
+    for _ in 0..rounds() {
+        let (protected, failing) = with_failing_disk("pair-primary-error", 0)?;
+        let Protected {
+            mut primary,
+            backup,
+            counter,
+            scene,
+            ..
+        } = protected;
+        type_ahead(&mut primary, READ)?;
+        failing.fail(&primary)?;
+        primary.run.type_text("\n")?;
+        let mut live = Alone::new(scene, backup, counter)?;
+        // The first may have come too late; a shell takes one more for nothing.
+        live.live.run.type_text("\n")?;
+        live.live.run.wait_for("HASREAD", LIMIT)?;
+        primary.wait_for_state("frozen (lost-term)", LIMIT)?;
+        ensure!(!primary.run.console.text().contains("CANNOTREAD"), "the guest was told");
+        live.settle()?;
+    }
+    Ok(())
 }
 
 /// Without a backup the guest is told, as by a disk of its own.
@@ -122,17 +143,20 @@ fn a_machine_alone_is_told_of_its_disk() -> Result<()> {
     if !require_root_net() || !require_loop_device() {
         return Ok(());
     }
-    let (mut protected, failing) = with_failing_disk("pair-alone-error", 0)?;
-    // Its Redis would write, which fails, too.
-    protected.counter.set_silent(true);
-    let done = protected.scene.pair.operate(0, &["suspend"])?;
-    ensure!(done.status.success(), "{done:?}");
-    let primary = &mut protected.primary;
-    primary.wait_for_state("not-protected (suspended-by-user) term=2", LIMIT)?;
-    failing.fail(primary)?;
-    // Its kernel tells of each error, and not between two lines of others.
-    primary.run.type_text(&format!("dmesg -n 1; {READ}"))?;
-    primary.run.wait_for("CANNOTREAD", LIMIT)
+    for _ in 0..rounds() {
+        let (mut protected, failing) = with_failing_disk("pair-alone-error", 0)?;
+        quiet(&mut protected.primary)?;
+        // Its Redis would write, which fails, too.
+        protected.counter.set_silent(true);
+        let done = protected.scene.pair.operate(0, &["suspend"])?;
+        ensure!(done.status.success(), "{done:?}");
+        let primary = &mut protected.primary;
+        primary.wait_for_state("not-protected (suspended-by-user) term=2", LIMIT)?;
+        failing.fail(primary)?;
+        primary.run.type_text(READ)?;
+        primary.run.wait_for("CANNOTREAD", LIMIT)?;
+    }
+    Ok(())
 }
 
 /// A disk that cannot be copied is no reason for the machine to end.
@@ -141,17 +165,21 @@ fn a_primary_whose_disk_cannot_be_copied_goes_on_alone() -> Result<()> {
     if !require_root_net() || !require_loop_device() {
         return Ok(());
     }
-    let (scene, failing) = scene_with_failing_disk("pair-copy-error", 0)?;
-    let mut primary = scene.start_primary(0)?;
-    primary.wait_for_state("not-protected (need-backup)", LIMIT)?;
-    failing.fail(&primary)?;
-    let _backup = scene.start_backup(1)?;
-    primary
-        .run
-        .messages
-        .wait_for("a join has failed: this host's disk", LIMIT)?;
-    primary.run.type_text("echo ALI''VE\n")?;
-    primary.run.wait_for("ALIVE", LIMIT)
+    for _ in 0..rounds() {
+        let (scene, failing) = scene_with_failing_disk("pair-copy-error", 0)?;
+        let mut primary = scene.start_primary(0)?;
+        primary.wait_for_state("not-protected (need-backup)", LIMIT)?;
+        quiet(&mut primary)?;
+        failing.fail(&primary)?;
+        let _backup = scene.start_backup(1)?;
+        primary
+            .run
+            .messages
+            .wait_for("a join has failed: this host's disk", LIMIT)?;
+        primary.run.type_text("echo ALI''VE\n")?;
+        primary.run.wait_for("ALIVE", LIMIT)?;
+    }
+    Ok(())
 }
 
 /// A backup's disk with less room than the machine's has data.
@@ -160,33 +188,36 @@ fn a_backup_without_room_is_refused_and_joins_when_it_has_some() -> Result<()> {
     if !require_root_net() {
         return Ok(());
     }
-    let mut scene = Setup::new("pair-no-room").disk().build()?;
-    let Some([_, second]) = scene.disks.clone() else {
-        return Ok(());
-    };
-    let small = scene.pair.dir().join("small");
-    std::fs::create_dir(&small)?;
-    let (small, image) = (small.display(), small.join("disk.img"));
-    let bytes = std::fs::metadata(&second)?.len();
-    let script = format!(
-        "mount -t tmpfs -o size=256k none {small}; truncate -s {bytes} {}",
-        image.display()
-    );
-    scene.pair.prepare(1, script);
-    let backup = scene.pair.start_backup(1, |run| run.disk(&image))?;
-    let primary = scene.start_primary(0)?;
-    primary.wait_for_state("not-protected (refused: ", LIMIT)?;
-    ensure!(
-        primary.state().contains("No space left on device"),
-        "{}",
-        primary.state()
-    );
-    let counter = scene.count()?;
-    scene.kill(backup)?;
-    scene.pair.prepare(1, ":".into());
-    let backup = scene.start_backup(1)?;
-    primary.wait_for_state("protected", LIMIT)?;
-    Protected::new(scene, primary, backup, counter)?.settle_with_disks()
+    for _ in 0..rounds() {
+        let mut scene = Setup::new("pair-no-room").disk().build()?;
+        let Some([_, second]) = scene.disks.clone() else {
+            return Ok(());
+        };
+        let small = scene.pair.dir().join("small");
+        std::fs::create_dir(&small)?;
+        let (small, image) = (small.display(), small.join("disk.img"));
+        let bytes = std::fs::metadata(&second)?.len();
+        let script = format!(
+            "mount -t tmpfs -o size=256k none {small}; truncate -s {bytes} {}",
+            image.display()
+        );
+        scene.pair.prepare(1, script);
+        let backup = scene.pair.start_backup(1, |run| run.disk(&image))?;
+        let primary = scene.start_primary(0)?;
+        primary.wait_for_state("not-protected (refused: ", LIMIT)?;
+        ensure!(
+            primary.state().contains("No space left on device"),
+            "{}",
+            primary.state()
+        );
+        let counter = scene.count()?;
+        scene.kill(backup)?;
+        scene.pair.prepare(1, ":".into());
+        let backup = scene.start_backup(1)?;
+        primary.wait_for_state("protected", LIMIT)?;
+        Protected::new(scene, primary, backup, counter)?.settle_with_disks()?;
+    }
+    Ok(())
 }
 
 /// A primary's disk with less room than the guest then wants: it is handed over, and does not notice.
@@ -195,35 +226,38 @@ fn a_primary_without_room_hands_over() -> Result<()> {
     if !require_root_net() {
         return Ok(());
     }
-    let mut scene = Setup::new("pair-primary-no-room").disk().build()?;
-    let small = scene.pair.dir().join("small");
-    std::fs::create_dir(&small)?;
-    if let Some(disks) = &mut scene.disks {
-        let image = small.join("disk.img");
-        // What the machine has on it takes 300 KiB.
-        let script = format!(
-            "mount -t tmpfs -o size=1m none {}; cp --sparse=always {} {}",
-            small.display(),
-            disks[0].display(),
-            image.display()
-        );
-        scene.pair.prepare(0, script);
-        disks[0] = image;
+    for _ in 0..rounds() {
+        let mut scene = Setup::new("pair-primary-no-room").disk().build()?;
+        let small = scene.pair.dir().join("small");
+        std::fs::create_dir(&small)?;
+        if let Some(disks) = &mut scene.disks {
+            let image = small.join("disk.img");
+            // What the machine has on it takes 300 KiB.
+            let script = format!(
+                "mount -t tmpfs -o size=1m none {}; cp --sparse=always {} {}",
+                small.display(),
+                disks[0].display(),
+                image.display()
+            );
+            scene.pair.prepare(0, script);
+            disks[0] = image;
+        }
+        let Protected {
+            mut primary,
+            backup,
+            counter,
+            scene,
+            ..
+        } = scene.open()?;
+        primary
+            .run
+            .type_text("cat /bin/busybox /bin/busybox >/data/big && fsync /data/big && echo WRIT''TEN\n")?;
+        let alone = Alone::new(scene, backup, counter)?;
+        alone.live.run.wait_for("WRITTEN", LIMIT)?;
+        primary.run.messages.wait_for("No space left on device", LIMIT)?;
+        alone.settle()?;
     }
-    let Protected {
-        mut primary,
-        backup,
-        counter,
-        scene,
-        ..
-    } = scene.open()?;
-    primary
-        .run
-        .type_text("cat /bin/busybox /bin/busybox >/data/big && fsync /data/big && echo WRIT''TEN\n")?;
-    let alone = Alone::new(scene, backup, counter)?;
-    alone.live.run.wait_for("WRITTEN", LIMIT)?;
-    primary.run.messages.wait_for("No space left on device", LIMIT)?;
-    alone.settle()
+    Ok(())
 }
 
 /// Writes something, and has it on the disk before it says so.
@@ -245,25 +279,31 @@ fn primary_fails(name: &str, fault: Fault) -> Result<()> {
     if !require_root_net() || !require_file("/dev/fuse", "none: FUSE of the kernel") {
         return Ok(());
     }
-    let (protected, faulty) = with_faulty_disk(name, 0)?;
-    faulty.fail(fault);
-    let Protected {
-        mut primary,
-        backup,
-        counter,
-        scene,
-        ..
-    } = protected;
-    primary.run.type_text(WRITE_AND_SYNC)?;
-    let live = Alone::new(scene, backup, counter)?;
-    live.live.run.wait_for("WRITTEN", LIMIT)?;
-    primary.run.messages.wait_for("disk request failed", LIMIT)?;
-    primary.wait_for_state("frozen (lost-term)", LIMIT)?;
-    for node in [&primary, &live.live] {
-        let console = node.run.console.text();
-        ensure!(!console.contains("CANNOTWRITE"), "the guest was told: {console}");
+    for _ in 0..rounds() {
+        let (protected, faulty) = with_faulty_disk(name, 0)?;
+        let Protected {
+            mut primary,
+            backup,
+            counter,
+            scene,
+            ..
+        } = protected;
+        type_ahead(&mut primary, WRITE_AND_SYNC)?;
+        faulty.fail(fault);
+        primary.run.type_text("\n")?;
+        let mut live = Alone::new(scene, backup, counter)?;
+        // The first may have come too late; a shell takes one more for nothing.
+        live.live.run.type_text("\n")?;
+        live.live.run.wait_for("WRITTEN", LIMIT)?;
+        primary.run.messages.wait_for("disk request failed", LIMIT)?;
+        primary.wait_for_state("frozen (lost-term)", LIMIT)?;
+        for node in [&primary, &live.live] {
+            let console = node.run.console.text();
+            ensure!(!console.contains("CANNOTWRITE"), "the guest was told: {console}");
+        }
+        live.settle()?;
     }
-    live.settle()
+    Ok(())
 }
 
 /// The backup's disk refuses: the session ends and says why, and the machine goes on where it is.
@@ -271,23 +311,25 @@ fn backup_refuses(name: &str, fault: Fault) -> Result<()> {
     if !require_root_net() || !require_file("/dev/fuse", "none: FUSE of the kernel") {
         return Ok(());
     }
-    let (protected, faulty) = with_faulty_disk(name, 1)?;
-    faulty.fail(fault);
-    let Protected {
-        mut primary,
-        backup,
-        counter,
-        scene,
-        ..
-    } = protected;
-    primary.run.type_text(WRITE_AND_SYNC)?;
-    primary.wait_for_state("not-protected (refused: this node's disk has failed", LIMIT)?;
-    backup.run.messages.wait_for("disk request failed", LIMIT)?;
-    primary.run.wait_for("WRITTEN", LIMIT)?;
-    counter.wait_for(SOME, LIMIT)?;
-    let tally = counter.finish()?;
-    ensure!(tally.broken == 0 && tally.jumps == 0, "{tally:?}");
-    drop((primary, backup, scene));
+    for _ in 0..rounds() {
+        let (protected, faulty) = with_faulty_disk(name, 1)?;
+        faulty.fail(fault);
+        let Protected {
+            mut primary,
+            backup,
+            counter,
+            scene,
+            ..
+        } = protected;
+        primary.run.type_text(WRITE_AND_SYNC)?;
+        primary.wait_for_state("not-protected (refused: this node's disk has failed", LIMIT)?;
+        backup.run.messages.wait_for("disk request failed", LIMIT)?;
+        primary.run.wait_for("WRITTEN", LIMIT)?;
+        counter.wait_for(SOME, LIMIT)?;
+        let tally = counter.finish()?;
+        ensure!(tally.broken == 0 && tally.jumps == 0, "{tally:?}");
+        drop((primary, backup, scene));
+    }
     Ok(())
 }
 
