@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lockstep_integration::gate::{require_root_net, soak};
+use lockstep_integration::gate::{require_root_net, rounds, soak};
 use lockstep_integration::load::Benchmark;
 use lockstep_integration::pair::{Alone, Counter, Journal, LIMIT, Protected, Proxy, Scene, Setup, Weather};
 use lockstep_integration::random::Random;
@@ -99,14 +99,17 @@ fn a_backup_dies_protected_and_joining_and_just_named() -> Result<()> {
     if !require_root_net() {
         return Ok(());
     }
-    let alone = Setup::new("pair-backup-dies").open()?.kill_backup()?;
-    let joining = alone.scene.start_backup(1)?;
-    alone.live.wait_for_state("syncing", LIMIT)?;
-    let alone = kill_newcomer(alone, joining)?;
-    let named = alone.scene.start_backup(1)?;
-    named.wait_for_state("standby: protected", LIMIT)?;
-    let alone = kill_newcomer(alone, named)?;
-    alone.protect()?.settle()
+    for _ in 0..rounds() {
+        let alone = Setup::new("pair-backup-dies").open()?.kill_backup()?;
+        let joining = alone.scene.start_backup(1)?;
+        alone.live.wait_for_state("syncing", LIMIT)?;
+        let alone = kill_newcomer(alone, joining)?;
+        let named = alone.scene.start_backup(1)?;
+        named.wait_for_state("standby: protected", LIMIT)?;
+        let alone = kill_newcomer(alone, named)?;
+        alone.protect()?.settle()?;
+    }
+    Ok(())
 }
 
 /// Half a machine is none: whoever has it stands by for the next one.
@@ -115,37 +118,42 @@ fn a_primary_that_dies_in_a_join_is_not_taken_over() -> Result<()> {
     if !require_root_net() {
         return Ok(());
     }
-    let mut scene: Scene = Setup::new("pair-join").build()?;
-    // The join takes seconds.
-    let weather = Weather {
-        delay: Duration::from_millis(200),
-        ..Weather::default()
-    };
-    let network = &scene.pair.network;
-    let slow = Proxy::start(
-        &network.hosts[0].namespace,
-        scene.pair.address(1),
-        weather,
-        Random::new(1),
-    )?;
-    let (direct, frames) = (scene.pair.address(1), network.frames(1)?);
-    scene.pair.route(0, slow.address());
-    let backup = scene.start_backup(1)?;
-    let primary = scene.start_primary(0)?;
-    let counter: Counter = scene.count()?;
-    backup.wait_for_state("standby: syncing", LIMIT)?;
-    scene.kill(primary)?;
-    backup.wait_for_state("standby: starting", LIMIT)?;
-    ensure!(scene.pair.network.frames(1)? == frames, "the backup sent something");
-    // Its connection is gone with the machine.
-    drop(counter);
-    scene.pair.route(0, direct);
-    let primary = scene.start_primary(0)?;
-    primary.wait_for_state("protected", LIMIT)?;
-    let counter = scene.count()?;
-    Protected::new(scene, primary, backup, counter)?
-        .kill_primary()?
-        .settle()
+    for _ in 0..rounds() {
+        let mut scene: Scene = Setup::new("pair-join").build()?;
+        // The join takes seconds.
+        let weather = Weather {
+            delay: Duration::from_millis(200),
+            ..Weather::default()
+        };
+        let network = &scene.pair.network;
+        let slow = Proxy::start(
+            &network.hosts[0].namespace,
+            scene.pair.address(1),
+            weather,
+            Random::new(1),
+        )?;
+        let (direct, frames) = (scene.pair.address(1), network.frames(1)?);
+        scene.pair.route(0, slow.address());
+        let primary = scene.start_primary(0)?;
+        // Its tap is open; and the client has its connection before a join can be over.
+        primary.wait_for_state("not-protected (need-backup)", LIMIT)?;
+        let counter: Counter = scene.count()?;
+        let backup = scene.start_backup(1)?;
+        backup.wait_for_state("standby: syncing", LIMIT)?;
+        scene.kill(primary)?;
+        backup.wait_for_state("standby: starting", LIMIT)?;
+        ensure!(scene.pair.network.frames(1)? == frames, "the backup sent something");
+        // Its connection is gone with the machine.
+        drop(counter);
+        scene.pair.route(0, direct);
+        let primary = scene.start_primary(0)?;
+        primary.wait_for_state("protected", LIMIT)?;
+        let counter = scene.count()?;
+        Protected::new(scene, primary, backup, counter)?
+            .kill_primary()?
+            .settle()?;
+    }
+    Ok(())
 }
 
 /// Booting takes long: only in soak.
