@@ -22,7 +22,7 @@ pub use faulty::{Fault, FaultyDisk};
 pub use flip::{flip_tick, set_beside_tick};
 pub use network::{Host, Network, Place};
 pub use node::{Arbiter, Node, PORT, Pair};
-pub use protected::{Alone, LIMIT, Protected, SOME};
+pub use protected::{Alone, LIMIT, LONG, Protected, SOME};
 pub use proxy::{Proxy, Weather};
 pub use scene::{Scene, Setup, blank_like};
 pub use slow::{SlowVcpu, stop_vcpu};

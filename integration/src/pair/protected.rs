@@ -12,6 +12,9 @@ pub const LIMIT: Duration = Duration::from_secs(240);
 /// Answers that the client gets between two events.
 pub const SOME: u64 = 15;
 
+/// Answers in which whoever is to be silent would have said something.
+pub const LONG: u64 = 3 * SOME;
+
 /// A protected machine, its backup and a client.
 pub struct Protected {
     // Dropped in this order: first the programs, then their hosts.
@@ -117,6 +120,17 @@ impl Alone {
         live.wait_for_state("not-protected (lost-connection)", LIMIT)?;
         counter.wait_for(SOME, LIMIT)?;
         Ok(Self { counter, live, scene })
+    }
+
+    /// Whether a host sends nothing for the guest while the client gets its answers from the other one.
+    pub fn check_silent(&self, host: usize) -> Result<()> {
+        let frames = self.scene.pair.network.frames(host)?;
+        self.counter.wait_for(LONG, LIMIT)?;
+        ensure!(
+            self.scene.pair.network.frames(host)? == frames,
+            "host {host} sent frames of a machine that is not its own"
+        );
+        Ok(())
     }
 
     /// The dead host comes back, and stands by.
