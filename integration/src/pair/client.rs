@@ -36,6 +36,8 @@ pub struct Counter {
     stop: Arc<AtomicBool>,
     /// It is to say nothing for now.
     silent: Arc<AtomicBool>,
+    /// It says nothing, and has got all its answers.
+    idle: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
     /// Longest silence since [`Counter::take_silence`], in microseconds.
     silence: Arc<AtomicU64>,
@@ -49,14 +51,16 @@ impl Counter {
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (silence, silent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (told, count, quiet, key) = (stop.clone(), answers.clone(), silence.clone(), key.to_owned());
-        let hush = silent.clone();
+        let (hush, idle) = (silent.clone(), Arc::new(AtomicBool::new(false)));
+        let is_idle = idle.clone();
         let thread = std::thread::Builder::new().name("counter".into()).spawn(move || {
             enter(&place)?;
-            count_up(&key, &told, &hush, &count, &quiet)
+            count_up(&key, &told, [&hush, &is_idle], &count, &quiet)
         })?;
         Ok(Self {
             stop,
             silent,
+            idle,
             answers,
             silence,
             thread,
@@ -101,6 +105,19 @@ impl Counter {
         self.silent.store(silent, Ordering::Relaxed);
     }
 
+    /// Has it say nothing, and waits until it has got all its answers.
+    pub fn hush(&self, limit: Duration) -> Result<()> {
+        self.set_silent(true);
+        let begin = Instant::now();
+        while !self.idle.load(Ordering::Relaxed) {
+            if self.thread.is_finished() || begin.elapsed() > limit {
+                bail!("the client waits for an answer after {} of them", self.answers());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     /// Ends the count.
     pub fn finish(self) -> Result<Tally> {
         self.stop.store(true, Ordering::Relaxed);
@@ -114,7 +131,7 @@ impl Counter {
 fn count_up(
     key: &str,
     stop: &AtomicBool,
-    silent: &AtomicBool,
+    [silent, idle]: [&AtomicBool; 2],
     answers: &AtomicU64,
     quiet: &AtomicU64,
 ) -> Result<Tally> {
@@ -127,7 +144,9 @@ fn count_up(
     let mut line = String::new();
     let request = format!("INCR {key}\r\n");
     while !stop.load(Ordering::Relaxed) {
-        if silent.load(Ordering::Relaxed) {
+        let is_silent = silent.load(Ordering::Relaxed);
+        idle.store(is_silent, Ordering::Relaxed);
+        if is_silent {
             std::thread::sleep(Duration::from_millis(5));
             continue;
         }

@@ -12,6 +12,9 @@ const PREFIX: u8 = 24;
 /// The end of a cable in a namespace.
 const UPLINK: &str = "uplink";
 
+/// EtherType of what a new host says of a machine's address.
+const RARP: u16 = 0x8035;
+
 /// The witness' address.
 pub const WITNESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
 
@@ -23,7 +26,7 @@ pub struct Network {
     pub client: Namespace,
     /// Where a witness runs, at [`WITNESS`].
     pub witness: Namespace,
-    _switch: Namespace,
+    switch: Namespace,
 }
 
 /// A machine in the network that others may stop hearing.
@@ -71,7 +74,7 @@ impl Network {
             hosts,
             client: station("client", Ipv4Addr::new(10, 77, 0, 1))?,
             witness: station("witness", WITNESS)?,
-            _switch: switch,
+            switch,
         })
     }
 
@@ -114,13 +117,31 @@ impl Network {
         let mut sum = 0;
         for host in &self.hosts {
             let table = check(host.namespace.command("nft").args(["list", "table", "inet", "loss"]))?;
-            let counter = table.split("counter packets ").nth(1).unwrap_or_default();
-            let packets = counter.split(' ').next().unwrap_or_default();
-            sum += packets
-                .parse::<u64>()
-                .with_context(|| format!("no counter in {table}"))?;
+            sum += counted(&table)?;
         }
         Ok(sum)
+    }
+
+    /// Begins to count what tells the network where a machine is now.
+    pub fn count_announcements(&self) -> Result<()> {
+        let rule = |host: &Host| format!("{} ether type {RARP:#x} counter", comes_from(host));
+        let rules = self.hosts.each_ref().map(rule).join("\n");
+        let script = format!(
+            "table bridge announcements {{\nchain come {{\ntype filter hook prerouting priority 0\n{rules}\n}}\n}}\n"
+        );
+        feed(self.switch.command("nft").args(["-f", "-"]), &script)
+    }
+
+    /// Announcements that a host has sent since [`Network::count_announcements`].
+    pub fn announcements(&self, host: usize) -> Result<u64> {
+        let table = check(
+            self.switch
+                .command("nft")
+                .args(["list", "table", "bridge", "announcements"]),
+        )?;
+        let from = comes_from(&self.hosts[host]);
+        let rule = table.lines().find(|line| line.contains(&from));
+        counted(rule.with_context(|| format!("`{from}` is not in {table}"))?)
     }
 
     /// Frames that a host's program has sent for the guest so far.
@@ -164,4 +185,16 @@ impl Network {
             Place::Witness => WITNESS.to_string(),
         }
     }
+}
+
+/// What fits all that comes to the switch from a host.
+fn comes_from(host: &Host) -> String {
+    format!("iifname \"to-{}\"", host.name)
+}
+
+/// The packets of the first counter in what nft lists.
+fn counted(listed: &str) -> Result<u64> {
+    let counter = listed.split("counter packets ").nth(1).unwrap_or_default();
+    let packets = counter.split(' ').next().unwrap_or_default();
+    packets.parse().with_context(|| format!("no counter in {listed}"))
 }
