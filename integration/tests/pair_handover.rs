@@ -1,6 +1,7 @@
 //! A machine that is handed over on purpose: both hosts stay, the client sees nothing but a pause.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lockstep_integration::gate::require_root_net;
@@ -138,7 +139,9 @@ fn a_drill_is_a_failover() -> Result<()> {
     if !require_root_net() {
         return Ok(());
     }
-    let protected = Setup::new("drill").auto().open()?;
+    // The process is back before its peer claims, also while others use the host.
+    let setup = Setup::new("drill").auto().deadline(Duration::from_secs(15));
+    let protected = setup.open()?;
     let pid = protected.primary.run.pid();
     ask(&protected.scene.pair, &protected.primary, &["test-failover"], None)?;
     let Protected {

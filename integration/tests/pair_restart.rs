@@ -1,9 +1,12 @@
 //! Both hosts die. Only the one that the arbiter's record names boots, from its own disk, and the other one joins it.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use lockstep_integration::gate::require_root_net;
 use lockstep_integration::pair::{Alone, Journal, LIMIT, Node, Protected, Scene, Setup};
 use lockstep_integration::snapshot::BOOT_LIMIT;
+use rustix::process::Signal;
 
 /// Whether `host` refuses to run the machine, and says why.
 fn check_refused(scene: &Scene, host: usize, owner: &str, term: u32) -> Result<()> {
@@ -33,8 +36,15 @@ fn the_primary_boots_where_both_died_protected() -> Result<()> {
         backup,
         mut scene,
         ..
-    } = Setup::new("pair-restart-first").disk().open()?;
+    } = Setup::new("pair-restart-first")
+        .disk()
+        // The primary is not to miss its backup before it dies itself.
+        .deadline(Duration::from_secs(10))
+        .open()?;
     Journal::start(&mut primary)?;
+    for node in [&backup, &primary] {
+        node.run.signal(Signal::KILL)?;
+    }
     scene.kill(backup)?;
     scene.kill(primary)?;
     let Some([disk, replica]) = scene.disks.clone() else {

@@ -15,6 +15,8 @@ use serde_json::Value;
 const LIMIT_SECONDS: &str = "240";
 const HEARTBEAT: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(3);
+/// A process that is started looks at the record before this, also while others use the host.
+const UNHURRIED: Duration = Duration::from_secs(15);
 
 fn create(name: &str) -> Result<Pair> {
     Pair::create(&work_dir(name)?, Arbiter::File, HEARTBEAT, DEADLINE)
@@ -69,7 +71,7 @@ fn an_owner_that_is_back_before_its_peer_has_claimed_lets_it() -> Result<()> {
         counter,
         mut scene,
         ..
-    } = Setup::new("roles-quick").auto().open()?;
+    } = Setup::new("roles-quick").auto().deadline(UNHURRIED).open()?;
     let host = primary.host;
     scene.kill(primary)?;
     let returned = scene.start_backup(host)?;
