@@ -286,6 +286,8 @@ impl Primary {
                     ..join.state.clone()
                 };
                 line.say(Say::Hello(hello)).await?;
+                // To take all of memory in may take longer than the deadline: it is not for silence that the session ends.
+                line.send_heartbeats();
                 line.say(Say::State(state)).await?;
                 stream = Some(line.stream(BULK_STREAM, &join.bulk).await?);
             }

@@ -19,6 +19,8 @@ use tokio::runtime::Runtime;
 const IDLE: Duration = Duration::from_secs(10);
 /// A node on a busy host has ended a session after this.
 const LIMIT: Duration = Duration::from_secs(30);
+/// From one heartbeat to the next.
+const HEARTBEAT: Duration = Duration::from_millis(100);
 /// Most bytes of a join's frame.
 const MAX_FRAME: usize = 8 << 20;
 
@@ -158,6 +160,21 @@ impl Line {
                 };
                 // As lost as any datagram may be.
                 let _ = connection.send_datagram(reply.encode_to_vec().into());
+            }
+        });
+    }
+
+    /// Sends heartbeats for as long as the connection lives, as a primary does.
+    pub fn send_heartbeats(&self) {
+        let connection = self.connection.clone();
+        tokio::spawn(async move {
+            for number in 1.. {
+                let beat = Heartbeat { number, released: 0 };
+                // The connection is gone, and with it whoever would hear them.
+                if connection.send_datagram(beat.encode_to_vec().into()).is_err() {
+                    return;
+                }
+                tokio::time::sleep(HEARTBEAT).await;
             }
         });
     }
