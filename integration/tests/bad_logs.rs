@@ -3,15 +3,20 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lockstep_integration::gate::require_kvm;
+use lockstep_integration::paths::program;
+use lockstep_integration::process::bound;
 use lockstep_integration::tamper::{self, Value, segment};
 use lockstep_integration::{Booted, Debug, Kind, Run, work_dir};
 use lockstep_logcodec::LogReader;
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// What a command may take in seconds, on a busy host too. One that waits for somebody would take for ever.
+const LONGEST: &str = "240";
 
 /// What a command says, and its exit status.
 type Expected = (i32, &'static str);
@@ -23,7 +28,8 @@ struct Case {
     make: fn(good: &Path, copy: &Path) -> Result<()>,
     info: Expected,
     events: Expected,
-    /// Of `verify`, `console`, `export-pcap` and `diff LOGDIR`; diff's status is 2 where it is 1 for failures.
+    /// Of all that replay: `verify`, `console`, `export-pcap`, `replay`, `show`, `export-memory`, `gdb` and `diff LOGDIR`; diff's
+    /// status is 2 where it is 1 for failures.
     replay: Expected,
     /// Of `diff LOGDIR LOGDIR2`, where the first one is good.
     diff: Expected,
@@ -160,6 +166,22 @@ fn record() -> Result<PathBuf> {
     Ok(log)
 }
 
+/// Runs `lockstep-debug` with these arguments, to its end or for [`LONGEST`].
+fn run(arguments: &[&str]) -> Result<Debug> {
+    let mut command = bound("timeout");
+    // Each is killed when what started it ends.
+    command.args(["--signal=KILL", LONGEST, "setpriv", "--pdeathsig", "KILL", "--"]);
+    command.arg(program("lockstep-debug")?).args(arguments);
+    let output = command.stdin(Stdio::null()).output()?;
+    let messages = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!messages.contains("panicked"), "{arguments:?} panicked: {messages}");
+    Ok(Debug {
+        status: output.status,
+        out: output.stdout,
+        messages,
+    })
+}
+
 #[test]
 fn bad_logs_are_told_by_every_command() -> Result<()> {
     if !require_kvm() {
@@ -170,10 +192,10 @@ fn bad_logs_are_told_by_every_command() -> Result<()> {
         let log = good.with_file_name(case.name);
         (case.make)(&good, &log).with_context(|| case.name)?;
         let [good, log] = [&good, &log].map(|path| path.to_string_lossy().into_owned());
-        let capture = format!("{log}.pcapng");
+        let (capture, core) = (format!("{log}.pcapng"), format!("{log}.core"));
         let check = |arguments: &[&str], (code, text): Expected| -> Result<()> {
             println!("{}: {} is to end with {code}, saying `{text}`", case.name, arguments[0]);
-            let said = Debug::run(arguments)?;
+            let said = run(arguments)?;
             said.expect(code, text)
                 .with_context(|| format!("{}: {arguments:?}", case.name))?;
             // An error says so in one line; nothing that a program of ours should hide.
@@ -192,8 +214,20 @@ fn bad_logs_are_told_by_every_command() -> Result<()> {
             &["verify", &log][..],
             &["console", &log],
             &["export-pcap", &log, &capture],
+            &["replay", &log],
+            &["show", &log, "--at", "end"],
+            &["export-memory", &log, &core, "--at", "end"],
         ] {
             check(command, case.replay)?;
+        }
+        ensure!(
+            Path::new(&core).exists() == (case.replay.0 == 0),
+            "{}: half a core, or none",
+            case.name
+        );
+        // Of a log that can be replayed it would wait for a gdb.
+        if case.replay.0 != 0 {
+            check(&["gdb", &log, "--listen", "127.0.0.1:0", "--at", "end"], case.replay)?;
         }
         // A divergence is a difference, all else is a failure to compare.
         let diverged = case.name == "long-clock";
