@@ -42,7 +42,9 @@ put 644 "$source/lockstep.sysusers" usr/lib/sysusers.d/lockstep.conf
 put 644 "$source/lockstep.tmpfiles" usr/lib/tmpfiles.d/lockstep.conf
 
 documents=usr/share/doc/lockstep
-put 644 "$REPO_DIR/deploy/machine.toml" "$documents/examples/machine.toml"
+for example in "$REPO_DIR"/deploy/machine.toml "$REPO_DIR"/deploy/prometheus/*.yml; do
+    put 644 "$example" "$documents/examples/$(basename "$example")"
+done
 for document in "$REPO_DIR"/{README,ARCHITECTURE,docs/*}.md; do
     put 644 "$document" "$documents/$(basename "$document")"
 done

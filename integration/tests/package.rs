@@ -87,6 +87,8 @@ fn the_package_has_what_it_should_and_is_the_same_when_made_again() -> Result<()
         "/usr/lib/sysusers.d/lockstep.conf",
         "/usr/lib/tmpfiles.d/lockstep.conf",
         "/usr/share/man/man1/lockstep-backup-run.1.gz",
+        "/usr/share/doc/lockstep/examples/lockstep.rules.test.yml",
+        "/usr/share/doc/lockstep/examples/lockstep.rules.yml",
         "/usr/share/doc/lockstep/examples/machine.toml",
         "/usr/share/doc/lockstep/operations.md",
         "/usr/share/doc/lockstep/copyright",
@@ -115,14 +117,15 @@ fn the_packaged_programs_run_and_have_its_version() -> Result<()> {
         let said = check(Command::new(dir.join("usr/bin").join(program)).arg("--version"))?;
         ensure!(said.trim() == format!("{program} {VERSION}"), "{said}");
     }
-    let example = fs::read(dir.join("usr/share/doc/lockstep/examples/machine.toml"))?;
-    ensure!(
-        example == fs::read(repository().join("deploy/machine.toml"))?,
-        "not the example"
-    );
+    let examples = dir.join("usr/share/doc/lockstep/examples");
+    for source in ["machine.toml", "prometheus/lockstep.rules.yml"] {
+        let source = repository().join("deploy").join(source);
+        let packaged = examples.join(source.file_name().context("no name")?);
+        ensure!(fs::read(packaged)? == fs::read(&source)?, "not {}", source.display());
+    }
     let mut packaged = Command::new(dir.join("usr/bin/lockstep-primary"));
     packaged.args(["check-config", "--syntax"]);
-    check(packaged.arg(dir.join("usr/share/doc/lockstep/examples/machine.toml")))?;
+    check(packaged.arg(examples.join("machine.toml")))?;
     Ok(())
 }
 
@@ -150,6 +153,10 @@ fn the_maintainer_scripts_make_users_and_directories_and_remove_nothing() -> Res
             && users.contains(":/var/lib/lockstep:"),
         "{users}"
     );
+    // As the unit has it: what is asked or done as this user finds /dev/kvm as a machine does.
+    let groups = fs::read_to_string(root.join("etc/group"))?;
+    let is_member = |line: &str| line.starts_with("kvm:") && line.ends_with(":lockstep");
+    ensure!(groups.lines().any(is_member), "{groups}");
     // Which directories, their modes and owners; making them with owners needs root.
     let wanted = [
         "d /var/lib/lockstep 0750 lockstep lockstep -",
