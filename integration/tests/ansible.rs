@@ -1,6 +1,9 @@
 //! What `deploy` has for operators, from hosts with nothing but Debian to the end of a machine, on three hosts in containers:
 //! real systemd, sshd and etcd, and one client's connection all the while.
 
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,7 +11,9 @@ use anyhow::{Context, Result, ensure};
 use lockstep_integration::disk::make_ext4;
 use lockstep_integration::gate::require_hosts;
 use lockstep_integration::hosts::{Controller, Host, Site, current_package, older_package};
+use lockstep_integration::http::get;
 use lockstep_integration::load::redis_cli;
+use lockstep_integration::net::inside;
 use lockstep_integration::pair::{Counter, LIMIT, SOME};
 use lockstep_integration::paths::program;
 use lockstep_integration::run::WORDS;
@@ -23,6 +28,9 @@ const B: &str = "10.78.0.12";
 const NEW_B: &str = "10.78.0.22";
 const WITNESS: &str = "10.78.0.9";
 const MACHINE: &str = "vm";
+const MAC: &str = "52:4c:53:00:00:01";
+/// Where a host serves its metrics, in one setting for both.
+const METRICS: &str = "{{ ansible_host }}:9470";
 const ALL: [&str; 3] = ["a", "b", "w"];
 /// From one look to the next.
 const LOOK: Duration = Duration::from_millis(200);
@@ -33,13 +41,13 @@ fn inventory(dir: &Path, package: &Path, change: &Value) -> Result<Value> {
     let mut machine = json!({
         "name": MACHINE,
         "kernel": guest.vmlinux,
-        "initrd": guest.redis,
+        "initrd": dir.join("initrd.cpio"),
         "cmdline": format!("{WORDS} lockstep.run=redis lockstep.ip=10.77.0.2/24"),
         "memory_mib": 128,
         "disks": [{"file": "disk.img", "source": dir.join("disk.img")}],
-        "nics": [{"bridge": "br0", "mac": "52:4c:53:00:00:01"}],
+        "nics": [{"bridge": "br0", "mac": MAC}],
         // Two busy cores stand still for a second now and then.
-        "settings": {"heartbeat-ms": 100, "deadline-ms": 3000},
+        "settings": {"heartbeat-ms": 100, "deadline-ms": 3000, "metrics": METRICS},
     });
     let shared = json!({
         "lockstep_package": package,
@@ -97,6 +105,60 @@ fn count(site: &Site, key: &str) -> Result<Counter> {
     Ok(counter)
 }
 
+/// The machine's processes: at a, and at b by that address.
+fn pids(controller: &Controller<'_>, b: &str) -> Result<[Value; 2]> {
+    let pid = |address: &str| -> Result<Value> { Ok(controller.status(address, MACHINE)?["pid"].clone()) };
+    Ok([pid(A)?, pid(b)?])
+}
+
+/// All is as the inventory says: a playbook changes nothing, and neither foretells that it would.
+fn check_settled(controller: &Controller<'_>) -> Result<()> {
+    let before = pids(controller, B)?;
+    let looks: [&[&str]; 2] = [&[], &["--check"]];
+    for words in looks {
+        controller.play("site.yml", words)?.check_unchanged(&ALL)?;
+    }
+    let after = pids(controller, B)?;
+    ensure!(after == before, "{before:?} {after:?}");
+    Ok(())
+}
+
+/// Brings a change to both processes, one after the other; the machine goes on.
+fn apply(controller: &Controller<'_>, counter: &Counter) -> Result<()> {
+    let before = pids(controller, B)?;
+    controller.play("site.yml", &[])?;
+    let after = pids(controller, B)?;
+    ensure!(before[0] != after[0] && before[1] != after[1], "{before:?} {after:?}");
+    parts(controller, B)?;
+    counter.wait_for(SOME, LIMIT)
+}
+
+/// A host tells Prometheus what its node is.
+fn check_metrics(site: &Site, address: &str) -> Result<()> {
+    let place: SocketAddr = format!("{address}:9470").parse()?;
+    let answer = inside(site.controller.name(), || get(place, "/metrics"))?;
+    ensure!(
+        answer.starts_with("HTTP/1.0 200 ") && answer.contains("\nlockstep_state{"),
+        "{answer}"
+    );
+    Ok(())
+}
+
+/// Shuts the machine down, and waits until no host has a process of it.
+fn shut_down(controller: &Controller<'_>, hosts: [&str; 2]) -> Result<()> {
+    let output = controller.ask(hosts[0], &["lockstep-backup", "shutdown", MACHINE])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let begin = Instant::now();
+    for host in hosts {
+        let unit = format!("lockstep@{MACHINE}");
+        while controller.ask(host, &["systemctl", "is-active", &unit])?.stdout != b"inactive\n" {
+            ensure!(begin.elapsed() < LIMIT, "at {host} its process does not end");
+            std::thread::sleep(LOOK);
+        }
+    }
+    Ok(())
+}
+
 /// Types a command on a host; it has to fail and say `why`.
 fn refused(controller: &Controller<'_>, address: &str, words: &[&str], why: &str) -> Result<()> {
     let output = controller.ask(address, words)?;
@@ -114,6 +176,8 @@ fn playbooks_make_a_pair_and_keep_its_machine_running_through_all_that_follows()
     let (older, older_version) = older_package()?;
     let (package, version) = current_package()?;
     make_ext4(&dir.join("disk.img"), 32)?;
+    let initrd = dir.join("initrd.cpio");
+    std::fs::copy(Guest::find()?.redis, &initrd)?;
 
     let site = Site::create()?;
     let controller = Controller::create(&site.controller, &dir)?;
@@ -146,7 +210,16 @@ fn playbooks_make_a_pair_and_keep_its_machine_running_through_all_that_follows()
     let shutdown = ["lockstep-backup", "shutdown", MACHINE];
     refused(&controller, live, &shutdown, "keyboard")?;
     let counter = count(&site, "counter")?;
-    controller.play("site.yml", &[])?.check_unchanged(&ALL)?;
+    check_settled(&controller)?;
+    for host in [A, B] {
+        check_metrics(&site, host)?;
+    }
+    let several = r#"{"lockstep_machines": [{"name": "x"}, {"name": "y"}]}"#;
+    controller.refused(
+        "test-failover.yml",
+        &["--extra-vars", several],
+        "Name the machine, -e lockstep_machine=NAME, one of x, y",
+    )?;
 
     // A drill; what the roles made stays as it is, though the hosts' parts have changed.
     let report = dir.join("report.json");
@@ -160,7 +233,7 @@ fn playbooks_make_a_pair_and_keep_its_machine_running_through_all_that_follows()
     ensure!(now != live && report["term_after"] == "2", "{report}");
     ensure!(report["live"] == controller.status(now, MACHINE)?["node"], "{report}");
     counter.wait_for(SOME, LIMIT)?;
-    controller.play("site.yml", &[])?.check_unchanged(&ALL)?;
+    check_settled(&controller)?;
 
     controller.play("switchover.yml", &[])?;
     ensure!(parts(&controller, B)?[0] == live);
@@ -174,22 +247,20 @@ fn playbooks_make_a_pair_and_keep_its_machine_running_through_all_that_follows()
     ensure!(parts(&controller, B)?[0] == live);
 
     // A setting reaches both processes; one that they have to agree on is refused while they run.
-    let pids = |controller: &Controller<'_>| -> Result<[Value; 2]> {
-        Ok([A, B].map(|host| controller.status(host, MACHINE).map(|status| status["pid"].clone())))
-            .and_then(|[a, b]| Ok([a?, b?]))
-    };
-    let before = pids(&controller)?;
-    let changed = json!({"settings": {"heartbeat-ms": 100, "deadline-ms": 3000, "epoch-ms": 12}});
+    let settings = json!({"heartbeat-ms": 100, "deadline-ms": 3000, "metrics": METRICS, "epoch-ms": 12});
+    let changed = json!({"settings": settings});
     controller.set_inventory(&inventory(&dir, &older, &changed)?)?;
-    controller.play("site.yml", &[])?;
-    let after = pids(&controller)?;
-    ensure!(before[0] != after[0] && before[1] != after[1], "{before:?} {after:?}");
-    parts(&controller, B)?;
-    counter.wait_for(SOME, LIMIT)?;
-    let fixed = json!({"nics": [{"bridge": "br0", "mac": "52:4c:53:00:00:02"}]});
-    controller.set_inventory(&inventory(&dir, &older, &fixed)?)?;
-    controller.refused("site.yml", &[], "can change only while the machine is shut down")?;
-    parts(&controller, B)?;
+    apply(&controller, &counter)?;
+    for [bridge, mac] in [["br0", "52:4c:53:00:00:02"], ["br1", MAC]] {
+        let fixed = json!({"settings": settings, "nics": [{"bridge": bridge, "mac": mac}]});
+        controller.set_inventory(&inventory(&dir, &older, &fixed)?)?;
+        controller.refused("site.yml", &[], "can change only while the machine is shut down")?;
+        parts(&controller, B)?;
+    }
+    // So does another initrd under the old one's name; Linux passes over zeroes at its end.
+    controller.set_inventory(&inventory(&dir, &older, &changed)?)?;
+    OpenOptions::new().append(true).open(&initrd)?.write_all(&[0; 512])?;
+    apply(&controller, &counter)?;
 
     // Other programs, with a newer revision of the device model; the machine keeps its own.
     controller.set_inventory(&inventory(&dir, &package, &changed)?)?;
@@ -215,11 +286,16 @@ fn playbooks_make_a_pair_and_keep_its_machine_running_through_all_that_follows()
     controller.set_inventory(&replaced)?;
     let new = ["--extra-vars", "lockstep_new_host=b"];
     controller.refused("replace-host.yml", &new, "power the lost one off")?;
-    controller.play(
+    let sure = [&new[..], &["--extra-vars", "lockstep_lost_host_is_off=true"]].concat();
+    let other = format!("lockstep_package={}", older.display());
+    controller.refused(
         "replace-host.yml",
-        &[&new[..], &["--extra-vars", "lockstep_lost_host_is_off=true"]].concat(),
+        &[&sure[..], &["--extra-vars", other.as_str()]].concat(),
+        "the new host would get other programs",
     )?;
+    controller.play("replace-host.yml", &sure)?;
     ensure!(parts(&controller, NEW_B)? == [A, NEW_B]);
+    check_metrics(&site, NEW_B)?;
     counter.wait_for(SOME, LIMIT)?;
 
     // Both lose their power. What is acknowledged from now on is on the guest's disk before.
@@ -257,7 +333,25 @@ fn playbooks_make_a_pair_and_keep_its_machine_running_through_all_that_follows()
     let tally = again.finish()?;
     ensure!(tally.broken == 0 && tally.last == tally.acknowledged, "{tally:?}");
 
-    // Booted anew it has the newer revision, and its guest shuts down when the machine is removed.
+    // Booted anew it has the newer revision, and its guest shuts down. Then its tap device can become another one.
+    shut_down(&controller, parts(&controller, NEW_B)?)?;
+    let nics = json!([{"bridge": "br0", "mac": MAC, "tap": "other0"}]);
+    replaced["all"]["vars"]["lockstep_machines"][0]["nics"] = nics;
+    controller.set_inventory(&replaced)?;
+    controller.play("site.yml", &[])?;
+    for host in [A, NEW_B] {
+        refused(
+            &controller,
+            host,
+            &["ip", "link", "show", "dev", "vm0"],
+            "does not exist",
+        )?;
+    }
+    let tally = count(&site, "third")?.finish()?;
+    ensure!(tally.broken == 0 && tally.last == tally.acknowledged, "{tally:?}");
+    controller.play("site.yml", &[])?.check_unchanged(&ALL)?;
+
+    // It goes for good, and its guest shuts down again.
     controller.refused("remove.yml", &[], "lockstep_confirm_remove")?;
     parts(&controller, NEW_B)?;
     let sure = ["--extra-vars", "lockstep_confirm_remove=vm lockstep_remove_disks=true"];
@@ -265,6 +359,14 @@ fn playbooks_make_a_pair_and_keep_its_machine_running_through_all_that_follows()
     for host in [A, NEW_B] {
         refused(&controller, host, &["ls", "/var/lib/lockstep/vm"], "No such file")?;
         refused(&controller, host, &["ls", "/etc/lockstep/vm.toml"], "No such file")?;
+        refused(
+            &controller,
+            host,
+            &["ip", "link", "show", "dev", "other0"],
+            "does not exist",
+        )?;
+        let unit = "/etc/systemd/system/lockstep-tap-vm.service";
+        refused(&controller, host, &["ls", unit], "No such file")?;
     }
     controller.play("remove.yml", &sure)?.check_unchanged(&["a", "b"])?;
     ensure!(!controller.has_said("PRIVATE KEY")?, "a key is in what Ansible said");
