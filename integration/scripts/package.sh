@@ -8,7 +8,7 @@ scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$scripts/lib.sh"
 
 package=$TARGET_DIR/deb/lockstep_${LOCKSTEP_VERSION}_amd64.deb
-inputs=("$TARGET_DIR"/release/lockstep-{primary,backup,debug} "$scripts"/{deb,man}.sh "$REPO_DIR"/deploy/{debian,machine.toml,lockstep@.service}
+inputs=("$TARGET_DIR"/release/lockstep-{primary,backup,debug} "$scripts"/{deb,man}.sh "$REPO_DIR"/deploy/{debian,machine.toml,prometheus,lockstep@.service}
     "$REPO_DIR"/{README.md,ARCHITECTURE.md,docs})
 if [ ! -f "$package" ] || [ -n "$(find "${inputs[@]}" -newer "$package" -print -quit)" ]; then
     "$scripts/man.sh" 2>/dev/null
