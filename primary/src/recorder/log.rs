@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
-use lockstep_logcodec::{Violation, WriterOptions, record::pack_pages};
+use lockstep_logcodec::{PagePacker, Violation, WriterOptions};
 use lockstep_proto::{Batch, End, Identity, PageChunk};
 use lockstep_vmm::machine::{Machine, MachineError};
 use lockstep_vmm::memory::PAGE_SIZE;
@@ -266,11 +266,12 @@ impl Drop for LogThread {
 }
 
 /// The pages of a delta as chunks.
-pub fn pack_delta(frames: &[u64], pages: &[u8]) -> Result<Vec<PageChunk>, Violation> {
+fn pack_delta(frames: &[u64], pages: &[u8]) -> Result<Vec<PageChunk>, Violation> {
+    let mut packer = PagePacker::new()?;
     frames
         .chunks(CHUNK_PAGES)
         .zip(pages.chunks(CHUNK_PAGES * PAGE_SIZE))
-        .map(|(frames, pages)| pack_pages(frames.iter().copied().zip(pages.chunks(PAGE_SIZE))))
+        .map(|(frames, pages)| packer.pack(frames.iter().copied().zip(pages.chunks(PAGE_SIZE))))
         .collect()
 }
 

@@ -30,7 +30,7 @@ use lockstep_vmm::machine::{Flow, Machine, MachineError, Oracle, Slice, Stop, St
 use thiserror::Error;
 
 pub use self::inputs::fill_random;
-pub use self::log::{LogOptions, LogSummary, LogThread, pack_delta};
+pub use self::log::{LogOptions, LogSummary, LogThread};
 pub use self::outlet::Outlet;
 use self::pace::Pace;
 use self::timers::DueTimer;
