@@ -38,7 +38,7 @@ CONF
     [ "$(id -u)" -ne 0 ] || echo 'APT::Sandbox::User "root";' >>"$APT_DIR/apt.conf"
 }
 
-apt_get() { apt-get -q -c "$APT_DIR/apt.conf" "$@" >&2; }
+apt_get() { apt-get -q -o Acquire::Retries=3 -c "$APT_DIR/apt.conf" "$@" >&2; }
 
 apt_lists_updated=
 apt_update() {

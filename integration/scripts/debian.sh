@@ -29,9 +29,11 @@ done
 say "making a Debian root file system (three minutes)"
 rm -rf "$dir/root" "$dir/stamp" "$image"
 if [ ! -d "$dir/pristine" ]; then
-    rm -rf "$dir/partial"
-    PATH=$PATH:/usr/sbin:/sbin debootstrap --variant=minbase --include=openssl "$suite" "$dir/partial" "$(mirror)" \
-        >"$dir/log" 2>&1 || die "debootstrap has failed: $(tail -n 1 "$dir/log")"
+    bootstrap() {
+        rm -rf "$dir/partial"
+        PATH=$PATH:/usr/sbin:/sbin debootstrap --variant=minbase --include=openssl "$suite" "$dir/partial" "$(mirror)" >"$dir/log" 2>&1
+    }
+    retry bootstrap || die "debootstrap has failed: $(tail -n 1 "$dir/log")"
     mv "$dir/partial" "$dir/pristine"
 fi
 cp -a "$dir/pristine" "$dir/root"

@@ -27,16 +27,20 @@ fi
 command -v debootstrap >/dev/null || die "debootstrap is missing (Debian package debootstrap)"
 
 say "making a Debian root for hosts in containers (three minutes)"
-rm -rf "$root" "$dir/partial" "$dir/stamp"
-debootstrap --variant=minbase --include="$have" "$suite" "$dir/partial" "$(mirror)" >"$dir/log" 2>&1 ||
+rm -rf "$root" "$dir/stamp"
+bootstrap() {
+    rm -rf "$dir/partial"
+    debootstrap --variant=minbase --include="$have" "$suite" "$dir/partial" "$(mirror)" >"$dir/log" 2>&1
+}
+retry bootstrap ||
     die "debootstrap has failed: $(tail -n 1 "$dir/log")"
 inside() { chroot "$dir/partial" env DEBIAN_FRONTEND=noninteractive LC_ALL=C "$@" >>"$dir/log" 2>&1; }
 
 packages=$dir/partial/srv/packages
 mkdir -p "$packages"
 inside apt-get -q clean
-inside apt-get -q update
-inside apt-get -q -y --no-install-recommends --download-only install "$wanted"
+retry inside apt-get -q update
+retry inside apt-get -q -y --no-install-recommends --download-only install "$wanted"
 mv "$dir/partial"/var/cache/apt/archives/*.deb "$packages"
 for deb in "$packages"/*.deb; do
     dpkg-deb -f "$deb"

@@ -20,6 +20,17 @@ as_root() {
 }
 can_root() { [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
 
+# Runs a command again where it fails, twice: a mirror may be changing, or out of reach for a moment.
+retry() {
+    local try
+    for try in 1 2; do
+        "$@" && return
+        say "this has failed, and is tried again: $*"
+        sleep $((10 * try))
+    done
+    "$@"
+}
+
 has_kvm() { [ -r /dev/kvm ] && [ -w /dev/kvm ]; }
 
 # Where Debian packages come from: DEBIAN_MIRROR, or else the mirror of this machine's own.
