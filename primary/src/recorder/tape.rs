@@ -23,6 +23,9 @@ use crate::start::realtime_seconds;
 /// From one look at the ring's files to the next.
 pub const LOOK: Duration = Duration::from_millis(250);
 
+/// How long a start state may take to be on the disk when all ends.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+
 /// A log that is written.
 struct Track {
     writer: LogWriter,
@@ -302,10 +305,23 @@ impl Tape {
         Ok(())
     }
 
-    /// Ends it in order. A part that is not whole yet is given up: the one before has everything.
-    pub fn end(&mut self, end: End) -> Result<LogSummary, String> {
+    /// Goes on with a part whose start state is on its way to the disk: were it left to itself, it could become whole after
+    /// the part before was closed as the last. Where that takes too long it is given up: the part before has everything.
+    fn settle(&mut self) -> Result<(), String> {
         self.turn()?;
+        if let Some((_, whole)) = &self.next
+            && !self.is_open
+            && let Ok(Ok(())) = whole.recv_timeout(LAST_WAIT)
+        {
+            self.switch()?;
+        }
         self.next = None;
+        Ok(())
+    }
+
+    /// Ends it in order.
+    pub fn end(&mut self, end: End) -> Result<LogSummary, String> {
+        self.settle()?;
         if let Some(track) = self.track.take() {
             self.sum += track.end(end)?;
         }
@@ -314,8 +330,7 @@ impl Tape {
 
     /// The same with what was handed over last.
     pub fn close(&mut self) -> Result<LogSummary, String> {
-        self.turn()?;
-        self.next = None;
+        self.settle()?;
         if let Some(track) = self.track.take() {
             self.sum += track.close(self.status.get().term, false)?;
         }
