@@ -61,17 +61,19 @@ impl Screen {
         self.tmux(&["capture-pane", "-p"])
     }
 
-    /// Waits until what is on it is as wanted, and returns it.
+    /// Waits until what is on it is as wanted and stays so for a look: it may have been drawn by half. Returns it.
     pub fn wait(&self, limit: Duration, wanted: impl Fn(&str) -> bool) -> Result<String> {
         let begin = Instant::now();
+        let mut before = String::new();
         loop {
             let text = self.text()?;
-            if wanted(&text) {
+            if text == before && wanted(&text) {
                 return Ok(text);
             }
             if begin.elapsed() > limit {
                 bail!("the screen did not become what was waited for:\n{text}");
             }
+            before = text;
             std::thread::sleep(LOOK);
         }
     }

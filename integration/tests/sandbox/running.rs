@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lockstep_integration::gate::{require_kvm, require_root_net};
@@ -15,6 +15,7 @@ use lockstep_integration::paths::program;
 use lockstep_integration::process::check;
 use lockstep_integration::{Booted, Guest, Kind, Namespace, Run};
 use nix::errno::Errno;
+use nix::libc::user_regs_struct;
 use nix::sys::signal::Signal;
 use nix::sys::{ptrace, wait};
 use nix::unistd::Pid;
@@ -91,14 +92,9 @@ fn every_thread_of_a_pair_is_confined_before_and_after_a_failover() -> Result<()
 /// Has the main thread of a process, which runs the vCPU, make a system call of ours. `None`: it lives.
 fn inject(pid: u32, call: i64) -> Result<Option<wait::WaitStatus>> {
     let thread = Pid::from_raw(pid as i32);
-    ptrace::attach(thread).context("cannot stop the vCPU thread")?;
-    stopped(thread)?;
-    let before = ptrace::getregs(thread)?;
+    let before = stop_in_a_call(thread)?;
     let mut registers = before;
-    // It stands behind the instruction by which it entered the kernel.
     registers.rip -= 2;
-    let code = ptrace::read(thread, registers.rip as ptrace::AddressType)?;
-    ensure!(code & 0xffff == 0x050f, "no SYSCALL at {:#x}: {code:#x}", registers.rip);
     registers.rax = call as u64;
     // Nothing is to be made again.
     registers.orig_rax = u64::MAX;
@@ -113,6 +109,28 @@ fn inject(pid: u32, call: i64) -> Result<Option<wait::WaitStatus>> {
     ptrace::setregs(thread, before)?;
     ptrace::detach(thread, None)?;
     Ok(None)
+}
+
+/// Stops a thread where it stands behind the instruction by which it entered the kernel: it may be between two calls when it
+/// is looked at.
+fn stop_in_a_call(thread: Pid) -> Result<user_regs_struct> {
+    let begin = Instant::now();
+    loop {
+        ptrace::attach(thread).context("cannot stop the vCPU thread")?;
+        stopped(thread)?;
+        let registers = ptrace::getregs(thread)?;
+        let code = ptrace::read(thread, (registers.rip - 2) as ptrace::AddressType)?;
+        if code & 0xffff == 0x050f {
+            return Ok(registers);
+        }
+        ensure!(
+            begin.elapsed() < LIMIT,
+            "no SYSCALL before {:#x}: {code:#x}",
+            registers.rip
+        );
+        ptrace::detach(thread, None)?;
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Waits until a thread has stopped; `Some`: it has ended.
