@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, Command};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use super::file::{Content, Entry, Value};
 use super::{CONFIG, Problem, with_environment};
@@ -24,11 +24,13 @@ pub(super) fn arguments(
 ) -> Result<Vec<(String, OsString)>, Vec<Problem>> {
     let mut content = content.clone();
     let mut arguments = Vec::new();
+    let of_node = NodeArgs::augment_args(Command::new(""));
     for entry in content.entries.clone() {
         let long = |arg: &&Arg| arg.get_long() == Some(&entry.key) && !NOT_HERE.contains(&entry.key.as_str());
         let Some(arg) = options.get_arguments().find(long) else {
-            if !known().contains(&entry.key) {
-                unknown(&mut content, &entry);
+            // In a file for both programs, what a node has more than this one.
+            if !longs(&of_node).contains(&entry.key) {
+                unknown(&mut content, &entry, [options, &of_node]);
             }
             continue;
         };
@@ -83,46 +85,58 @@ fn remedy(arg: &Arg) -> String {
     }
 }
 
-/// Every key that one of the programs takes.
-fn known() -> Vec<String> {
-    [
-        run::RunOptions::augment_args(Command::new("")),
-        NodeArgs::augment_args(Command::new("")),
-    ]
-    .iter()
-    .flat_map(|command| command.get_arguments().filter_map(Arg::get_long))
-    .filter(|long| !NOT_HERE.contains(long))
-    .map(str::to_owned)
-    .collect()
+/// The keys of these options.
+fn longs(options: &Command) -> Vec<String> {
+    let longs = options.get_arguments().filter_map(Arg::get_long);
+    longs
+        .filter(|long| !NOT_HERE.contains(long))
+        .map(str::to_owned)
+        .collect()
 }
 
-fn unknown(content: &mut Content, entry: &Entry) {
-    let alike = known()
+/// The key that is most like this one, if any is.
+fn alike(key: &str, options: &Command) -> Option<String> {
+    let likeness = longs(options)
         .into_iter()
-        .map(|key| (strsim::jaro_winkler(&key, &entry.key), key))
-        .filter(|(likeness, _)| *likeness > ALIKE)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    let remedy = match alike {
-        Some((_, key)) => format!("`{key}` may be meant"),
-        None => "take it out; the keys are the long flags of `lockstep-backup run --help`".into(),
+        .map(|other| (strsim::jaro_winkler(&other, key), other));
+    let near = likeness.filter(|(likeness, _)| *likeness > ALIKE);
+    near.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other)
+}
+
+fn unknown(content: &mut Content, entry: &Entry, either: [&Command; 2]) {
+    let of_primary = longs(&run::RunOptions::augment_args(Command::new("")));
+    let remedy = if of_primary.contains(&entry.key) {
+        format!(
+            "take it out: a node has none, only `lockstep-primary run` has --{}",
+            entry.key
+        )
+    } else if let Some(key) = either.iter().find_map(|options| alike(&entry.key, options)) {
+        format!("`{key}` may be meant")
+    } else {
+        "take it out; the keys are the long flags of `lockstep-backup run --help`".into()
     };
     content.problem(entry.line, &entry.key, "there is no such key", &remedy);
 }
 
 /// The key that clap complains about.
 pub(super) fn blame(error: &clap::Error) -> Option<String> {
-    let name = |text: &str| {
-        let word = text.trim_start_matches(['-', '<']);
-        word.split([' ', '=', '[', '<', '>'])
-            .next()
-            .unwrap_or_default()
-            .to_owned()
-    };
-    match error.get(ContextKind::InvalidArg)? {
-        ContextValue::String(text) => Some(name(text)),
-        ContextValue::Strings(texts) => texts.first().map(|text| name(text)),
-        _ => None,
+    blamed(error).first().map(|text| name(text))
+}
+
+/// The arguments that clap complains about, in its own notation.
+fn blamed(error: &clap::Error) -> &[String] {
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(text)) => std::slice::from_ref(text),
+        Some(ContextValue::Strings(texts)) => texts,
+        _ => &[],
     }
+}
+
+/// The key in clap's notation of an argument.
+fn name(text: &str) -> String {
+    let word = text.trim_start_matches(['-', '<']);
+    let name = word.split([' ', '=', '[', '<', '>']).next();
+    name.unwrap_or_default().to_owned()
 }
 
 /// What clap complains about, without its own decoration.
@@ -146,9 +160,15 @@ fn complaint(error: &clap::Error) -> String {
     lines.join(" ").trim_start_matches("error: ").to_owned()
 }
 
+/// What a node of a pair must have. Of a node itself clap asks it only where any of it is given.
+const OF_PAIR: [&str; 6] = ["name", "node", "peer_name", "peer", "pki", "arbiter"];
+
 /// The options that a file is checked against: those of a node, which both programs' machines are started with.
 pub(super) fn options() -> Command {
-    NodeArgs::augment_args(Command::new(super::RUN)).no_binary_name(true)
+    let options = NodeArgs::augment_args(Command::new(super::RUN)).no_binary_name(true);
+    OF_PAIR
+        .iter()
+        .fold(options, |options, id| options.mut_arg(id, |arg| arg.required(true)))
 }
 
 /// A file that was checked.
@@ -185,22 +205,31 @@ pub fn check(content: &Content) -> Checked {
         let matches = options
             .clone()
             .try_get_matches_from(arguments.into_iter().map(|(_, argument)| argument));
-        let error = match matches {
-            Ok(matches) => break <NodeArgs as clap::FromArgMatches>::from_arg_matches(&matches).ok(),
+        let error = match matches.and_then(|matches| NodeArgs::from_arg_matches(&matches)) {
+            Ok(node) => break Some(node),
             Err(error) => error,
         };
         let entry = blame(&error).and_then(|key| content.entries.iter().find(|entry| entry.key == key).cloned());
         match entry {
-            Some(entry) if error.kind() != ErrorKind::MissingRequiredArgument => {
+            _ if error.kind() == ErrorKind::MissingRequiredArgument => {
+                let found = missing(&error, &options, &problems);
+                problems.extend(found);
+                break None;
+            }
+            Some(entry) => {
                 problems.push(problem_of(&error, &entry));
                 content.entries.retain(|other| other.key != entry.key);
             }
-            // What is missing may be missing because it was wrong.
-            _ if problems.is_empty() => {
-                problems.push(missing(&error));
+            // The environment has it.
+            None => {
+                problems.push(Problem {
+                    line: 0,
+                    key: blame(&error),
+                    what: complaint(&error),
+                    remedy: "set it in the file, and not in the environment".into(),
+                });
                 break None;
             }
-            _ => break None,
         }
     };
     problems.sort_by_key(|problem| problem.line);
@@ -208,12 +237,35 @@ pub fn check(content: &Content) -> Checked {
     Checked { problems, node }
 }
 
-fn missing(error: &clap::Error) -> Problem {
-    let what = complaint(error);
-    Problem {
-        line: 0,
-        key: blame(error),
-        remedy: "set it in the file, or by its flag".into(),
-        what,
+/// What is missing, but for what may be missing because it was wrong: that has a problem already.
+fn missing(error: &clap::Error, options: &Command, problems: &[Problem]) -> Vec<Problem> {
+    // Who knows what stands in lines that are not TOML.
+    if problems.iter().any(|problem| problem.key.is_none()) {
+        return Vec::new();
     }
+    let is_told = |key: &String| {
+        let mut told = problems.iter().filter_map(|problem| problem.key.as_ref());
+        told.any(|told| told == key || alike(told, options).as_ref() == Some(key))
+    };
+    let mut found = Vec::new();
+    for text in blamed(error) {
+        // Of a group, one is enough.
+        let keys: Vec<String> = text.split('|').map(name).collect();
+        if keys.iter().any(is_told) {
+            continue;
+        }
+        let arg = options
+            .get_arguments()
+            .find(|arg| arg.get_long() == keys.first().map(String::as_str));
+        found.push(Problem {
+            line: 0,
+            key: keys.first().cloned(),
+            what: match &keys[..] {
+                [_] => "it is required, and not set".into(),
+                several => format!("one of {} is required, and none is set", several.join(", ")),
+            },
+            remedy: format!("set it; {}", arg.map(remedy).unwrap_or_default()),
+        });
+    }
+    found
 }

@@ -1,7 +1,8 @@
 //! The configuration of a machine: one file for both programs, environment and flags.
 //!
 //! Invariants:
-//! - Every long flag of `run` is a key of the file, and no other key is taken: there is one list, clap's.
+//! - Every long flag of `run` is a key of the file, and no other key is taken: there is one list, clap's. Only what a node
+//!   that may stand by has more (`listen`, `role`) is passed over by `lockstep-primary run`, so that one file does for both.
 //! - What is set in several places is taken from the flag, else from the environment (LOCKSTEP_ and the flag's name), else
 //!   from the file. A list is taken whole from one of them.
 //! - A file with a problem starts nothing.

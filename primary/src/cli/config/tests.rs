@@ -1,9 +1,10 @@
 use std::io::Write;
 
-use clap::CommandFactory;
+use clap::{Args, CommandFactory};
 
 use super::*;
 use crate::cli::Cli;
+use crate::cli::node::NodeArgs;
 
 /// A file that has everything a node needs; line 1 is its name.
 const GOOD: &str = r#"name = "vm"
@@ -47,8 +48,14 @@ fn broken_files_are_explained() {
         (1, "name = \"vm", "", "not TOML"),
         (1, "name \"vm\"", "", "not TOML"),
         (1, "nmae = \"vm\"", "nmae", "`name` may be meant"),
-        (1, "colour = \"red\"", "colour", "take it out"),
-        (1, "config = \"other.toml\"", "config", "no such key"),
+        (1, "name = \"vm\"\ncolour = \"red\"", "colour", "take it out"),
+        (1, "name = \"vm\"\nconfig = \"other.toml\"", "config", "no such key"),
+        (
+            1,
+            "name = \"vm\"\nsave = \"vm.snapshot\"",
+            "save",
+            "only `lockstep-primary run` has --save",
+        ),
         (1, "name = [\"vm\", \"wm\"]", "name", "one value, not a list"),
         (1, "name = true", "name", "a text or a number"),
         (2, "node = 1979-05-27", "node", "neither a text"),
@@ -108,6 +115,53 @@ fn every_problem_is_told_at_once() {
     let problems = checked(&text).problems;
     let keys: Vec<_> = problems.iter().filter_map(|problem| problem.key.as_deref()).collect();
     assert_eq!(keys, ["peer", "memory-mib", "colour"]);
+}
+
+/// What is missing is told beside what is wrong, unless it may be missing because it is wrong.
+#[test]
+fn what_is_missing_is_told_with_everything_else() {
+    let keys = |text: &str| -> Vec<String> {
+        let problems = checked(text).problems;
+        problems.into_iter().filter_map(|problem| problem.key).collect()
+    };
+    let text = GOOD
+        .replace("node = \"a\"\n", "")
+        .replace("listen = \"10.0.0.1:7700\"\n", "")
+        .replace("kernel = \"/boot/vmlinux\"\n", "")
+        .replace("memory-mib = 512", "memory-mib = 1");
+    let mut found = keys(&text);
+    assert_eq!(found.pop().as_deref(), Some("memory-mib"));
+    found.sort();
+    assert_eq!(found, ["kernel", "listen", "node"]);
+    // Wrong, and misspelt.
+    assert_eq!(keys(&GOOD.replace("10.0.0.2:7700", "nowhere")), ["peer"]);
+    assert_eq!(keys(&GOOD.replace("peer-name", "peer-nmae")), ["peer-nmae"]);
+    // Nothing of a pair at all.
+    let mut found = keys("listen = \"10.0.0.1:7700\"\n");
+    found.sort();
+    assert_eq!(found, ["arbiter", "name", "node", "peer", "peer-name", "pki"]);
+}
+
+/// `lockstep-primary run` takes a node's file; no program passes over a key that it does not know.
+#[test]
+fn a_key_of_the_other_program_is_passed_over_by_the_primary_alone() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(file, "save = \"vm.snapshot\"\n{GOOD}").unwrap();
+    let path = file.path().to_str().unwrap().to_owned();
+    let run = |command: Command| {
+        let arguments = ["lockstep", RUN, "--config", &path].map(OsString::from);
+        complete(with_environment(command), arguments.into())
+    };
+    let matches = run(Cli::command()).unwrap();
+    let matches = matches.subcommand_matches(RUN).unwrap();
+    assert_eq!(
+        matches.get_one::<PathBuf>("save").map(PathBuf::as_path),
+        Some(Path::new("vm.snapshot"))
+    );
+    let backup = Command::new("lockstep-backup").subcommand(NodeArgs::augment_args(Command::new(RUN)));
+    let refused = run(backup).unwrap_err().to_string();
+    assert!(refused.contains("line 1") && refused.contains("save"), "{refused}");
+    assert!(refused.contains("Remedy: take it out"), "{refused}");
 }
 
 #[test]
