@@ -11,7 +11,7 @@ use lockstep_integration::process::check;
 use serde_json::Value;
 
 /// What every check of a host that can run a node passes, whoever else runs.
-const ALWAYS: [&str; 11] = [
+const ALWAYS: [&str; 13] = [
     "kvm",
     "probe",
     "cpu",
@@ -20,6 +20,8 @@ const ALWAYS: [&str; 11] = [
     "disk",
     "tap",
     "listen",
+    "api",
+    "reports",
     "timing",
     "certificate",
     "arbiter",
@@ -202,7 +204,7 @@ fn what_is_wrong_on_a_host_is_named_with_its_remedy() -> Result<()> {
     std::fs::write(&torn, &std::fs::read(scene.snapshot())?[..100])?;
     let odd = pair.dir().join("odd.img");
     std::fs::write(&odd, [0; 700])?;
-    let cases: [(&'static str, String, Expected<'_>); 9] = [
+    let cases: [(&'static str, String, Expected<'_>); 14] = [
         (
             "snapshot",
             quoted(&torn),
@@ -234,6 +236,31 @@ fn what_is_wrong_on_a_host_is_named_with_its_remedy() -> Result<()> {
             ("metrics", "fail", &["10.99.0.1:9470", "an address of this host"]),
         ),
         (
+            "uplink",
+            "\"none0\"".into(),
+            ("uplink", "fail", &["interface none0", "ip link"]),
+        ),
+        (
+            "api",
+            "\"/nowhere/run/vm.sock\"".into(),
+            ("api", "fail", &["/nowhere which is missing", "name a socket"]),
+        ),
+        (
+            "api",
+            quoted(&odd),
+            ("api", "fail", &["odd.img", "no socket", "name a socket"]),
+        ),
+        (
+            "reports",
+            quoted(&odd.join("reports")),
+            ("reports", "warn", &["odd.img is no directory", "set reports"]),
+        ),
+        (
+            "record",
+            quoted(&odd.join("ring")),
+            ("record", "fail", &["odd.img is no directory", "can write or make"]),
+        ),
+        (
             "deadline-ms",
             "100".into(),
             ("timing", "fail", &["deadline", "twice heartbeat-ms"]),
@@ -259,6 +286,13 @@ fn what_is_wrong_on_a_host_is_named_with_its_remedy() -> Result<()> {
         let url = format!("\"etcd:https://{}:2379\"", pair.network.hosts[host].ip);
         expect(&scene, 0, &[("arbiter", url)], &[witness, silent])?;
     }
+    let url = "\"etcd:https://witness.invalid:2379\"".to_owned();
+    let unknown: Expected<'_> = (
+        "witness",
+        "warn",
+        &["no address was found for witness.invalid", "/etc/hosts"],
+    );
+    expect(&scene, 0, &[("arbiter", url)], &[unknown, silent])?;
     // One that ends soon.
     let mut renew = Command::new(program("lockstep-primary")?);
     renew.args(["pki", "renew", "a", "--days", "20", "--dir"]);

@@ -4,6 +4,7 @@
 
 mod host;
 mod pair;
+mod places;
 mod resources;
 
 use serde::Serialize;

@@ -1,6 +1,7 @@
 //! Certificates, arbiter and peer.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -36,30 +37,62 @@ pub(super) fn check_files(node: &NodeArgs) -> Vec<Finding> {
         ),
     }];
     findings.push(certificate(node));
+    findings.extend(node.pair.arbiter_cert.as_deref().map(arbiter_certificate));
     findings.push(witness(node));
     findings
 }
 
+/// How to renew a node's own.
+const RENEW: &str = "lockstep-primary pki renew where the CA's key is, and copy the files";
+
 fn certificate(node: &NodeArgs) -> Finding {
-    let renew = "lockstep-primary pki renew where the CA's key is, and copy the files";
     let pair = &node.pair;
     if let Err(error) = pair.credentials() {
-        return Finding::fail("certificate", format!("{error:#}"), renew);
+        return Finding::fail("certificate", format!("{error:#}"), RENEW);
     }
     match pki::load_identity(&pair.pki, &pair.node) {
-        Err(error) => Finding::fail("certificate", error.to_string(), renew),
-        Ok(identity) => match identity.not_after.duration_since(SystemTime::now()) {
-            Err(_) => Finding::fail("certificate", format!("that of `{}` has ended", pair.node), renew),
-            Ok(left) => {
-                let days = left.as_secs() / 86_400;
-                let found = format!("that of `{}` is valid for {days} more days", pair.node);
-                if left < SOON {
-                    Finding::warn("certificate", found, renew)
-                } else {
-                    Finding::pass("certificate", found)
-                }
+        Err(error) => Finding::fail("certificate", error.to_string(), RENEW),
+        Ok(identity) => lasts(
+            "certificate",
+            &format!("that of `{}`", pair.node),
+            identity.not_after,
+            RENEW,
+        ),
+    }
+}
+
+/// The certificate that this node shows to the arbiter, which may be of another CA.
+fn arbiter_certificate(path: &Path) -> Finding {
+    let renew = "have it renewed by whoever made it, and copy it with its key";
+    match last_second(path) {
+        Ok(not_after) => lasts("arbiter-cert", &path.display().to_string(), not_after, renew),
+        Err(error) => Finding::fail("arbiter-cert", format!("{error:#}"), renew),
+    }
+}
+
+/// When the first certificate of a file ends: what leads to the CA comes behind it.
+fn last_second(path: &Path) -> Result<SystemTime> {
+    let found = pki::pem::certificates(path)?;
+    let first = found.first().context("there is no certificate in it")?;
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(first).with_context(|| format!("{} cannot be used", path.display()))?;
+    let seconds = parsed.validity().not_after.timestamp().try_into().unwrap_or(0);
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+}
+
+/// How long a certificate is valid yet.
+fn lasts(check: &'static str, which: &str, not_after: SystemTime, renew: &str) -> Finding {
+    match not_after.duration_since(SystemTime::now()) {
+        Err(_) => Finding::fail(check, format!("{which} has ended"), renew),
+        Ok(left) => {
+            let days = left.as_secs() / 86_400;
+            let found = format!("{which} is valid for {days} more days");
+            if left < SOON {
+                Finding::warn(check, found, renew)
+            } else {
+                Finding::pass(check, found)
             }
-        },
+        }
     }
 }
 
@@ -72,25 +105,47 @@ fn witness(node: &NodeArgs) -> Finding {
             "use etcd on a third machine: a file is for both nodes on one host",
         ),
         Spec::Etcd(endpoints) => {
-            let of_pair = |endpoint: &&Endpoint| {
-                let addresses = addresses_of(endpoint);
-                !addresses.is_empty() && addresses.iter().all(|address| is_of_pair(*address, node))
-            };
-            let here = endpoints.iter().filter(of_pair).count();
-            if here * 2 >= endpoints.len() && here > 0 {
-                Finding::fail(
-                    "witness",
-                    format!(
-                        "{here} of {} members of the arbiter's cluster are on hosts of the pair: when that host dies, nobody \
-                         can take over",
-                        endpoints.len()
-                    ),
-                    "put etcd on a third machine, or name a cluster with most members elsewhere",
-                )
-            } else {
-                Finding::pass("witness", "the arbiter does not depend on a host of the pair")
-            }
+            let members: Vec<_> = endpoints
+                .iter()
+                .map(|endpoint| (endpoint.host(), addresses_of(endpoint)))
+                .collect();
+            members_outlive(&members, |address| is_of_pair(address, node))
         }
+    }
+}
+
+/// The same, of members with their addresses; without one, a name could not be resolved.
+fn members_outlive(members: &[(&str, Vec<IpAddr>)], is_of_pair: impl Fn(IpAddr) -> bool) -> Finding {
+    let here = members
+        .iter()
+        .filter(|(_, addresses)| !addresses.is_empty() && addresses.iter().all(|address| is_of_pair(*address)))
+        .count();
+    let unknown: Vec<&str> = members
+        .iter()
+        .filter(|(_, addresses)| addresses.is_empty())
+        .map(|(host, _)| *host)
+        .collect();
+    if here * 2 >= members.len() && here > 0 {
+        Finding::fail(
+            "witness",
+            format!(
+                "{here} of {} members of the arbiter's cluster are on hosts of the pair: when that host dies, nobody can take \
+                 over",
+                members.len()
+            ),
+            "put etcd on a third machine, or name a cluster with most members elsewhere",
+        )
+    } else if !unknown.is_empty() {
+        Finding::warn(
+            "witness",
+            format!(
+                "no address was found for {}: it may be on a host of the pair, or nowhere",
+                unknown.join(", ")
+            ),
+            "see that both hosts resolve it (DNS or /etc/hosts), or name the arbiter by its addresses",
+        )
+    } else {
+        Finding::pass("witness", "the arbiter does not depend on a host of the pair")
     }
 }
 
@@ -190,5 +245,52 @@ fn peer(node: &NodeArgs) -> Finding {
             ),
             _ => Finding::warn("peer", format!("nobody answers at {}: {error:#}", pair.peer), start),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::preflight::Outcome;
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_told() {
+        let now = SystemTime::now();
+        let outcome = |not_after| lasts("certificate", "it", not_after, RENEW).outcome;
+        assert_eq!(outcome(now + SOON + SOON), Outcome::Pass);
+        assert_eq!(outcome(now + SOON / 2), Outcome::Warn);
+        assert_eq!(outcome(now - SOON), Outcome::Fail);
+    }
+
+    #[test]
+    fn the_certificate_for_the_arbiter_is_looked_at() {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("pki");
+        pki::init(&directory).unwrap();
+        pki::issue(&directory, "a", pki::Validity::days(300).unwrap()).unwrap();
+        pki::issue(&directory, "b", pki::Validity::days(20).unwrap()).unwrap();
+        let found = |name: &str| arbiter_certificate(&directory.join(name));
+        assert_eq!(found("a.pem").outcome, Outcome::Pass);
+        let soon = found("b.pem");
+        assert_eq!(soon.outcome, Outcome::Warn);
+        assert!(soon.found.contains("b.pem is valid for 19 more days"), "{soon:?}");
+        assert_eq!(found("c.pem").outcome, Outcome::Fail);
+        assert_eq!(found("a.key").outcome, Outcome::Fail);
+    }
+
+    #[test]
+    fn a_witness_whose_name_does_not_resolve_may_be_anywhere() {
+        let one = |text: &str| vec![text.parse::<IpAddr>().unwrap()];
+        let of_pair = |address: IpAddr| address == IpAddr::from([10, 0, 0, 1]);
+        let outcome = |members: &[(&str, Vec<IpAddr>)]| members_outlive(members, of_pair).outcome;
+        let (here, there) = (("here", one("10.0.0.1")), ("there", one("10.0.0.9")));
+        let nowhere = ("nowhere", Vec::new());
+        assert_eq!(outcome(std::slice::from_ref(&there)), Outcome::Pass);
+        assert_eq!(outcome(std::slice::from_ref(&here)), Outcome::Fail);
+        let told = members_outlive(std::slice::from_ref(&nowhere), of_pair);
+        assert_eq!(told.outcome, Outcome::Warn);
+        assert!(told.found.contains("nowhere"), "{told:?}");
+        assert_eq!(outcome(&[there.clone(), here.clone(), nowhere]), Outcome::Warn);
+        assert_eq!(outcome(&[there.clone(), here, there]), Outcome::Pass);
     }
 }

@@ -1,21 +1,19 @@
-//! What the machine is made from on this host: kernel, snapshot, disks, tap devices, addresses.
+//! What the machine is made from on this host: kernel, snapshot, disks, tap devices, uplink, addresses.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use lockstep_vmm::snapshot::Restore;
-use rustix::fs::Access;
-
-use super::Finding;
+use super::{Finding, places};
 use crate::api;
 use crate::cli::node::NodeArgs;
 use crate::cli::sockets;
 use crate::host::image::Image;
 use crate::host::tap::TapSender;
-use crate::recording::{Place, ring};
 use crate::start::{DiskOption, NicOption, disk_bytes};
+use crate::sys::uplink::has_carrier;
+use lockstep_vmm::snapshot::Restore;
 
 pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
     let runs = is_running(node);
@@ -28,8 +26,9 @@ pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
     findings.extend(boot_files(node));
     findings.extend(node.devices.disk.iter().map(|disk| check_disk(disk, runs)));
     findings.extend(node.devices.net.iter().map(|nic| check_tap(nic, runs)));
+    findings.extend(node.pair.uplink.as_deref().map(check_uplink));
     findings.extend(addresses(node, runs));
-    findings.extend(node.record.place().map(|place| check_recording(&place)));
+    findings.extend(places::check(node, runs));
     findings
 }
 
@@ -140,48 +139,6 @@ fn check_disk(disk: &DiskOption, runs: bool) -> Finding {
     }
 }
 
-fn check_recording(place: &Place) -> Finding {
-    let shown = place.directory.display();
-    let Some(max) = place.limits.max_bytes else {
-        return match place.limits.max_age {
-            Some(_) => Finding::warn(
-                "record",
-                format!("{shown}: its age is limited, its size is not"),
-                "set record-max-bytes to what its file system can spare",
-            ),
-            None => Finding::fail(
-                "record",
-                format!("{shown}: a node that may stand by records a ring, which has limits"),
-                "set record-max-bytes, record-max-age-seconds or both",
-            ),
-        };
-    };
-    let Some(there) = place.directory.ancestors().find(|path| path.is_dir()) else {
-        return Finding::fail(
-            "record",
-            format!("{shown} is nowhere"),
-            "name a directory by its whole path",
-        );
-    };
-    let room = rustix::fs::access(there, Access::WRITE_OK | Access::EXEC_OK)
-        .and_then(|()| rustix::fs::statvfs(there))
-        .map(|free| free.f_bavail * free.f_frsize);
-    let kept: u64 = ring::parts(&place.directory).map_or(0, |parts| parts.iter().map(|part| part.bytes).sum());
-    match room {
-        Err(error) => Finding::fail(
-            "record",
-            format!("{}: {error}", there.display()),
-            "name a directory that this user can write",
-        ),
-        Ok(free) if free.saturating_add(kept) < max => Finding::warn(
-            "record",
-            format!("{shown}: the ring may take {max} bytes, has {kept}, and its file system has {free} more"),
-            "free some space or give it less: a full file system stops the recording",
-        ),
-        Ok(_) => Finding::pass("record", format!("{shown}, a ring of {max} bytes at most")),
-    }
-}
-
 fn check_tap(nic: &NicOption, runs: bool) -> Finding {
     if runs {
         return Finding::pass("tap", format!("{} is in use", nic.tap));
@@ -206,28 +163,35 @@ fn check_tap(nic: &NicOption, runs: bool) -> Finding {
     }
 }
 
+/// The interface that is looked at while the node runs. Without it nothing starts.
+fn check_uplink(uplink: &str) -> Finding {
+    match has_carrier(uplink) {
+        Ok(true) => Finding::pass("uplink", format!("{uplink} has a carrier")),
+        Ok(false) => Finding::warn(
+            "uplink",
+            format!("{uplink} is down or has no carrier: this node would hand the machine over, or not take it"),
+            format!("plug its cable in, or bring it up: ip link set {uplink} up"),
+        ),
+        Err(error) => Finding::fail(
+            "uplink",
+            error.to_string(),
+            "set uplink to an interface of this host (`ip link` shows them), or take it out",
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::preflight::Outcome;
-    use crate::recording::ring::Limits;
 
     #[test]
-    fn a_ring_has_limits_and_room() {
-        let home = tempfile::tempdir().unwrap();
-        let found = |max_bytes, age: Option<u64>, directory: &Path| {
-            let limits = Limits {
-                max_bytes,
-                max_age: age.map(std::time::Duration::from_secs),
-            };
-            let directory = directory.to_owned();
-            check_recording(&Place { directory, limits }).outcome
-        };
-        let new = home.path().join("not/there/yet");
-        assert_eq!(found(Some(1 << 20), None, &new), Outcome::Pass);
-        assert_eq!(found(Some(u64::MAX), None, &new), Outcome::Warn);
-        assert_eq!(found(None, Some(1), &new), Outcome::Warn);
-        assert_eq!(found(None, None, &new), Outcome::Fail);
-        assert!(!home.path().join("not").exists(), "looking changes nothing");
+    fn an_uplink_is_there() {
+        let absent = check_uplink("no-such-nic");
+        assert_eq!(absent.outcome, Outcome::Fail);
+        assert!(absent.found.contains("no-such-nic"), "{absent:?}");
+        assert_eq!(check_uplink("a-name-that-is-too-long").outcome, Outcome::Fail);
+        // The loopback interface of a network namespace may be down; it exists in each.
+        assert_ne!(check_uplink("lo").outcome, Outcome::Fail);
     }
 }
