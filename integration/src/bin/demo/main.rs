@@ -1,6 +1,8 @@
 //! `lockstep-demo`: a pair runs Redis; a client counts on one connection while both hosts are killed, one after the
 //! other.
 
+mod display;
+mod logs;
 mod stage;
 mod table;
 
