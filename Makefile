@@ -1,9 +1,21 @@
 # Two commands do everything on a fresh Debian machine: `make demo` and `make test`.
 SCRIPTS := integration/scripts
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo recording test soak bench guest build man deb lint setup clean
+.PHONY: help ready demo recording test soak bench guest build man deb lint setup clean
+# Each step needs what the one before has set up.
+.NOTPARALLEL:
+
+# Runs a program as root, by sudo where this is another user, and gives that user what it wrote.
+define as_root
+@if [ "$$(id -u)" = 0 ]; then exec $(TARGET)/release/$(1); fi; \
+status=0; sudo -n --preserve-env=KEEP,CARGO_TARGET_DIR $(TARGET)/release/$(1) || status=$$?; \
+sudo -n chown -R "$$(id -u):$$(id -g)" $(TARGET)/$(2) 2>/dev/null; exit $$status
+endef
+
 help:
-	@echo 'make demo   a pair with Redis whose hosts are killed under a client (2 minutes after the first build)'
+	@echo 'make demo   a pair with Redis whose hosts are killed under a client (2 minutes after the first build);'
+	@echo '            KEEP=1 leaves the pair up'
 	@echo 'make recording   record a Redis machine under load, verify the recording (2 minutes)'
 	@echo 'make test   every test; TEST=name runs some'
 	@echo 'make soak   the long forms of the tests'
@@ -24,11 +36,15 @@ build:
 guest: setup
 	integration/guest/build.sh all
 
-demo: guest build
-	target/release/lockstep-demo
+# What the programs of these two need, before anything is installed or built.
+ready:
+	@$(SCRIPTS)/setup.sh demo
 
-recording: guest build
-	target/release/lockstep-recording
+demo: ready guest build
+	$(call as_root,lockstep-demo,demo)
+
+recording: ready guest build
+	$(call as_root,lockstep-recording,recording)
 
 test:
 	@$(SCRIPTS)/test.sh
