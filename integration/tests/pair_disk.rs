@@ -1,5 +1,7 @@
 //! Disks of a pair: copied whole while they are written, and what becomes of the pair where one of them fails.
 
+use std::time::Instant;
+
 use anyhow::{Result, ensure};
 use lockstep_integration::gate::{require_file, require_loop_device, require_root_net, rounds};
 use lockstep_integration::pair::{
@@ -156,6 +158,36 @@ fn a_machine_alone_is_told_of_its_disk() -> Result<()> {
         primary.run.type_text(READ)?;
         primary.run.wait_for("CANNOTREAD", LIMIT)?;
     }
+    Ok(())
+}
+
+/// What a guest can have its host tell again and again does not fill the host's log.
+#[test]
+fn a_guest_that_reads_a_failing_disk_on_and_on_is_told_of_now_and_then() -> Result<()> {
+    if !require_root_net() || !require_loop_device() {
+        return Ok(());
+    }
+    // As the programs limit it: so many messages of one place in the code in a window of so many seconds.
+    const MOST: usize = 30;
+    const WINDOW: usize = 10;
+    let (scene, failing) = scene_with_failing_disk("pair-log-limit", 0)?;
+    let mut primary = scene.start_primary(0)?;
+    primary.wait_for_state("not-protected (need-backup)", LIMIT)?;
+    quiet(&mut primary)?;
+    failing.fail(&primary)?;
+    let begin = Instant::now();
+    primary.run.type_text(
+        "dd if=/dev/vda of=/dev/null bs=4096 count=200 skip=6400 iflag=direct conv=noerror 2>/dev/null; echo ALL-$((100 + 100))\n",
+    )?;
+    primary.run.wait_for("ALL-200", LIMIT)?;
+    primary.run.messages.wait_for("more suppressed", LIMIT)?;
+    let windows = begin.elapsed().as_secs() as usize / WINDOW + 1;
+    let told = primary.run.messages.text().matches("disk request failed").count();
+    println!("told {told} times in {windows} windows");
+    ensure!(
+        told >= MOST && told <= MOST * windows,
+        "told {told} times in {windows} windows"
+    );
     Ok(())
 }
 
