@@ -1,6 +1,6 @@
 //! Feeds bytes to what takes frames out of a stream, and what comes out to the decoders.
 //!
-//! `cargo +nightly fuzz run frames`.
+//! fuzz/README.md says how it is run.
 //!
 //! The first byte says in how large pieces the stream comes; it must not matter.
 #![no_main]

@@ -1,7 +1,7 @@
 //! Feeds directories to the reader of logs: several segments, plain and compressed, their indexes, and a log that grows
 //! while it is read.
 //!
-//! `cargo +nightly fuzz run log_directory`. Files are made in the system's temporary directory: one in memory is fast.
+//! fuzz/README.md says how it is run. Files are made in the system's temporary directory: one in memory is fast.
 //!
 //! CRCs and headers would stop nearly everything at once, so segments begin with a header that fits, and most bytes become
 //! payloads of frames with right CRCs.

@@ -1,6 +1,6 @@
 //! Feeds bytes to the reader of log segments.
 //!
-//! `cargo +nightly fuzz run log_reader`. A corpus to begin with is any recording's `segment-*.lsl`, copied into
+//! fuzz/README.md says how it is run. A corpus to begin with is any recording's `segment-*.lsl`, copied into
 //! `fuzz/corpus/log_reader/`.
 //!
 //! CRCs would stop nearly everything at the first frame, so the bytes are used twice: as a file, and cut into payloads of

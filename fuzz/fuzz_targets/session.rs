@@ -1,6 +1,6 @@
 //! Feeds both ends of a session with messages, heartbeats, reports, verdicts and time, in any order.
 //!
-//! `cargo +nightly fuzz run session`.
+//! fuzz/README.md says how it is run.
 //!
 //! The bytes are a list of steps: what happens, how much time went by, a length, and so many bytes of a message. Bytes
 //! alone would seldom be a message that fits the session, so a step can also say one that does, with numbers from its bytes.
