@@ -16,6 +16,11 @@ const READ: &str = "dd if=/dev/vda of=/dev/null bs=65536 count=16 skip=400 && ec
 const WRITE: &str =
     "for i in $(seq 6); do dd if=/bin/busybox of=/data/f$i bs=4096 count=16 skip=$i; fsync /data/f$i; done &\n";
 
+/// The programs tell so many messages of one place in their code ...
+const MOST_TOLD: usize = 30;
+/// ... in so many seconds.
+const WINDOW: usize = 10;
+
 /// Has the guest's shell wait for a newline before it does `what`. Typed text enters bit by bit, and where a disk fails first,
 /// what Redis writes may have the machine handed over before all of it has: the rest would be lost with the host.
 fn type_ahead(node: &mut Node, what: &str) -> Result<()> {
@@ -167,9 +172,6 @@ fn a_guest_that_reads_a_failing_disk_on_and_on_is_told_of_now_and_then() -> Resu
     if !require_root_net() || !require_loop_device() {
         return Ok(());
     }
-    // As the programs limit it: so many messages of one place in the code in a window of so many seconds.
-    const MOST: usize = 30;
-    const WINDOW: usize = 10;
     let (scene, failing) = scene_with_failing_disk("pair-log-limit", 0)?;
     let mut primary = scene.start_primary(0)?;
     primary.wait_for_state("not-protected (need-backup)", LIMIT)?;
@@ -185,7 +187,7 @@ fn a_guest_that_reads_a_failing_disk_on_and_on_is_told_of_now_and_then() -> Resu
     let told = primary.run.messages.text().matches("disk request failed").count();
     println!("told {told} times in {windows} windows");
     ensure!(
-        told >= MOST && told <= MOST * windows,
+        told >= MOST_TOLD && told <= MOST_TOLD * windows,
         "told {told} times in {windows} windows"
     );
     Ok(())
