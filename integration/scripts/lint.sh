@@ -20,10 +20,8 @@ has() {
 
 cargo fmt --all --check
 cargo clippy --release --locked --workspace --all-targets -- -D warnings
-if command -v shellcheck >/dev/null; then
+if has shellcheck; then
     git ls-files "*.sh" .ci/run | xargs shellcheck -x -P SCRIPTDIR
-else
-    skipped shellcheck
 fi
 cd deploy
 if has yamllint; then
