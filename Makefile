@@ -2,7 +2,7 @@
 SCRIPTS := integration/scripts
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help ready demo recording test soak bench guest build man deb lint setup clean
+.PHONY: help ready demo recording test soak amd bench guest build man deb lint setup clean
 # Each step needs what the one before has set up.
 .NOTPARALLEL:
 
@@ -19,6 +19,8 @@ help:
 	@echo 'make recording   record a Redis machine under load, verify the recording (2 minutes)'
 	@echo 'make test   every test; TEST=name runs some'
 	@echo 'make soak   the long forms of the tests'
+	@echo "make amd CMD='target/release/lockstep-primary probe'   run a command on an emulated AMD host (SVM, nested paging);"
+	@echo '            OUT=DIR keeps what it writes there, LIMIT=SECONDS bounds it (600)'
 	@echo 'make bench  measure; tables and target/bench/*.json'
 	@echo 'make guest  build the test guest into target/guest'
 	@echo 'make build  build the programs into target/release'
@@ -51,6 +53,11 @@ test:
 
 soak:
 	@LOCKSTEP_SOAK=1 $(SCRIPTS)/test.sh
+
+# The command comes from the environment: make's own quoting has no part in it.
+amd: override export CMD := $(value CMD)
+amd: setup build
+	@$(SCRIPTS)/amd.sh $(if $(OUT),--out '$(OUT)') $(if $(LIMIT),--time '$(LIMIT)') -- "$$CMD"
 
 bench: guest build
 	@$(SCRIPTS)/bench.sh
