@@ -49,7 +49,7 @@ fi
 # has such an INT3 for good takes it for ever: the host stands still, with `preempt_notifier_key` in __schedule() as a rule.
 host_run qemu-system-x86_64 -accel tcg,thread=single -cpu max -smp 2 -m "$MEMORY" -display none -monitor none -no-reboot -nic none \
     -kernel "$KERNEL/vmlinuz" -initrd "$WORK/initrd" \
-    -append "console=ttyS0 quiet panic=-1 mitigations=off modules=$KERNEL/lib/modules/$KERNEL_VERSION" \
+    -append "console=ttyS0 quiet panic=-1 softlockup_panic=1 watchdog_thresh=30 mitigations=off modules=$KERNEL/lib/modules/$KERNEL_VERSION" \
     -serial "file:$WORK/console" -device virtio-serial-pci -chardev "file,id=output,path=$WORK/output" -device virtserialport,chardev=output,nr=1 \
     -device virtio-rng-pci "$@"
 host_result

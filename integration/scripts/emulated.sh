@@ -118,8 +118,16 @@ pack() { (cd "$1" && find . | cpio -o -H newc --quiet); }
 
 # Where this run keeps its files, and what ends with the script, whatever ends it.
 host_begin() {
+    local run
     mkdir -p "$EMULATED_DIR"
-    WORK=$(mktemp -d "$EMULATED_DIR/run.XXXXXX")
+    # What a run left that was killed.
+    for run in "$EMULATED_DIR"/run.*; do
+        run=${run##*/run.}
+        [ ! -d "$EMULATED_DIR/run.$run" ] || [ -d "/proc/$run" ] || rm -rf "$EMULATED_DIR/run.$run"
+    done
+    WORK=$EMULATED_DIR/run.$$
+    rm -rf "$WORK"
+    mkdir "$WORK"
     EMULATOR='' READER=''
     trap host_end EXIT
     trap 'exit 130' INT
@@ -170,21 +178,22 @@ host_result() {
     if [ -s "$WORK/share/status" ]; then
         exit "$(cat "$WORK/share/status")"
     fi
-    if [ "$EMULATOR_STATUS" -ne 0 ] && [ -s "$WORK/log" ] && [ ! -s "$WORK/console" ]; then
-        host_failed "the emulator failed: $(tail -n 3 "$WORK/log")"
-    fi
     if grep -qE 'soft lockup|Kernel panic|rcu.*stall|blocked for more than' "$WORK/console"; then
         host_failed "the emulated host stood still; its kernel said:
 $(grep -aE -m 1 -A 40 'soft lockup|Kernel panic|rcu.*stall|blocked for more than' "$WORK/console" | tr -d '\r' | sed 's/^/    /')"
     fi
-    if [ ! -e "$WORK/share/up" ]; then
-        host_failed "the emulated host did not come up in $SECONDS_LIMIT s; it last said:
+    case $EMULATOR_STATUS in
+        "$TIME_OVER" | 137)
+            if [ ! -e "$WORK/share/up" ]; then
+                host_failed "the emulated host had not come up after $SECONDS_LIMIT s (--time); it last said:
 $(last_words)"
-    fi
-    if [ "$EMULATOR_STATUS" -eq 124 ] || [ "$EMULATOR_STATUS" -eq 137 ]; then
-        printf 'lockstep: error: the command had not ended after %s s on the emulated host (--time)\n' "$SECONDS_LIMIT" >&2
-        exit "$TIME_OVER"
-    fi
+            fi
+            printf 'lockstep: error: the command had not ended after %s s on the emulated host (--time)\n' "$SECONDS_LIMIT" >&2
+            exit "$TIME_OVER"
+            ;;
+        0) ;;
+        *) host_failed "the emulator failed: $(tail -n 3 "$WORK/log")" ;;
+    esac
     host_failed "the emulated host ended without the command's status; it last said:
 $(last_words)"
 }
