@@ -52,8 +52,8 @@ cached_kernel() {
 }
 
 # What hosts may need of a kernel's modules: the rest (drivers of hardware, above all) is most of 400 MB.
-KERNEL_PARTS=(arch/x86/kvm block crypto drivers/block drivers/char drivers/crypto/ccp drivers/md drivers/net/'*.ko*'
-    drivers/virtio fs lib mm net virt)
+KERNEL_PARTS=(arch/x86/kvm block crypto drivers/ata drivers/block drivers/char drivers/crypto/ccp drivers/md drivers/net/'*.ko*'
+    drivers/scsi/'s[cd]*_mod.ko*' drivers/virtio fs lib mm net virt)
 
 # Downloads the package of Debian's kernel into the current directory.
 download_kernel() {
@@ -109,7 +109,7 @@ kernel_modules() {
     shift
     mkdir -p "$into"
     PATH=$PATH:/usr/sbin:/sbin modprobe -S "$KERNEL_VERSION" -d "$KERNEL" -a --show-depends "$@" | sed -n 's/^insmod \([^ ]*\).*/\1/p' |
-        sort -u | xargs cp -t "$into"
+        sort -u | xargs cp -t "$into" || host_failed "$KERNEL lacks a module of $*: remove it, and it is fetched again"
     PATH=$PATH:/usr/sbin:/sbin depmod -b "$root" "$KERNEL_VERSION" 2>/dev/null
 }
 
