@@ -3,7 +3,7 @@
 use std::fmt;
 
 use kvm_regs_display::Registers;
-use lockstep_vmm::machine::StopKind;
+use lockstep_vmm::machine::{Part, StopKind};
 
 use crate::feed::Mark;
 use crate::pages::DifferentPage;
@@ -24,6 +24,8 @@ pub enum Mismatch {
         only_here: Vec<u64>,
         /// The log has the pages' hashes.
         detail: bool,
+        /// The parts of the machine that differ, if the log has their hashes.
+        parts: Vec<Part>,
         /// Number of dirty pages in the log and here.
         counts: (u32, u32),
     },
@@ -71,13 +73,22 @@ impl fmt::Display for Mismatch {
                 different,
                 only_here,
                 detail,
+                parts,
                 counts,
             } => {
-                write!(
-                    f,
-                    "an epoch differs: {} dirty pages in the log, {} here",
-                    counts.0, counts.1
-                )?;
+                write!(f, "an epoch differs")?;
+                let (first, rest) = (parts.first(), parts.iter().skip(1));
+                if let Some(first) = first {
+                    write!(f, " in {first}")?;
+                }
+                for part in rest {
+                    write!(f, ", {part}")?;
+                }
+                if first.is_some_and(|part| *part != Part::Memory) {
+                    // The pages are as recorded, whichever were dirty.
+                    return Ok(());
+                }
+                write!(f, ": {} dirty pages in the log, {} here", counts.0, counts.1)?;
                 if *detail {
                     write!(
                         f,

@@ -101,6 +101,7 @@ pub fn compare(memory: &Memory, logged: &Epoch, here: &EpochReport) -> Mismatch 
             .filter(|frame| theirs.binary_search_by_key(frame, |entry| entry.0).is_err())
             .collect(),
         detail,
+        parts: here.parts.differing(&logged.parts),
         counts: (logged.pages, here.pages.len() as u32),
     }
 }

@@ -128,6 +128,8 @@ fn boot(kind: Kind, guest: &Guest, directory: &Path) -> Result<()> {
 /// A digest of everything that a snapshot depends on.
 fn key(guest: &Guest) -> Result<String> {
     let mut hasher = Xxh3::new();
+    // The emulated hosts see this one's files.
+    hasher.update(lockstep_vmm::probe::host_class()?.as_bytes());
     for path in [
         &program("lockstep-primary")?,
         &guest.vmlinux,

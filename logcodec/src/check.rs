@@ -264,6 +264,10 @@ pub fn vcpu_state(vcpu: &VcpuState) -> Checked {
 
 fn epoch(epoch: &Epoch) -> Checked {
     digest("length of an epoch's digest", &epoch.digest)?;
+    if !epoch.settled_digest.is_empty() {
+        digest("length of an epoch's settled digest", &epoch.settled_digest)?;
+    }
+    at_most("bytes of an epoch's parts", epoch.parts.len(), max::MAX_EPOCH_PARTS)?;
     at_most(
         "pages in an epoch's detail",
         epoch.frame_gaps.len(),

@@ -50,6 +50,8 @@ pub const MAX_MSRS: usize = 1024;
 
 /// Most pages named one by one in an epoch's detail (1 GiB dirtied); more leave the detail out.
 pub const MAX_EPOCH_DETAIL: usize = 262_144;
+/// Most bytes of an epoch's parts: two for each, and a machine has some fifty.
+pub const MAX_EPOCH_PARTS: usize = 512;
 
 /// Most terms that begin in a batch: a term takes an answer of the arbiter and a join before it, and a batch is closed
 /// within a second.

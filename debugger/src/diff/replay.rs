@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use lockstep_backup::{Divergence, Mismatch};
+use lockstep_vmm::machine::Part;
 
 use super::{Difference, Differs, Found};
 use crate::symbols::Symbols;
@@ -45,16 +46,23 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
             different,
             only_here,
             detail,
+            parts,
             counts,
         } => {
-            if counts.0 != counts.1 {
+            values.extend(
+                parts
+                    .iter()
+                    .map(|part| Differs::new(part.to_string(), "as recorded", "another")),
+            );
+            let elsewhere = parts.first().is_some_and(|part| *part != Part::Memory);
+            if !elsewhere && counts.0 != counts.1 {
                 values.push(Differs::new(
                     "epoch's dirty pages",
                     counts.0.to_string(),
                     counts.1.to_string(),
                 ));
             }
-            if *detail && different.is_empty() && only_here.is_empty() {
+            if elsewhere || *detail && different.is_empty() && only_here.is_empty() {
                 notes.push(SAME_PAGES.into());
             } else if *detail {
                 for page in different.iter().take(NAMED_PAGES) {

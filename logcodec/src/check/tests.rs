@@ -188,6 +188,7 @@ fn epochs() {
             pages,
             frame_gaps,
             page_hashes,
+            ..Epoch::default()
         };
         Turn {
             epoch: Some(epoch),

@@ -102,6 +102,8 @@ pub fn sample(i: u64, first_stop: u64) -> Vec<Record> {
                 pages: 1,
                 frame_gaps: vec![i],
                 page_hashes: vec![7],
+                settled_digest: digest(i + 1),
+                parts: vec![1, 2, 3, 4].into(),
             }),
             ..Turn::default()
         };

@@ -5,6 +5,7 @@ pub mod fxsave;
 pub mod msr;
 pub mod profile;
 pub mod state;
+pub mod uniform;
 pub mod vm;
 pub mod walk;
 

@@ -68,6 +68,29 @@ impl Devices {
         }
     }
 
+    /// The state of each device by itself, with its name and its number among those of its kind: what a report says of
+    /// states that differ.
+    pub fn pieces(&self, each: &mut impl FnMut(&'static str, Option<u32>, &[u8])) {
+        fn encode(state: &impl Serialize) -> Vec<u8> {
+            postcard::to_extend(state, Vec::new()).expect("plain data are always encoded")
+        }
+        each("interrupt controllers", None, &encode(&self.pic));
+        each("timer", None, &encode(&self.pit));
+        each("CMOS clock", None, &encode(&self.rtc));
+        each("serial port", None, &encode(&self.uart.save()));
+        each("reset ports", None, &encode(&self.reset));
+        if let Some(keyboard) = &self.keyboard {
+            each("keyboard", None, &encode(keyboard));
+        }
+        for (number, disk) in (0..).zip(&self.disks) {
+            each("disk", Some(number), &encode(&disk.save()));
+        }
+        for (number, nic) in (0..).zip(&self.nics) {
+            each("network card", Some(number), &encode(&nic.save()));
+        }
+        each("entropy device", None, &encode(&self.entropy.save()));
+    }
+
     /// The devices of a machine as they were saved.
     pub fn restore(config: &lockstep_proto::MachineConfig, bytes: &[u8]) -> Result<Self, DeviceError> {
         let mut devices = Self::new(config)?;

@@ -4,9 +4,10 @@
 //! the set of dirty pages: KVM with shadow paging also marks a page dirty that it only looked at for an accessed bit,
 //! and when it does so depends on what its shadow tables happen to hold.
 
-use lockstep_proto::Epoch;
+use lockstep_proto::{Epoch, VcpuState};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::parts::Parts;
 use super::{Machine, MachineError};
 use crate::cpu::state;
 use crate::memory::MemoryDigest;
@@ -16,6 +17,10 @@ use crate::memory::MemoryDigest;
 pub struct EpochReport {
     /// Digest of all memory, of the vCPU and of the devices.
     pub digest: [u8; 16],
+    /// The same with the vCPU's state as KVM read it: what programs before this one wrote and compared.
+    pub raw_digest: [u8; 16],
+    /// What the digest is made of.
+    pub parts: Parts,
     /// The dirty pages: frame number and hash.
     pub pages: Vec<(u64, u128)>,
 }
@@ -24,7 +29,9 @@ impl EpochReport {
     /// The message for the log; `detail` adds the pages' hashes.
     pub fn to_message(&self, detail: bool) -> Epoch {
         let mut epoch = Epoch {
-            digest: bytes::Bytes::copy_from_slice(&self.digest),
+            digest: bytes::Bytes::copy_from_slice(&self.raw_digest),
+            settled_digest: bytes::Bytes::copy_from_slice(&self.digest),
+            parts: self.parts.to_bytes().into(),
             pages: self.pages.len() as u32,
             ..Epoch::default()
         };
@@ -37,6 +44,15 @@ impl EpochReport {
             }
         }
         epoch
+    }
+
+    /// Whether the log's epoch is this one. A program before this one logged the raw digest alone.
+    pub fn is_as_logged(&self, logged: &Epoch) -> bool {
+        if logged.settled_digest.is_empty() {
+            logged.digest == self.raw_digest[..]
+        } else {
+            logged.settled_digest == self.digest[..]
+        }
     }
 }
 
@@ -51,18 +67,32 @@ impl Machine {
     pub(super) fn end_epoch(&mut self) -> Result<EpochReport, MachineError> {
         let frames = self.memory.collect_dirty(&self.vm.fd)?;
         let digest = self.memory_digest.get_or_insert_with(|| MemoryDigest::of(&self.memory));
-        let mut hasher = Xxh3::new();
         let mut pages = Vec::with_capacity(frames.len());
         for frame in frames {
             pages.push((frame, digest.update(&self.memory, frame)));
         }
-        hasher.update(&digest.total());
-        state::digest_into(&mut hasher, &state::save_often(&mut self.vm.vcpu)?);
-        hasher.update(&self.devices.save());
+        let memory = digest.total();
+        let guest_tsd = self.guest_tsd;
+        let devices = self.devices.save();
+        let raw = state::read_often(&mut self.vm.vcpu)?;
+        let digest = |vcpu: &VcpuState| {
+            let mut hasher = Xxh3::new();
+            hasher.update(&memory);
+            state::digest_into(&mut hasher, vcpu);
+            if guest_tsd {
+                hasher.update(b"TSD");
+            }
+            hasher.update(&devices);
+            hasher.digest128().to_be_bytes()
+        };
+        let raw_digest = digest(&raw);
+        let vcpu = state::settled(raw)?;
         self.counters.epochs += 1;
         self.counters.epoch_pages += pages.len() as u64;
         Ok(EpochReport {
-            digest: hasher.digest128().to_be_bytes(),
+            digest: digest(&vcpu),
+            raw_digest,
+            parts: Parts::of(memory, &vcpu, &self.devices)?,
             pages,
         })
     }

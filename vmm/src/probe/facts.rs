@@ -149,6 +149,19 @@ pub fn facts(found: &Findings, strategies: &Strategies) -> Vec<Fact> {
             );
         },
     );
+    rows.tested(
+        "states",
+        "vCPU states set and read back",
+        &found.states,
+        |rows, states| {
+            rows.add(
+                "states",
+                "vCPU states set and read back",
+                states,
+                needed(&states.outcome(), "equal states have equal digests"),
+            );
+        },
+    );
     paging(&mut rows, found);
     syscall(&mut rows, found);
     emulator(&mut rows, found);

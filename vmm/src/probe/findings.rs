@@ -15,6 +15,7 @@ use super::interrupts::{self, Window};
 use super::msrs::{self, Msrs, Outcome};
 use super::paging::{self, PagingTest};
 use super::sensitive::{self, Seen};
+use super::states::{self, States};
 use super::timing::{self, Timing};
 use super::{ProbeError, syscall, transfer};
 use crate::micro::Ring;
@@ -47,6 +48,8 @@ pub struct Findings {
     pub completion: Tested<Completion>,
     /// Moving a vCPU into another VM.
     pub transfer: Tested<Outcome>,
+    /// Setting states and reading them back.
+    pub states: Tested<States>,
     /// Debugging ring 0.
     pub kernel_aids: Tested<Aids>,
     /// Debugging ring 3.
@@ -90,6 +93,7 @@ pub fn survey(lab: &Lab) -> Result<Findings, ProbeError> {
         user_injection: on(lab, |bench| interrupts::injection(bench, Ring::User, LIMIT)),
         completion: on(lab, |bench| completion::survey(bench, LIMIT)),
         transfer: on(lab, |bench| transfer::survey(lab, bench, LIMIT)),
+        states: on(lab, |bench| states::survey(bench, LIMIT)),
         kernel_aids: on(lab, |bench| debugging::survey(bench, Ring::Kernel, LIMIT)),
         user_aids: on(lab, |bench| debugging::survey(bench, Ring::User, LIMIT)),
         paging: on(lab, |bench| paging::survey(bench, LIMIT)),

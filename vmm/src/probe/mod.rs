@@ -23,6 +23,7 @@ pub mod paging;
 mod report;
 pub mod sensitive;
 pub mod signals;
+pub mod states;
 pub mod strategy;
 pub mod syscall;
 #[cfg(test)]

@@ -72,6 +72,16 @@ fn obstacles(found: &Findings, has_profile: bool) -> Vec<String> {
     if !works(&found.transfer) {
         obstacles.push("A vCPU's state does not move to another VM unchanged.".into());
     }
+    match &found.states {
+        Ok(states) if states.outcome() == Outcome::Works => {}
+        Ok(states) => obstacles.push(format!(
+            "A vCPU's state that is set is not the state that is read back, beyond what is made uniform: {}.",
+            states.outcome()
+        )),
+        Err(_) => {
+            obstacles.push("Whether a vCPU's state that is set is read back the same could not be found out.".into())
+        }
+    }
     if !found.msrs.as_ref().is_ok_and(super::msrs::Msrs::work) {
         obstacles.push("MSR accesses are not under our control.".into());
     }
