@@ -107,7 +107,7 @@ impl Node<'_> {
         };
         let replica = ReplicaOptions {
             disks: options.devices.disk.clone(),
-            reset_slots: self.host.strategies.reset_slots_after_delta,
+            strategies: self.host.strategies.clone(),
             reports: options.pair.reports(),
             recordings: self.recordings(),
         };

@@ -7,6 +7,7 @@ use lockstep_logcodec::LogReader;
 use lockstep_primary::host::disk::Disks;
 use lockstep_primary::host::image::Image;
 use lockstep_primary::recording::{digest_of_disk, start_disk, start_snapshot};
+use lockstep_primary::start::adapt;
 use lockstep_proto::Identity;
 use lockstep_proto::model::MODEL_REVISIONS;
 use lockstep_vmm::cpu::profile::Profile;
@@ -52,7 +53,7 @@ pub fn open(directory: &Path, host: &Start) -> Result<Opened> {
             Image::overlay(&path, &std::env::temp_dir()).with_context(|| format!("cannot open {}", path.display()))?;
         images.push(image);
     }
-    machine.reset_slots_after_delta(host.strategies.reset_slots_after_delta);
+    adapt(&mut machine, &host.strategies)?;
     let timer = machine.attach_to_this_thread()?.timer();
     let timer = timer.context("cannot make a timer")?;
     machine.start_epochs()?;

@@ -9,6 +9,7 @@ use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::devices::Devices;
 use lockstep_vmm::loader::{self, cmdline, rewrite::RewriteReport};
 use lockstep_vmm::machine::Machine;
+use lockstep_vmm::probe::Strategies;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::host::image::SECTOR;
@@ -49,6 +50,8 @@ pub struct BootOptions {
     pub nics: Vec<NicOption>,
     /// Revision of the device model.
     pub model_revision: u32,
+    /// The programs' RDTSC are to be answered by the machine.
+    pub guarded: bool,
 }
 
 /// A machine at its start, and what it was made from.
@@ -121,8 +124,15 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
     fill_random(&mut seed)?;
     let cmdline = config.cmdline.clone();
     let mut machine = Machine::create(config)?;
-    let loaded = loader::load(machine.memory().ram(), &kernel, initrd.as_deref(), &cmdline, &seed)
-        .with_context(|| format!("cannot load {}", options.kernel.display()))?;
+    let loaded = loader::load(
+        machine.memory().ram(),
+        &kernel,
+        initrd.as_deref(),
+        &cmdline,
+        &seed,
+        options.guarded,
+    )
+    .with_context(|| format!("cannot load {}", options.kernel.display()))?;
     machine.set_boot_state(&loaded)?;
     Ok(Started {
         machine,
@@ -131,6 +141,14 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
         kernel_path: fs::canonicalize(&options.kernel)?.to_string_lossy().into_owned(),
         rewrites: Some(loaded.rewrites),
     })
+}
+
+/// Lets the machine do as this host wants it. Before its first step, on every replica.
+pub fn adapt(machine: &mut Machine, strategies: &Strategies) -> Result<()> {
+    machine.reset_slots_after_delta(strategies.reset_slots_after_delta);
+    machine.guard_programs(strategies.guard_programs);
+    machine.give_cut_msrs(strategies.gives_cut_msrs)?;
+    Ok(())
 }
 
 /// Seconds since 1970-01-01 on the host.

@@ -17,12 +17,13 @@ use lockstep_primary::recorder::LogThread;
 use lockstep_primary::reports::{BEGIN, Reports};
 use lockstep_primary::sandbox::{self, Kind};
 use lockstep_primary::session::HostDevices;
-use lockstep_primary::start::DiskOption;
+use lockstep_primary::start::{DiskOption, adapt};
 use lockstep_proto::session::Record;
 use lockstep_proto::{DiskChunk, Diverged, Hello, JoinState, MachineConfig, PageChunk};
 use lockstep_vmm::devices::{DiskOp, Effect};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::memory::{Memory, PAGE_SIZE};
+use lockstep_vmm::probe::Strategies;
 use lockstep_vmm::snapshot;
 
 use tokio::sync::mpsc;
@@ -40,8 +41,8 @@ use crate::{Mismatch, ReplayError, Replayer};
 pub struct ReplicaOptions {
     /// The disks' images.
     pub disks: Vec<DiskOption>,
-    /// Whether this host needs its memory slots re-created after a delta.
-    pub reset_slots: bool,
+    /// How this host is used.
+    pub strategies: Strategies,
     /// Where divergence reports are kept.
     pub reports: Reports,
     /// Where it is recorded, if anywhere.
@@ -271,7 +272,7 @@ impl Replica {
         let begin = Instant::now();
         let header = state.machine.context("the join's state has no machine")?;
         let mut machine = snapshot::build(&header, memory, &state.memory_digest)?;
-        machine.reset_slots_after_delta(self.options.reset_slots);
+        adapt(&mut machine, &self.options.strategies)?;
         let timer = machine.attach_to_this_thread()?.timer();
         let timer = timer.context("cannot make a timer")?;
         machine.start_epochs()?;

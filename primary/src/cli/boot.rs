@@ -67,12 +67,11 @@ impl BootArgs {
                 disks: devices.disk.clone(),
                 nics: devices.net.clone(),
                 model_revision: self.model_revision,
+                guarded: host.strategies.guard_programs,
             })?,
             (None, None) => bail!("--kernel or --snapshot is needed"),
         };
-        started
-            .machine
-            .reset_slots_after_delta(host.strategies.reset_slots_after_delta);
+        start::adapt(&mut started.machine, &host.strategies)?;
         if let Some(report) = &started.rewrites {
             eprintln!("lockstep: kernel: {report}");
         }

@@ -27,6 +27,11 @@ pub const SAVED: [u32; 12] = [
     0xc000_0102, // KERNEL_GS_BASE
 ];
 
+/// IA32_SYSENTER_ESP and IA32_SYSENTER_EIP. On SVM KVM keeps the 64 bits that a guest writes, but only 32 of those that it
+/// is given (no SYSENTER of a 64-bit kernel works there): a replica that a state was given would have another value than
+/// the recorder. Where the probe finds that, what the guest writes is given by us as well ([`install_filter`]).
+pub const CUT: [u32; 2] = [0x175, 0x176];
+
 /// What an MSR access that reached us gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MsrAnswer {
@@ -34,6 +39,8 @@ pub enum MsrAnswer {
     Value(u64),
     /// Guest time is asked for.
     Time,
+    /// KVM is given the value that was written.
+    Give,
     /// #GP; the MSR does not exist.
     Fault,
 }
@@ -54,25 +61,29 @@ pub fn read(index: u32) -> MsrAnswer {
 pub fn write(index: u32, _value: u64) -> MsrAnswer {
     match index {
         TSC | 0x8b | 0x1a0 => MsrAnswer::Value(0),
+        _ if CUT.contains(&index) => MsrAnswer::Give,
         _ => MsrAnswer::Fault,
     }
 }
 
-/// Sets the filter: [`SAVED`] pass, everything else exits to us.
-pub fn install_filter(vm: &VmFd) -> std::io::Result<()> {
-    let mut bitmaps: Vec<(u32, u32, Vec<u8>)> = Vec::new();
-    for (base, count) in [(0x174, 3), (0x277, 1), (0xc000_0080, 5), (0xc000_0100, 3)] {
-        bitmaps.push((base, count, vec![0xff; 1]));
-    }
-    let ranges: Vec<_> = bitmaps
-        .iter()
-        .map(|(base, count, bitmap)| MsrFilterRange {
-            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
-            base: *base,
-            msr_count: *count,
-            bitmap,
-        })
-        .collect();
+/// Sets the filter: [`SAVED`] pass, everything else exits to us; so do writes of [`CUT`] with `gives_cut`.
+pub fn install_filter(vm: &VmFd, gives_cut: bool) -> std::io::Result<()> {
+    const PASS: &[u8] = &[0xff];
+    let both = MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE;
+    let cut = if gives_cut { MsrFilterRangeFlags::READ } else { both };
+    let ranges = [
+        (0x174, 1, both),
+        (CUT[0], 2, cut),
+        (0x277, 1, both),
+        (0xc000_0080, 5, both),
+        (0xc000_0100, 3, both),
+    ]
+    .map(|(base, msr_count, flags)| MsrFilterRange {
+        flags,
+        base,
+        msr_count,
+        bitmap: PASS,
+    });
     vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)?;
     Ok(())
 }

@@ -12,7 +12,7 @@ use thiserror::Error;
 use xxhash_rust::xxh3::Xxh3;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::msr;
+use super::{msr, uniform};
 use crate::sys::vcpu::{RawVcpu, Registers};
 
 /// Bytes of the XSAVE area that KVM_GET_XSAVE and KVM_SET_XSAVE move.
@@ -53,8 +53,29 @@ fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
     }
 }
 
-/// Reads the whole state. Only at a completed stop.
+/// Reads the whole state, in the one form of [`uniform`]. Only at a completed stop.
 pub fn save(vcpu: &RawVcpu) -> Result<VcpuState, StateError> {
+    settled(read(vcpu)?)
+}
+
+/// [`save`] with fewer calls where KVM shares registers in `kvm_run`: deltas need it many times a second.
+pub fn save_often(vcpu: &mut RawVcpu) -> Result<VcpuState, StateError> {
+    settled(read_often(vcpu)?)
+}
+
+/// Brings a state that was read into the one form.
+pub fn settled(state: VcpuState) -> Result<VcpuState, StateError> {
+    let (mut sregs, mut events) = (sregs(&state)?, events(&state)?);
+    uniform::settle(&mut sregs, &mut events);
+    Ok(VcpuState {
+        sregs: Bytes::copy_from_slice(sregs.as_bytes()),
+        events: Bytes::copy_from_slice(events.as_bytes()),
+        ..state
+    })
+}
+
+/// Reads the whole state as KVM gives it.
+pub fn read(vcpu: &RawVcpu) -> Result<VcpuState, StateError> {
     vcpu.settle().map_err(|cause| StateError::Kvm {
         what: "KVM_SET_REGS",
         cause,
@@ -68,14 +89,14 @@ pub fn save(vcpu: &RawVcpu) -> Result<VcpuState, StateError> {
     with_registers(vcpu, &registers)
 }
 
-/// [`save`] with fewer calls where KVM shares registers in `kvm_run`: epochs and deltas need it many times a second.
-pub fn save_often(vcpu: &mut RawVcpu) -> Result<VcpuState, StateError> {
+/// [`read`] with fewer calls where KVM shares registers in `kvm_run`.
+pub fn read_often(vcpu: &mut RawVcpu) -> Result<VcpuState, StateError> {
     let shared = vcpu
         .shared_registers()
         .map_err(|cause| StateError::Kvm { what: "KVM_RUN", cause })?;
     match shared {
         Some(registers) => with_registers(vcpu, &registers),
-        None => save(vcpu),
+        None => read(vcpu),
     }
 }
 
@@ -98,6 +119,7 @@ fn with_registers(vcpu: &RawVcpu, registers: &Registers) -> Result<VcpuState, St
         debugregs: Bytes::copy_from_slice(debugregs.as_bytes()),
         msrs,
         events: Bytes::copy_from_slice(events.as_bytes()),
+        guest_tsd: false,
     })
 }
 
@@ -136,6 +158,12 @@ pub fn sregs(state: &VcpuState) -> Result<kvm_sregs, StateError> {
     kvm_sregs::read_from_bytes(&state.sregs).map_err(|_| StateError::Damaged("special registers have the wrong size"))
 }
 
+/// The pending events of a saved state.
+pub fn events(state: &VcpuState) -> Result<kvm_vcpu_events, StateError> {
+    kvm_vcpu_events::read_from_bytes(&state.events)
+        .map_err(|_| StateError::Damaged("pending events have the wrong size"))
+}
+
 /// Sets the whole state. Only at a completed stop or before the first entry.
 pub fn restore(vcpu: &RawVcpu, state: &VcpuState) -> Result<(), StateError> {
     let regs = regs(state)?;
@@ -148,8 +176,7 @@ pub fn restore(vcpu: &RawVcpu, state: &VcpuState) -> Result<(), StateError> {
     let xcrs = kvm_xcrs::read_from_bytes(&state.xcrs).map_err(|_| StateError::Damaged("XCRs have the wrong size"))?;
     let debugregs = kvm_debugregs::read_from_bytes(&state.debugregs)
         .map_err(|_| StateError::Damaged("debug registers have the wrong size"))?;
-    let events = kvm_vcpu_events::read_from_bytes(&state.events)
-        .map_err(|_| StateError::Damaged("pending events have the wrong size"))?;
+    let events = events(state)?;
     let indices = state.msrs.iter().map(|entry| entry.index);
     if !indices.eq(msr::SAVED) {
         return Err(StateError::Damaged("the MSR list is not this program's"));
@@ -175,8 +202,13 @@ pub fn restore(vcpu: &RawVcpu, state: &VcpuState) -> Result<(), StateError> {
         cause,
     })?;
     fd.set_debug_regs(&debugregs).map_err(kvm("KVM_SET_DEBUGREGS"))?;
-    let entries: Vec<_> = state
-        .msrs
+    set_msrs(vcpu, &state.msrs)?;
+    fd.set_vcpu_events(&events).map_err(kvm("KVM_SET_VCPU_EVENTS"))
+}
+
+/// Sets MSRs.
+pub fn set_msrs(vcpu: &RawVcpu, msrs: &[Msr]) -> Result<(), StateError> {
+    let entries: Vec<_> = msrs
         .iter()
         .map(|entry| kvm_msr_entry {
             index: entry.index,
@@ -185,7 +217,7 @@ pub fn restore(vcpu: &RawVcpu, state: &VcpuState) -> Result<(), StateError> {
         })
         .collect();
     let msrs = Msrs::from_entries(&entries).map_err(|_| StateError::Damaged("too many MSRs"))?;
-    let done = fd.set_msrs(&msrs).map_err(kvm("KVM_SET_MSRS"))?;
+    let done = vcpu.fd().set_msrs(&msrs).map_err(kvm("KVM_SET_MSRS"))?;
     if done != entries.len() {
         return Err(StateError::Msrs {
             what: "KVM_SET_MSRS",
@@ -194,7 +226,7 @@ pub fn restore(vcpu: &RawVcpu, state: &VcpuState) -> Result<(), StateError> {
             index: entries[done].index,
         });
     }
-    fd.set_vcpu_events(&events).map_err(kvm("KVM_SET_VCPU_EVENTS"))
+    Ok(())
 }
 
 /// Takes into `hasher` what an epoch compares of a vCPU beyond the general registers: control and segment registers,
@@ -204,11 +236,7 @@ pub fn restore(vcpu: &RawVcpu, state: &VcpuState) -> Result<(), StateError> {
 /// while an exception is pending (AMD APM volume 2, 11.4.4), MXCSR_MASK (28 to 31) is a constant of the host, and bytes
 /// 464 and up are left to software.
 pub fn digest_into(hasher: &mut Xxh3, state: &VcpuState) {
-    let mut fpu = [0; 464];
-    let len = state.xsave.len().min(fpu.len());
-    fpu[..len].copy_from_slice(&state.xsave[..len]);
-    fpu[6..24].zero();
-    fpu[28..32].zero();
+    let fpu = compared_fpu(state);
     hasher.update(&state.mp_state.to_le_bytes());
     for part in [&state.regs, &state.sregs, &state.xcrs, &state.debugregs, &state.events] {
         hasher.update(part);
@@ -218,4 +246,52 @@ pub fn digest_into(hasher: &mut Xxh3, state: &VcpuState) {
         hasher.update(&entry.index.to_le_bytes());
         hasher.update(&entry.value.to_le_bytes());
     }
+}
+
+/// The same piece by piece, each with its name: what a report says of states that differ. MSRs are named by their number.
+pub fn pieces(state: &VcpuState, each: &mut impl FnMut(&'static str, Option<u32>, &[u8])) -> Result<(), StateError> {
+    each("general registers", None, &state.regs);
+    let s = sregs(state)?;
+    let named = [
+        ("CS", s.cs.as_bytes()),
+        ("DS", s.ds.as_bytes()),
+        ("ES", s.es.as_bytes()),
+        ("FS", s.fs.as_bytes()),
+        ("GS", s.gs.as_bytes()),
+        ("SS", s.ss.as_bytes()),
+        ("TR", s.tr.as_bytes()),
+        ("LDTR", s.ldt.as_bytes()),
+        ("GDTR", s.gdt.as_bytes()),
+        ("IDTR", s.idt.as_bytes()),
+        ("CR0", s.cr0.as_bytes()),
+        ("CR2", s.cr2.as_bytes()),
+        ("CR3", s.cr3.as_bytes()),
+        ("CR4", s.cr4.as_bytes()),
+        ("CR8", s.cr8.as_bytes()),
+        ("EFER", s.efer.as_bytes()),
+        ("APIC base", s.apic_base.as_bytes()),
+        ("interrupt bitmap", s.interrupt_bitmap.as_bytes()),
+    ];
+    for (name, bytes) in named {
+        each(name, None, bytes);
+    }
+    each("XCRs", None, &state.xcrs);
+    each("FPU", None, &compared_fpu(state));
+    each("debug registers", None, &state.debugregs);
+    each("pending events", None, &state.events);
+    each("MP state", None, &state.mp_state.to_le_bytes());
+    for entry in &state.msrs {
+        each("MSR", Some(entry.index), &entry.value.to_le_bytes());
+    }
+    Ok(())
+}
+
+/// The bytes of the XSAVE area that count.
+fn compared_fpu(state: &VcpuState) -> [u8; 464] {
+    let mut fpu = [0; 464];
+    let len = state.xsave.len().min(fpu.len());
+    fpu[..len].copy_from_slice(&state.xsave[..len]);
+    fpu[6..24].zero();
+    fpu[28..32].zero();
+    fpu
 }

@@ -96,7 +96,7 @@ impl Vm {
             ..Default::default()
         };
         fd.enable_cap(&cap).map_err(kvm("KVM_CAP_X86_USER_SPACE_MSR"))?;
-        msr::install_filter(&fd).map_err(|cause| VmError::Kvm {
+        msr::install_filter(&fd, false).map_err(|cause| VmError::Kvm {
             what: "KVM_X86_SET_MSR_FILTER",
             cause,
         })?;

@@ -88,7 +88,13 @@ const NEEDS: &[Need] = &[
         "vdso",
         Some("0"),
         Rule::Fixed,
-        "the vDSO reads the time stamp counter in user mode, where it cannot be trapped",
+        "the vDSO reads the time stamp counter in user mode, where it cannot be trapped on every host",
+    ),
+    need(
+        "vdso32",
+        Some("0"),
+        Rule::Fixed,
+        "32-bit programs have a vDSO of their own, which does the same",
     ),
     need(
         "nolapic",
@@ -266,7 +272,7 @@ fn contains_all(given: Option<&str>, needed: Option<&str>) -> bool {
 mod tests {
     use super::*;
 
-    const NEEDED: &str = "console=ttyS0 tsc_early_khz=1000000 tsc=reliable vdso=0 nolapic noapic acpi=off noxsave nofsgsbase \
+    const NEEDED: &str = "console=ttyS0 tsc_early_khz=1000000 tsc=reliable vdso=0 vdso32=0 nolapic noapic acpi=off noxsave nofsgsbase \
                           clearcpuid=smap,smep,popcnt,erms,fsrm,rdrand,rdseed,serialize lpj=1000000 nokaslr random.trust_bootloader=on";
 
     #[test]

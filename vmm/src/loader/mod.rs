@@ -138,13 +138,14 @@ pub enum LoadError {
 /// Loads `kernel`, `initrd` and everything that the kernel is handed into `ram`, which the kernel then owns.
 ///
 /// `cmdline` is used as it is ([`cmdline::compose`] makes it); `boot_seed` seeds the kernel's random numbers and must
-/// come from the log.
+/// come from the log. `guarded`: accesses to CR4 are trapped too ([`crate::machine::Machine::guard_programs`]).
 pub fn load(
     ram: &GuestRam,
     kernel: &[u8],
     initrd: Option<&[u8]>,
     cmdline: &str,
     boot_seed: &[u8; 32],
+    guarded: bool,
 ) -> Result<Loaded, LoadError> {
     let vmlinux: Cow<'_, [u8]> = if elf::is_elf(kernel) {
         Cow::Borrowed(kernel)
@@ -170,7 +171,7 @@ pub fn load(
         Some(bytes) if !bytes.is_empty() => Some((place_initrd(bytes.len() as u64, &usable, kernel_end)?, bytes)),
         _ => None,
     };
-    let (sites, rewrites) = rewrite::scan(&kernel)?;
+    let (sites, rewrites) = rewrite::scan(&kernel, guarded)?;
     if let Some(first) = rewrites.unsupported.first() {
         return Err(LoadError::Unrewritable {
             first: first.clone(),

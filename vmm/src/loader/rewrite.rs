@@ -1,5 +1,5 @@
-//! Finding the instructions in the kernel's code that read the time stamp counter or the hardware's random numbers, and
-//! replacing them by traps (the [table](super::trap)).
+//! Finding the instructions in the kernel's code that read the time stamp counter or the hardware's random numbers, or
+//! access CR4, and replacing them by traps (the [table](super::trap)).
 //!
 //! Every executable section is decoded from its beginning; where the kernel has symbols, decoding begins anew at each
 //! function, so that data between functions cannot put it out of step for longer than that. Whatever has the bytes of
@@ -20,7 +20,7 @@ use std::fmt;
 use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, Mnemonic, Register};
 
 use super::elf::{CodeSource, ElfError, Vmlinux};
-use super::trap::{IN_AL_IMM8, IN_EAX_IMM8, Trapped};
+use super::trap::{IN_AL_IMM8, IN_EAX_IMM8, OUT_IMM8_EAX, Trapped};
 
 /// Most addresses that each list of a report holds; beyond that only the count goes on.
 const LIST_LIMIT: usize = 4096;
@@ -68,6 +68,8 @@ pub struct RewriteReport {
     pub rdrand: usize,
     /// How many RDSEED.
     pub rdseed: usize,
+    /// How many accesses to CR4.
+    pub cr4: usize,
     /// Bytes of such an instruction that were not decoded as one, where the decoding may have been out of step: data or
     /// hidden code. A warning.
     pub suspicious: Vec<Finding>,
@@ -94,7 +96,7 @@ pub struct RewriteReport {
 impl RewriteReport {
     /// How many instructions were replaced.
     pub fn total(&self) -> usize {
-        self.rdtsc + self.rdtscp + self.rdrand + self.rdseed
+        self.rdtsc + self.rdtscp + self.rdrand + self.rdseed + self.cr4
     }
 }
 
@@ -102,11 +104,12 @@ impl fmt::Display for RewriteReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} rdtsc, {} rdtscp, {} rdrand, {} rdseed replaced in {} {} ({} bytes, {} symbols); {} embedded, {} suspicious, {} unsupported, {} collisions",
+            "{} rdtsc, {} rdtscp, {} rdrand, {} rdseed, {} of cr4 replaced in {} {} ({} bytes, {} symbols); {} embedded, {} suspicious, {} unsupported, {} collisions",
             self.rdtsc,
             self.rdtscp,
             self.rdrand,
             self.rdseed,
+            self.cr4,
             self.sections,
             if self.source == CodeSource::Sections {
                 "sections"
@@ -123,13 +126,14 @@ impl fmt::Display for RewriteReport {
     }
 }
 
-/// Finds what has to be replaced in a kernel. Changes nothing.
-pub fn scan(kernel: &Vmlinux<'_>) -> Result<(Vec<Site>, RewriteReport), ElfError> {
+/// Finds what has to be replaced in a kernel; accesses to CR4 where `guarded`. Changes nothing.
+pub fn scan(kernel: &Vmlinux<'_>, guarded: bool) -> Result<(Vec<Site>, RewriteReport), ElfError> {
     let mut report = RewriteReport {
         rdtsc: 0,
         rdtscp: 0,
         rdrand: 0,
         rdseed: 0,
+        cr4: 0,
         suspicious: Vec::new(),
         embedded: Vec::new(),
         unsupported: Vec::new(),
@@ -162,6 +166,7 @@ pub fn scan(kernel: &Vmlinux<'_>) -> Result<(Vec<Site>, RewriteReport), ElfError
                 what,
             };
             match found {
+                Found::Site(trapped, _) if trapped.guards() && !guarded => {}
                 Found::Site(trapped, original) => {
                     let Some(replacement) = trapped.encode(original.len()) else {
                         push(
@@ -229,6 +234,7 @@ pub fn scan(kernel: &Vmlinux<'_>) -> Result<(Vec<Site>, RewriteReport), ElfError
             Trapped::Rdtscp => &mut report.rdtscp,
             Trapped::Rdrand { .. } => &mut report.rdrand,
             Trapped::Rdseed { .. } => &mut report.rdseed,
+            Trapped::WriteCr4 { .. } | Trapped::ReadCr4 { .. } | Trapped::GpHandler => &mut report.cr4,
         } += 1;
     }
     Ok((clear, report))
@@ -343,11 +349,19 @@ impl<'a> Sweep<'a> {
             Mnemonic::Rdtscp => Some(Trapped::Rdtscp),
             Mnemonic::Rdrand => general(register).map(|(reg, wide)| Trapped::Rdrand { reg, wide }),
             Mnemonic::Rdseed => general(register).map(|(reg, wide)| Trapped::Rdseed { reg, wide }),
-            Mnemonic::In if matches!(self.bytes.get(at), Some(&(IN_AL_IMM8 | IN_EAX_IMM8))) => {
+            Mnemonic::Mov if register == Register::CR4 => {
+                general(instruction.op1_register()).map(|(reg, _)| Trapped::WriteCr4 { reg })
+            }
+            Mnemonic::Mov if instruction.op1_register() == Register::CR4 => {
+                general(register).map(|(reg, _)| Trapped::ReadCr4 { reg })
+            }
+            Mnemonic::In | Mnemonic::Out
+                if matches!(self.bytes.get(at), Some(&(IN_AL_IMM8 | IN_EAX_IMM8 | OUT_IMM8_EAX))) =>
+            {
                 let port = u16::from(instruction.immediate8());
                 if let Some(trapped) = self.bytes.get(at).and_then(|opcode| Trapped::decode(port, *opcode)) {
                     let what = format!(
-                        "a port read of {port:#x} by an immediate will be taken for {}",
+                        "an access to port {port:#x} by an immediate will be taken for {}",
                         trapped.mnemonic()
                     );
                     self.found.insert(at, Found::Collision(what));

@@ -140,7 +140,7 @@ fn everything_is_where_the_layout_says() {
     let kernel = text(&[0x90, 0x0f, 0x31, 0xc3]);
     let initrd = vec![0x5a; 5000];
     let seed = [7; 32];
-    let loaded = load(&ram, &kernel, Some(&initrd), "console=ttyS0 quiet", &seed).unwrap();
+    let loaded = load(&ram, &kernel, Some(&initrd), "console=ttyS0 quiet", &seed, true).unwrap();
 
     assert_eq!(loaded.entry, 0x0100_0000);
     assert_eq!(
@@ -177,7 +177,7 @@ fn everything_is_where_the_layout_says() {
 #[test]
 fn four_gib_are_mapped_one_to_one() {
     let ram = ram(&[(0, 32 * MIB)]);
-    let loaded = load(&ram, &text(&[0xc3]), None, "", &[0; 32]).unwrap();
+    let loaded = load(&ram, &text(&[0xc3]), None, "", &[0; 32], true).unwrap();
     let walk = |va: u64| -> u64 {
         let mut table = loaded.page_table;
         for shift in [39, 30] {
@@ -200,7 +200,7 @@ fn four_gib_are_mapped_one_to_one() {
 fn memory_goes_on_behind_the_hole() {
     let regions = [(0, layout::HOLE_START), (layout::HOLE_END, 512 * MIB)];
     let ram = ram(&regions);
-    let loaded = load(&ram, &text(&[0xc3]), Some(&[1; 4097]), "", &[0; 32]).unwrap();
+    let loaded = load(&ram, &text(&[0xc3]), Some(&[1; 4097]), "", &[0; 32], true).unwrap();
     assert_eq!(loaded.initrd.unwrap().start, layout::INITRD_LIMIT - 8192);
     let params = read(&ram, loaded.boot_params, 4096);
     assert_eq!(params[0x1e8], 3);
@@ -217,7 +217,7 @@ fn memory_that_no_machine_has_is_refused() {
         &[(0, MIB)],
         &[(0, 64 * MIB), (layout::HOLE_START, MIB)],
     ] {
-        let error = load(&ram(regions), &kernel, None, "", &[0; 32]).unwrap_err();
+        let error = load(&ram(regions), &kernel, None, "", &[0; 32], true).unwrap_err();
         assert!(matches!(error, LoadError::Ram { .. }), "{error}");
     }
 }
@@ -226,28 +226,28 @@ fn memory_that_no_machine_has_is_refused() {
 fn what_does_not_fit_is_refused() {
     let kernel = text(&[0xc3]);
     let small = ram(&[(0, 8 * MIB)]);
-    let error = load(&small, &kernel, None, "", &[0; 32]).unwrap_err();
+    let error = load(&small, &kernel, None, "", &[0; 32], true).unwrap_err();
     assert!(
         matches!(error, LoadError::KernelOutside { .. }) && error.to_string().contains("more memory"),
         "{error}"
     );
 
     let ram = ram(&[(0, 32 * MIB)]);
-    let error = load(&ram, &kernel, Some(&vec![0; 16 << 20]), "", &[0; 32]).unwrap_err();
+    let error = load(&ram, &kernel, Some(&vec![0; 16 << 20]), "", &[0; 32], true).unwrap_err();
     assert!(matches!(error, LoadError::InitrdTooLarge { .. }), "{error}");
     let room = (32 * MIB - 0x0100_3000) as usize;
-    assert!(load(&ram, &kernel, Some(&vec![0; room]), "", &[0; 32]).is_ok());
-    assert!(load(&ram, &kernel, Some(&vec![0; room + 1]), "", &[0; 32]).is_err());
+    assert!(load(&ram, &kernel, Some(&vec![0; room]), "", &[0; 32], true).is_ok());
+    assert!(load(&ram, &kernel, Some(&vec![0; room + 1]), "", &[0; 32], true).is_err());
 
-    assert!(load(&ram, &kernel, None, &"x".repeat(2047), &[0; 32]).is_ok());
-    let error = load(&ram, &kernel, None, &"x".repeat(2048), &[0; 32]).unwrap_err();
+    assert!(load(&ram, &kernel, None, &"x".repeat(2047), &[0; 32], true).is_ok());
+    let error = load(&ram, &kernel, None, &"x".repeat(2048), &[0; 32], true).unwrap_err();
     assert!(
         matches!(error, LoadError::CommandLineTooLong { length: 2048 }),
         "{error}"
     );
-    let error = load(&ram, &kernel, None, "a\0b", &[0; 32]).unwrap_err();
+    let error = load(&ram, &kernel, None, "a\0b", &[0; 32], true).unwrap_err();
     assert!(matches!(error, LoadError::CommandLineZero(1)), "{error}");
-    let error = load(&ram, b"#!/bin/sh\n", None, "", &[0; 32]).unwrap_err();
+    let error = load(&ram, b"#!/bin/sh\n", None, "", &[0; 32], true).unwrap_err();
     assert!(error.to_string().contains("neither"), "{error}");
 }
 
@@ -259,15 +259,15 @@ fn a_bzimage_loads_as_its_vmlinux_does() {
     packed.write_all(&kernel).unwrap();
     let image = bzimage::tests::wrap(&packed.finish().unwrap());
     let (a, b) = (ram(&[(0, 32 * MIB)]), ram(&[(0, 32 * MIB)]));
-    let from_image = load(&a, &image, None, "x", &[1; 32]).unwrap();
-    let from_elf = load(&b, &kernel, None, "x", &[1; 32]).unwrap();
+    let from_image = load(&a, &image, None, "x", &[1; 32], true).unwrap();
+    let from_elf = load(&b, &kernel, None, "x", &[1; 32], true).unwrap();
     assert_eq!(from_image, from_elf);
     assert!(read(&a, 0, 32 << 20) == read(&b, 0, 32 << 20));
     assert_eq!(from_image.rewrites.rdtscp, 1);
 }
 
 fn scan(kernel: &[u8]) -> (Vec<Site>, RewriteReport) {
-    rewrite::scan(&Vmlinux::parse(kernel).unwrap()).unwrap()
+    rewrite::scan(&Vmlinux::parse(kernel).unwrap(), true).unwrap()
 }
 
 #[test]
@@ -415,7 +415,7 @@ fn without_section_headers_segments_are_scanned_and_that_is_said() {
 #[test]
 fn a_form_without_a_trap_stops_the_load() {
     let kernel = text(&[0x66, 0x0f, 0xc7, 0xf1, 0xc3]);
-    let error = load(&ram(&[(0, 32 * MIB)]), &kernel, None, "", &[0; 32]).unwrap_err();
+    let error = load(&ram(&[(0, 32 * MIB)]), &kernel, None, "", &[0; 32], true).unwrap_err();
     let text = error.to_string();
     assert!(
         matches!(error, LoadError::Unrewritable { .. })
@@ -450,7 +450,7 @@ proptest! {
         if let Some(cut) = cut {
             kernel.truncate(cut);
         }
-        let _ = load(&ram(&[(0, 20 * MIB)]), &kernel, Some(&[1; 100]), "", &[0; 32]);
+        let _ = load(&ram(&[(0, 20 * MIB)]), &kernel, Some(&[1; 100]), "", &[0; 32], true);
     }
 
     #[test]
@@ -530,7 +530,7 @@ fn the_real_kernel_agrees_with_objdump() {
         assert!(!found.is_empty() && report.unsupported.is_empty());
 
         let ram = ram(&[(0, 128 * MIB)]);
-        let loaded = load(&ram, &unpacked, None, "quiet", &[3; 32]).unwrap();
+        let loaded = load(&ram, &unpacked, None, "quiet", &[3; 32], true).unwrap();
         for site in &sites {
             assert_eq!(read(&ram, site.paddr, site.replacement.len()), site.replacement);
         }

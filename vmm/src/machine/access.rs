@@ -4,14 +4,15 @@
 //! the completion, because completing the IN writes RAX.
 
 use kvm_bindings::kvm_regs;
-use lockstep_proto::Turn;
+use lockstep_proto::{Msr, Turn};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{Machine, MachineError, Stop, StopKind};
 use crate::cpu::assist::numbered_register;
 use crate::cpu::msr::{self, MsrAnswer};
+use crate::cpu::state;
 use crate::devices::{Devices, Effect};
-use crate::loader::trap::{IN_AL_IMM8, IN_EAX_IMM8, Trapped};
+use crate::loader::trap::{IN_AL_IMM8, IN_EAX_IMM8, OUT_IMM8_EAX, Trapped};
 use crate::sys::vcpu::{Exit, MAX_IO_BYTES};
 
 /// CF, PF, AF, ZF, SF and OF: RDRAND and RDSEED clear all but CF (Intel SDM volume 2B).
@@ -26,7 +27,8 @@ impl Machine {
         let wants_time = match kind {
             StopKind::Port { port, write } => Devices::needs_time(port, write),
             StopKind::Msr { index, write: false } => msr::read(index) == MsrAnswer::Time,
-            StopKind::Trap(trapped) => matches!(trapped, Trapped::Rdtsc | Trapped::Rdtscp),
+            // A program's fault may be its RDTSC.
+            StopKind::Trap(trapped) => matches!(trapped, Trapped::Rdtsc | Trapped::Rdtscp | Trapped::GpHandler),
             _ => false,
         };
         let wants_random = matches!(kind, StopKind::Trap(Trapped::Rdrand { .. } | Trapped::Rdseed { .. }));
@@ -79,7 +81,13 @@ impl Machine {
                     self.vm.vcpu.answer_msr(answer);
                 }
                 Exit::WriteMsr { index, value } => {
-                    let answer = self.msr_answer(msr::write(index, value));
+                    let answer = match msr::write(index, value) {
+                        MsrAnswer::Give => {
+                            self.give_msr(index, value)?;
+                            Some(value)
+                        }
+                        answer => self.msr_answer(answer),
+                    };
                     self.vm.vcpu.answer_msr(answer);
                 }
                 _ => {}
@@ -98,11 +106,17 @@ impl Machine {
         match answer {
             MsrAnswer::Value(value) => Some(value),
             MsrAnswer::Time => Some(self.now),
-            MsrAnswer::Fault => {
+            MsrAnswer::Give | MsrAnswer::Fault => {
                 self.counters.msr_faults += 1;
                 None
             }
         }
+    }
+
+    /// Gives KVM an MSR's value as a restored state does.
+    fn give_msr(&mut self, index: u32, value: u64) -> Result<(), MachineError> {
+        let entry = Msr { index, value };
+        Ok(state::set_msrs(&self.vm.vcpu, &[entry])?)
     }
 
     /// Finishes the last exit. `Some`: its completion is another exit of the same instruction.
@@ -137,7 +151,12 @@ impl Machine {
         let mut regs = self.read_regs()?;
         self.confirm_trap(trapped, regs.rip)?;
         regs.rax = before.rax;
-        self.answer_trap(trapped, turn, regs)
+        match trapped {
+            Trapped::WriteCr4 { reg } => self.write_cr4(reg, regs),
+            Trapped::ReadCr4 { reg } => self.read_cr4(reg, regs),
+            Trapped::GpHandler => self.protection_fault(regs),
+            _ => self.answer_trap(trapped, turn, regs),
+        }
     }
 
     /// The same instructions where nobody rewrote them and KVM declined them.
@@ -149,14 +168,13 @@ impl Machine {
 
     fn answer_trap(&mut self, trapped: Trapped, turn: &Turn, mut regs: kvm_regs) -> Result<(), MachineError> {
         match trapped {
-            Trapped::Rdtsc | Trapped::Rdtscp => {
-                regs.rax = self.now & 0xffff_ffff;
-                regs.rdx = self.now >> 32;
-                if trapped == Trapped::Rdtscp {
-                    // IA32_TSC_AUX: processor 0 of node 0.
-                    regs.rcx = 0;
-                }
+            Trapped::Rdtsc => self.answer_rdtsc(&mut regs),
+            Trapped::Rdtscp => {
+                self.answer_rdtsc(&mut regs);
+                // IA32_TSC_AUX: processor 0 of node 0.
+                regs.rcx = 0;
             }
+            Trapped::WriteCr4 { .. } | Trapped::ReadCr4 { .. } | Trapped::GpHandler => {}
             Trapped::Rdrand { reg, wide } | Trapped::Rdseed { reg, wide } => {
                 let value = turn
                     .random
@@ -176,7 +194,13 @@ impl Machine {
         Ok(())
     }
 
-    /// The two bytes before RIP must be the IN that the rewriting put there.
+    /// EDX:EAX is the time stamp counter, which is guest time.
+    pub(super) fn answer_rdtsc(&self, regs: &mut kvm_regs) {
+        regs.rax = self.now & 0xffff_ffff;
+        regs.rdx = self.now >> 32;
+    }
+
+    /// The two bytes before RIP must be the access that the rewriting put there.
     fn confirm_trap(&mut self, trapped: Trapped, rip_after: u64) -> Result<(), MachineError> {
         let start = rip_after.wrapping_sub(2);
         let mut bytes = [0; 2];
@@ -248,6 +272,14 @@ pub(super) fn classify(exit: &Exit) -> StopKind {
             None => StopKind::Port { port, write: false },
         },
         Exit::In { port, .. } => StopKind::Port { port, write: false },
+        Exit::Out {
+            port,
+            size: 4,
+            ref data,
+        } if data.len() == 4 => match Trapped::decode(port, OUT_IMM8_EAX) {
+            Some(trapped) => StopKind::Trap(trapped),
+            None => StopKind::Port { port, write: true },
+        },
         Exit::Out { port, .. } => StopKind::Port { port, write: true },
         Exit::MmioRead { addr, .. } => StopKind::Mmio { addr, write: false },
         Exit::MmioWrite { addr, .. } => StopKind::Mmio { addr, write: true },

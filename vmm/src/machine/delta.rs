@@ -21,6 +21,7 @@ impl Machine {
     /// Takes the delta of the forced stop where the machine stands; only from [`super::Oracle::forced`].
     pub fn take_delta(&mut self) -> Result<Delta, MachineError> {
         let vcpu = state::save_often(&mut self.vm.vcpu)?;
+        let vcpu = self.with_tsd(vcpu);
         let frames = self.memory.collect_dirty(&self.vm.fd)?;
         let mut pages = vec![0; frames.len() * PAGE_SIZE];
         let (chunks, _) = pages.as_chunks_mut::<PAGE_SIZE>();

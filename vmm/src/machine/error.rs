@@ -68,6 +68,18 @@ pub enum MachineError {
         /// The instruction's first bytes.
         bytes: [u8; 2],
     },
+    /// The guest's kernel writes something into CR4 that this KVM does not take.
+    #[error("the guest writes {value:#x} into CR4 at stop {stop}, RIP {rip:#x}, and KVM does not take it: {cause}")]
+    Cr4 {
+        /// The value.
+        value: u64,
+        /// The stop.
+        stop: u64,
+        /// Where.
+        rip: u64,
+        /// KVM's answer.
+        cause: std::io::Error,
+    },
     /// A turn from outside does not fit the stop.
     #[error("the turn at stop {stop} does not fit the machine: {what}; the log is damaged or of another machine")]
     Turn {

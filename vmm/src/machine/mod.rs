@@ -15,7 +15,9 @@ mod debug;
 mod delta;
 mod epoch;
 mod error;
+mod guard;
 mod moment;
+mod parts;
 mod run;
 mod stop;
 mod transfer;
@@ -27,6 +29,7 @@ pub use delta::Delta;
 pub use epoch::EpochReport;
 pub use error::MachineError;
 pub use moment::Moment;
+pub use parts::{Part, Parts};
 pub use run::{Flow, Oracle, Slice};
 pub use stop::{Stop, StopKind};
 pub use transfer::Transfer;
@@ -57,6 +60,8 @@ pub struct Counters {
     pub epochs: u64,
     /// Dirty pages compared in epochs.
     pub epoch_pages: u64,
+    /// RDTSC and RDTSCP of the guest's programs that we answered.
+    pub program_tsc: u64,
     /// Instructions that we executed because KVM's emulator declined them.
     pub assists: u64,
     /// Accesses to MSRs that the guest does not have.
@@ -84,6 +89,10 @@ pub struct Machine {
     trap_pages: [(u64, u64); TRAP_PAGES],
     window_requested: bool,
     reset_slots: bool,
+    /// RDTSC in programs is answered by us: see [`guard`].
+    guarded: bool,
+    /// The guest itself has set CR4.TSD.
+    guest_tsd: bool,
     /// Where a debugger wants stops inside slices, and what KVM has been told of it.
     trace: Trace,
     armed: Trace,
@@ -122,6 +131,8 @@ impl Machine {
             trap_pages: [(u64::MAX, 0); TRAP_PAGES],
             window_requested: false,
             reset_slots: true,
+            guarded: false,
+            guest_tsd: false,
             trace: Trace::default(),
             armed: Trace::default(),
             in_slice: false,
@@ -186,12 +197,21 @@ impl Machine {
 
     /// The vCPU's whole state. Only between steps, where every stop is completed.
     pub fn vcpu_state(&self) -> Result<VcpuState, MachineError> {
-        Ok(state::save(&self.vm.vcpu)?)
+        Ok(self.with_tsd(state::save(&self.vm.vcpu)?))
+    }
+
+    /// What KVM does not know of the vCPU's state.
+    fn with_tsd(&self, state: VcpuState) -> VcpuState {
+        VcpuState {
+            guest_tsd: self.guest_tsd,
+            ..state
+        }
     }
 
     /// Sets the vCPU's whole state. Only between steps.
     pub fn set_vcpu_state(&mut self, vcpu: &VcpuState) -> Result<(), MachineError> {
         state::restore(&self.vm.vcpu, vcpu)?;
+        self.guest_tsd = vcpu.guest_tsd;
         // KVM takes the state in, and says whether an interrupt could be injected: a restored machine that is halted
         // asks that before it runs, a carried one gets an interrupt on top of its state.
         self.complete_quietly()?;
@@ -207,6 +227,15 @@ impl Machine {
     /// Whether this host needs its memory slots re-created after a delta (see `probe::Strategies`); by default it does.
     pub fn reset_slots_after_delta(&mut self, needed: bool) {
         self.reset_slots = needed;
+    }
+
+    /// Gives KVM what the guest writes into the MSRs of which it keeps less when it is given them ([`crate::cpu::msr::CUT`]).
+    /// Such writes are stops then: say so before the machine's first step, on every replica.
+    pub fn give_cut_msrs(&mut self, gives: bool) -> Result<(), MachineError> {
+        crate::cpu::msr::install_filter(&self.vm.fd, gives).map_err(|cause| MachineError::Io {
+            what: "KVM_X86_SET_MSR_FILTER",
+            cause,
+        })
     }
 
     /// Makes this thread the one that runs the machine and returns its kicks' handle and timers' maker.

@@ -41,10 +41,14 @@ impl Machine {
             self.now = self.now.saturating_add(step);
             self.devices.advance(self.now);
         }
+        let is_natural = cause.is_some();
         match cause {
             Some(Cause::Exit(exit)) => self.access(stop, exit, turn, &mut taken.effects)?,
             Some(Cause::Declined(trapped, length)) => self.declined(trapped, length, turn)?,
             None => {}
+        }
+        if is_natural {
+            self.look_after_programs()?;
         }
         self.take_inputs(turn, oracle, &mut taken.effects)?;
         self.chain.extend(self.stop, self.now, &self.regs, turn, &taken.effects);

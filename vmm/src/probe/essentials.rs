@@ -13,6 +13,7 @@ use super::engine::{self, Engine, Rate};
 use super::interrupts::{self, Window};
 use super::paging::{self, Paging};
 use super::sensitive::{self, Sensitive, Sight};
+use super::states;
 use super::syscall::{self, Syscall};
 use crate::micro::Ring;
 
@@ -92,14 +93,20 @@ pub struct Essentials {
     pub kernel_rdtsc: Sight,
     /// RDTSC in ring 3.
     pub user_rdtsc: Sight,
+    /// RDTSC in ring 3 with CR4.TSD set.
+    pub user_rdtsc_with_tsd: Sight,
     /// RDRAND, which the profile hides, in ring 3.
     pub user_rdrand: Sight,
     /// What CPUID shows.
     pub cpuid: CpuidTest,
     /// SYSCALL in ring 3.
     pub syscall: Syscall,
+    /// KVM keeps less of IA32_SYSENTER_ESP or _EIP than it is given.
+    pub cuts_msrs: bool,
 }
 
+/// #GP.
+const GP_VECTOR: u8 = 13;
 /// Time that an experiment may take here. Far more than any needs: only a KVM that is broken reaches it, and the class
 /// of a host must not depend on how busy it is.
 const LIMIT: Duration = Duration::from_secs(1);
@@ -119,9 +126,11 @@ pub fn survey(lab: &Lab) -> Result<Essentials, ProbeError> {
         user_window: interrupts::window(&mut bench, Ring::User, false, LIMIT)?,
         kernel_rdtsc: sight(&mut bench, Sensitive::Rdtsc, Ring::Kernel)?,
         user_rdtsc: sight(&mut bench, Sensitive::Rdtsc, Ring::User)?,
+        user_rdtsc_with_tsd: sight(&mut bench, Sensitive::RdtscWithTsd, Ring::User)?,
         user_rdrand: sight(&mut bench, Sensitive::Rdrand, Ring::User)?,
         cpuid: cpuid::survey(&mut bench, lab.profile, LIMIT)?,
         syscall: syscall::survey(&mut bench, LIMIT)?,
+        cuts_msrs: states::cuts_msrs(&mut bench)?,
     })
 }
 
@@ -129,6 +138,11 @@ impl Essentials {
     /// Whether "the first window after stop n" names one instruction.
     pub fn windows_exact(&self) -> bool {
         self.kernel_window == Window::Exact && self.user_window == Window::Exact
+    }
+
+    /// Whether CR4.TSD brings RDTSC in ring 3 under control.
+    pub fn tsd_works(&self) -> bool {
+        self.engine == Engine::Cpu && self.user_rdtsc_with_tsd == Sight::Faults(GP_VECTOR)
     }
 
     /// The class of this host: hosts whose strings differ cannot replay each other's logs.
@@ -157,8 +171,11 @@ impl Essentials {
             Syscall::Faults(_) => "faults",
             Syscall::Declined | Syscall::Other(_) => "unknown",
         };
+        // Said only where it is so: elsewhere the class is what it was before this was asked.
+        let tsd = if self.tsd_works() { " tsd=traps" } else { "" };
+        let msrs = if self.cuts_msrs { " sysenter=cut" } else { "" };
         format!(
-            "{} ring0={engine} paging={paging} windows={windows} rdtsc0={} rdtsc3={} rdrand3={} cpuid={} cpuid3={cpuid3} syscall={syscall}",
+            "{} ring0={engine} paging={paging} windows={windows} rdtsc0={} rdtsc3={} rdrand3={} cpuid={} cpuid3={cpuid3} syscall={syscall}{tsd}{msrs}",
             self.cpu,
             word(&self.kernel_rdtsc),
             word(&self.user_rdtsc),

@@ -32,6 +32,10 @@ pub struct Strategies {
     /// RDTSC, RDTSCP, RDRAND and RDSEED of the guest kernel are rewritten to port reads and logged. True on every host:
     /// no stock KVM makes RDTSC exit to userspace.
     pub rewrite_kernel: bool,
+    /// RDTSC and RDTSCP of the guest's programs fault by CR4.TSD and are answered and logged.
+    pub guard_programs: bool,
+    /// What the guest writes into IA32_SYSENTER_ESP and _EIP is given to KVM by us.
+    pub gives_cut_msrs: bool,
     /// The TSC of guest programs is frozen by scaling. Off: not verified on any host so far.
     pub freeze_user_tsc: bool,
     /// Positions between exits are counted by the PMU. Off: not verified on any host so far.
@@ -50,6 +54,8 @@ impl Strategies {
             windows_exact: found.windows_exact(),
             grace_ns: grace,
             rewrite_kernel: true,
+            guard_programs: found.tsd_works(),
+            gives_cut_msrs: found.cuts_msrs,
             freeze_user_tsc: false,
             pmu_positions: false,
         }

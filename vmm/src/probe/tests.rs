@@ -16,6 +16,7 @@ use super::msrs::{Msrs, Outcome};
 use super::paging::{Paging, PagingTest};
 use super::sensitive::{Seen, Sensitive, Sight};
 use super::signals::{done, mark};
+use super::states::States;
 use super::syscall::Syscall;
 use super::timing::Timing;
 use super::*;
@@ -58,6 +59,7 @@ fn hardware() -> Findings {
             user_window: Window::Exact,
             kernel_rdtsc: Sight::Host,
             user_rdtsc: Sight::Host,
+            user_rdtsc_with_tsd: Sight::Faults(13),
             user_rdrand: faults(),
             cpuid: CpuidTest {
                 altered: vec![],
@@ -66,6 +68,7 @@ fn hardware() -> Findings {
                 user: Reads::Table,
             },
             syscall: Syscall::EntersKernel,
+            cuts_msrs: false,
         },
         kernel_rate: Ok(Rate::PerSecond(5_000_000_000)),
         user_rate: Ok(Rate::PerSecond(5_000_000_000)),
@@ -97,6 +100,12 @@ fn hardware() -> Findings {
             ready_too_early: false,
         }),
         transfer: Ok(Outcome::Works),
+        states: Ok(States {
+            tried: 64,
+            uniform: vec!["DS".into(), "pending events".into()],
+            cut: vec!["MSR 0x175".into()],
+            ..States::default()
+        }),
         kernel_aids: Ok(aids()),
         user_aids: Ok(aids()),
         paging: Ok(PagingTest {
@@ -238,12 +247,17 @@ fn what_was_not_found_out_is_taken_as_the_worse() {
     found.kernel_injection = Err("no VM".into());
     found.capabilities = Err("no VM".into());
     found.transfer = Ok(Outcome::Instead("the guest ends with other registers".into()));
+    found.states = Ok(States {
+        tried: 64,
+        differ: vec!["CR8".into()],
+        ..States::default()
+    });
     let report = Report::from_findings(found, Some("lockstep-intel-1".into()));
     check_form(&report);
     check_consistency(&report);
     assert!(report.strategies.shadow_paging && report.strategies.reset_slots_after_delta);
     assert_eq!(report.strategies.grace_ns, 20_000_000);
-    assert_eq!(report.obstacles.len(), 3, "{:?}", report.obstacles);
+    assert_eq!(report.obstacles.len(), 4, "{:?}", report.obstacles);
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 #![allow(clippy::wildcard_imports, reason = "an assembler's registers")]
 
+mod guard;
 mod guest;
 mod harness;
 mod kicks;

@@ -31,6 +31,8 @@ pub struct Micro {
     pub pauses: bool,
     /// An epoch ends at every natural stop whose number this divides; none for `u64::MAX`.
     pub epochs: u64,
+    /// RDTSC in ring 3 is answered by the machine.
+    pub guarded: bool,
 }
 
 impl Micro {
@@ -45,7 +47,14 @@ impl Micro {
             between: Box::new(|_, _| {}),
             pauses: false,
             epochs: 1,
+            guarded: false,
         }
+    }
+
+    /// Lets the machine answer RDTSC in ring 3.
+    pub fn guarded(mut self) -> Self {
+        self.guarded = true;
+        self
     }
 
     pub fn script(mut self, script: impl FnMut(&mut World, &Machine, &Stop, &mut Turn) + 'static) -> Self {
@@ -70,6 +79,7 @@ impl Micro {
         let seed = seed();
         let mut machine = Machine::create(self.config.clone())?;
         guest::load(&self.guest, &mut machine);
+        machine.guard_programs(self.guarded);
         machine.start_epochs()?;
         let mut between = self.between;
         let images = self.images.clone();
@@ -103,6 +113,7 @@ impl Micro {
             guest: self.guest,
             config: self.config,
             images,
+            guarded: self.guarded,
             seed,
             steps,
             end,

@@ -19,6 +19,7 @@ pub struct Recording {
     pub guest: MicroGuest,
     pub config: MachineConfig,
     pub images: Vec<Vec<u8>>,
+    pub guarded: bool,
     pub seed: u64,
     pub steps: Vec<Step>,
     pub end: Final,
@@ -92,6 +93,7 @@ impl Recording {
     pub fn replay_with(&self, mean: u64, meddle: impl FnMut(&mut Machine, usize)) -> (Machine, Result<(), Fault>) {
         let mut machine = Machine::create(self.config.clone()).expect("a machine like the first");
         guest::load(&self.guest, &mut machine);
+        machine.guard_programs(self.guarded);
         machine.start_epochs().expect("epochs like the first's");
         let result = self.go_on(&mut machine, 0, mean, meddle);
         (machine, result)
