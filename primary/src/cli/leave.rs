@@ -140,6 +140,7 @@ impl Leave {
             (Asked::Nothing, _) | (_, None) => {}
             (_, Some(Now::Simple(end))) => end(),
             (Asked::Haste, Some(Now::Machine(bell))) => {
+                bell.quit();
                 let (leave, bell) = (self.clone(), bell.clone());
                 Self::begin(move || leave.quit(&bell));
             }
