@@ -159,6 +159,7 @@ impl Node<'_> {
             claim,
             backlog,
             replayed,
+            stalled,
             log,
         } = promoted;
         tracing::warn!(
@@ -170,7 +171,12 @@ impl Node<'_> {
         );
         let span = Span::begin(&self.options.span)?;
         let promotion = Promotion { unreleased, silence };
-        let session = self.session(&span, record, Unprotected::LostConnection, Some(promotion))?;
+        let why = if stalled {
+            Unprotected::Stalled
+        } else {
+            Unprotected::LostConnection
+        };
+        let session = self.session(&span, record, why, Some(promotion))?;
         let result = go_live(machine, devices, session, log, |outside, handle| {
             tracing::info!(
                 claim_us = claim.as_micros() as u64,
@@ -204,7 +210,7 @@ impl Node<'_> {
     }
 
     fn watch(&self, span: &Span, outside: Outside, handle: KickHandle) -> Result<()> {
-        self.lost.start(&self.status, outside.bell().clone())?;
+        self.lost.start(&self.status, outside.bell().clone(), &self.leave)?;
         span.watch(outside, handle, Some(&self.leave))
     }
 

@@ -197,6 +197,7 @@ fn backup(mut bytes: &[u8]) {
             9 => BackupInput::Heartbeat(Heartbeat {
                 number: step.number(0),
                 released: step.number(1),
+                stalled: step.number(0) % 2 == 1,
             }),
             10 => say(to_backup::Kind::Hello(hello())),
             11 => say(to_backup::Kind::State(JoinState {
@@ -207,6 +208,7 @@ fn backup(mut bytes: &[u8]) {
             13 => match step.number(0) % 2 {
                 0 => say(to_backup::Kind::Handover(Handover {
                     position: step.number(1),
+                    ..Handover::default()
                 })),
                 _ => say(to_backup::Kind::Goodbye(Goodbye::default())),
             },

@@ -422,7 +422,13 @@ impl Loop {
             BackupAction::Promote(record) => {
                 let won = Instant::now();
                 let asked = self.asked.unwrap_or(won);
-                self.order(Order::Promote(Takeover { record, asked, won }));
+                let stalled = self.session.is_stalled();
+                self.order(Order::Promote(Takeover {
+                    record,
+                    asked,
+                    won,
+                    stalled,
+                }));
                 self.live = true;
             }
         }
@@ -446,6 +452,7 @@ impl Loop {
         let state = match session.state() {
             BackupState::Waiting | BackupState::Connected => "starting",
             BackupState::Syncing | BackupState::Joined => "syncing",
+            BackupState::Protected if session.is_stalled() => "stalled (on-the-other-node)",
             BackupState::Protected if self.watch.is_blocked() => "protected, failover blocked (no-arbiter)",
             BackupState::Protected => "protected",
             BackupState::Claiming => "failing-over",
@@ -463,6 +470,7 @@ impl Loop {
             verified: session.ack().verified,
             released: session.released(),
             ends_at: None,
+            stalled: false,
         });
         if changed {
             tracing::info!(target: STATE_MESSAGES, "standby: {state}");

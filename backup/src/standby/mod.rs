@@ -59,6 +59,8 @@ struct Takeover {
     /// When the arbiter was first asked for it.
     asked: Instant,
     won: Instant,
+    /// The machine was stalled where it ran before.
+    stalled: bool,
 }
 
 /// A record of the log, what it weighs in KiB, and when it came.

@@ -73,6 +73,8 @@ pub struct Promoted {
     pub backlog: Duration,
     /// When all was replayed.
     pub replayed: Instant,
+    /// It was stalled where it ran before.
+    pub stalled: bool,
     /// Its recording, which goes on.
     pub log: Option<LogThread>,
 }
@@ -226,6 +228,7 @@ impl Replica {
                     backlog: replayed.saturating_duration_since(takeover.won),
                     replayed,
                     log,
+                    stalled: takeover.stalled,
                     record: takeover.record,
                 };
                 Ok(Some(Outcome::Promoted(Box::new(promoted))))

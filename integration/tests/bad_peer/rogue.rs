@@ -169,7 +169,10 @@ impl Line {
         let connection = self.connection.clone();
         tokio::spawn(async move {
             for number in 1.. {
-                let beat = Heartbeat { number, released: 0 };
+                let beat = Heartbeat {
+                    number,
+                    ..Heartbeat::default()
+                };
                 // The connection is gone, and with it whoever would hear them.
                 if connection.send_datagram(beat.encode_to_vec().into()).is_err() {
                     return;

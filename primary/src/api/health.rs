@@ -35,7 +35,12 @@ impl Health {
             Some(format!("{who} has been silent for {} s", silence.as_secs()))
         };
         let frozen = (report.state == "frozen").then(|| "the machine stands still".to_owned());
+        let stalled = report.state.starts_with("stalled").then(|| {
+            let reason = report.reason.as_deref().unwrap_or_default();
+            format!("the guest does not move though something is due ({reason})")
+        });
         let problem = frozen
+            .or(stalled)
             .or_else(|| silent("the link's thread", &pulses.link, LINK))
             .or_else(|| silent("the vCPU", &pulses.vcpu, VCPU));
         Self {

@@ -153,6 +153,11 @@ impl Moment {
             ),
             ("divergences_total", "Divergences found.", report.divergences as f64),
             (
+                "stalls_total",
+                "Times that the guest did not move though something was due, here or right before it came here.",
+                self.status.gauges().stalls.load(Ordering::Relaxed) as f64,
+            ),
+            (
                 "heartbeats_missed_total",
                 "Heartbeats that did not come, or were not answered before the next.",
                 report.heartbeats_missed as f64,
@@ -255,6 +260,7 @@ mod tests {
         count(&status.gauges().run_ns, 4_000_000_000);
         count(&status.gauges().carried_ns, 1_000_000_000);
         count(&status.gauges().recording_parts, 3);
+        count(&status.gauges().stalls, 2);
         status.gauges().holds.add(Duration::from_micros(70));
         status
             .gauges()
@@ -275,6 +281,8 @@ mod tests {
             format!(r#"lockstep_exit_seconds_count{{{node},kind="halt"}} 1"#),
             format!(r#"lockstep_recording_state{{{node},state="off"}} 1"#),
             format!("lockstep_recording_parts{{{node}}} 3.0"),
+            format!("lockstep_stalls_total{{{node}}} 2.0"),
+            format!(r#"lockstep_state{{{node},state="stalled"}} 0"#),
             format!("lockstep_certificate_expiry_timestamp_seconds{{{node}}} 12.0"),
         ] {
             assert!(text.lines().any(|found| found == line), "{line}:\n{text}");

@@ -9,12 +9,14 @@ use super::view::Identity;
 use crate::link::{Gauges, Recording, Role, Status};
 
 /// Every state, without its reason.
-pub const STATES: [&str; 10] = [
+pub const STATES: [&str; 12] = [
     "starting",
     "syncing",
     "protected",
     "protected, failover blocked",
     "switching-over",
+    "stalled",
+    "stalled, also after a handover",
     "not-protected",
     "fencing",
     "failing-over",
@@ -251,6 +253,7 @@ mod tests {
             ("protected", true),
             ("protected, failover blocked (no-arbiter)", true),
             ("frozen (lost-term)", true),
+            ("stalled, also after a handover (no-stop)", true),
             ("protectd", false),
             ("(lost-term)", false),
             ("", false),

@@ -98,6 +98,8 @@ mod tests {
             ("protected", 200, 200),
             ("protected, failover blocked (no-arbiter)", 200, 503),
             ("frozen (no-arbiter)", 503, 503),
+            ("stalled (no-stop)", 503, 503),
+            ("stalled, also after a handover (vcpu-silent)", 503, 503),
         ] {
             tell(state);
             assert_eq!(

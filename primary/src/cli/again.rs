@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+use super::leave::Leave;
 use crate::host::console::restore_terminal;
 use crate::host::inbox::Bell;
 use crate::link::{Role, Status};
@@ -16,6 +17,9 @@ use crate::sandbox::{self, Kind};
 
 /// The state that ends a machine for good: another node has the term.
 pub(super) const LOST: &str = "frozen (lost-term)";
+
+/// From one look at a machine that is to end to the next.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Replaces this process by a new one of the same program with the same arguments and the same number. All of the old
 /// machine is gone then: its memory, its threads, its connections (without a goodbye) and its locks. Can be called on any
@@ -49,19 +53,36 @@ fn replace() -> anyhow::Error {
     anyhow::anyhow!("this process could not be started over: {cause}. Start it by hand")
 }
 
+/// Waits for the end of a machine whose bell has been told to quit. False: it is stalled, and never ends.
+pub(super) fn ends(status: &Status) -> bool {
+    let vcpu = &status.pulses().vcpu;
+    while !vcpu.wait_for_end(LOOK) {
+        if status.get().stalled {
+            // It may have ended just now.
+            return vcpu.wait_for_end(LOOK);
+        }
+    }
+    true
+}
+
 /// Whether the term was lost, since [`Watch::start`].
 #[derive(Clone, Default)]
 pub struct Watch(Arc<AtomicBool>);
 
 impl Watch {
-    /// Ends the machine by `bell` once its node has lost the term.
-    pub fn start(&self, status: &Status, bell: Bell) -> Result<()> {
-        let (lost, status) = (self.0.clone(), status.clone());
+    /// Ends the machine by `bell` once its node has lost the term. The process of a stalled one, whose thread does not hear the
+    /// bell, starts over from here, unless it leaves.
+    pub fn start(&self, status: &Status, bell: Bell, leave: &Leave) -> Result<()> {
+        let (lost, status, leave) = (self.0.clone(), status.clone(), leave.clone());
         sandbox::spawn(Kind::Waits, "term", move || {
             let is_lost = |inner: &crate::link::StatusInner| inner.role == Role::Primary && inner.state == LOST;
             while !status.wait_for(is_lost, Duration::from_secs(3600)) {}
             lost.store(true, Ordering::Release);
             bell.quit();
+            if !ends(&status) && !leave.is_asked() {
+                tracing::warn!("the other node has the machine, which does not stop here: this one starts over");
+                tracing::error!("{:#}", start_over());
+            }
         })?;
         Ok(())
     }

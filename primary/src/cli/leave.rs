@@ -16,7 +16,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use signal_hook::consts::SIGTERM;
 
-use super::again::LOST;
+use super::again::{LOST, ends};
 use super::span::on_signal;
 use crate::api::DEFAULT_SHUTDOWN_SECONDS;
 use crate::host::inbox::Bell;
@@ -139,14 +139,30 @@ impl Leave {
         match (state.asked, &state.now) {
             (Asked::Nothing, _) | (_, None) => {}
             (_, Some(Now::Simple(end))) => end(),
-            (Asked::Haste, Some(Now::Machine(bell))) => bell.quit(),
+            (Asked::Haste, Some(Now::Machine(bell))) => {
+                bell.quit();
+                let (leave, bell) = (self.clone(), bell.clone());
+                Self::begin(move || leave.quit(&bell));
+            }
             (Asked::Order, Some(Now::Machine(bell))) => {
                 let (leave, bell) = (self.clone(), bell.clone());
-                let begun = sandbox::spawn(Kind::Waits, "leave", move || leave.machine(&bell));
-                if let Err(error) = begun {
-                    tracing::error!("the thread that ends the machine in order cannot be started: {error}");
-                }
+                Self::begin(move || leave.machine(&bell));
             }
+        }
+    }
+
+    fn begin(work: impl FnOnce() + Send + 'static) {
+        if let Err(error) = sandbox::spawn(Kind::Waits, "leave", work) {
+            tracing::error!("the thread that ends the machine cannot be started: {error}");
+        }
+    }
+
+    /// Ends the machine at once; the process too, where the machine is stalled and does not hear of it.
+    fn quit(&self, bell: &Bell) {
+        bell.quit();
+        if !ends(&self.status) {
+            tracing::error!("the machine does not stop: its process ends as by a power failure");
+            std::process::exit(1);
         }
     }
 
@@ -158,8 +174,7 @@ impl Leave {
                 match self.control.ask(Request::Switchover) {
                     Ok(()) => {
                         if self.is_handed_over() {
-                            bell.quit();
-                            return;
+                            return self.quit(bell);
                         }
                     }
                     Err(why) => {
@@ -172,7 +187,7 @@ impl Leave {
         let patience = Duration::from_secs_f64(DEFAULT_SHUTDOWN_SECONDS);
         if let Err(why) = self.control.ask(Request::Shutdown(patience)) {
             tracing::error!("the guest cannot be asked to shut down: {why}. It ends as by a power failure");
-            bell.quit();
+            self.quit(bell);
         }
     }
 

@@ -22,6 +22,7 @@ use super::have::{Had, read_have};
 use super::net;
 use super::peer::{Heard, Peer};
 use super::port::{Command, Held, JoinChannels, LinkState, PortEnds, log_channel};
+use super::stall::{self, Stalls};
 use super::status::{Role, STATE_MESSAGES, Status, StatusInner, count, describe};
 use super::streams::{write_bulk, write_log};
 use super::watch::{self, ArbiterPort, Uplink, Watch};
@@ -156,9 +157,10 @@ pub(super) struct Loop {
     link_state: Arc<LinkState>,
     bell: Bell,
     arbiter: ArbiterPort,
-    watch: Watch,
+    pub(super) watch: Watch,
+    pub(super) stalls: Stalls,
     reports: Reports,
-    status: Status,
+    pub(super) status: Status,
     pub(super) events: mpsc::UnboundedSender<Event>,
     peer: Option<Peer>,
     dials: u64,
@@ -188,6 +190,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     // A silent connection is the session's business; QUIC's own limit only cleans up.
     let idle = Duration::from_nanos(options.timing.deadline) * 4;
     let credentials = options.credentials;
+    let stalls = Stalls::of(&options.status, &options.timing, &options.why);
     let machine = options.hello.machine.clone().unwrap_or_default();
     let mut session = Primary::new(options.hello, options.record, options.timing, options.why);
     session.set_commit(options.commit);
@@ -205,6 +208,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         bell: options.bell,
         arbiter: options.arbiter,
         watch: Watch::new(options.uplink)?,
+        stalls,
         reports: options.reports,
         status: options.status,
         events,
@@ -490,8 +494,9 @@ impl Loop {
         }
     }
 
-    /// Looks at the uplink, and now and then at the arbiter.
+    /// Looks at the guest, the uplink, and now and then at the arbiter.
     fn look(&mut self) {
+        self.look_at_guest();
         if self.watch.look() {
             let events = self.events.clone();
             (self.arbiter.look)(Box::new(move |answers| {
@@ -560,6 +565,10 @@ impl Loop {
         if is_protected && self.watch.is_blocked() {
             state.push_str(", failover blocked (no-arbiter)");
         }
+        let stall = self.stalls.now();
+        if let Some(words) = stall::words_instead(stall, session.state()) {
+            state = words;
+        }
         let lag_ns = if session.peer().is_empty() {
             0
         } else {
@@ -581,6 +590,7 @@ impl Loop {
             released: self.gate.released(),
             peer: session.peer().into(),
             ends_at: self.ends_at,
+            stalled: stall.is_some(),
         });
         if changed {
             tracing::info!(target: STATE_MESSAGES, term = session.record().term, "{state}");

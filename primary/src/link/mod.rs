@@ -3,7 +3,8 @@
 //! - [`wire`], [`net`], [`peer`]: messages on streams, the endpoints, a connection.
 //! - [`port`]: what the vCPU thread sees of it.
 //! - [`join`], [`have`]: how a new backup gets the machine while it runs, and what of it it has already.
-//! - [`control`], [`status`], [`times`], [`pulse`], [`watch`]: operators, what they are told, and what is looked at for them.
+//! - [`control`], [`status`], [`times`], [`pulse`], [`stall`], [`watch`]: operators, what they are told, and what is looked at for
+//!   them.
 //! - [`greet`]: a look at the peer before there is a session.
 //! - [`live`]: the primary's end. The backup's is in the backup crate.
 //!
@@ -21,6 +22,7 @@ mod operator;
 pub mod peer;
 pub mod port;
 pub mod pulse;
+mod stall;
 pub mod status;
 mod streams;
 pub mod times;

@@ -30,6 +30,11 @@ impl Loop {
             Request::TestFailover => self.must_be_protected(),
             Request::Suspend => self.suspend(),
             Request::Resume => self.resume(),
+            Request::Shutdown(_) if self.stalls.now().is_some() => Err(
+                "the guest does not move and hears nothing: try again when it does, or end the node's process by SIGKILL, as a \
+                 power failure would"
+                    .into(),
+            ),
             Request::Shutdown(Duration::ZERO) => {
                 tracing::warn!("an operator ends the machine");
                 self.shut_down = true;
@@ -60,6 +65,11 @@ impl Loop {
             return Err(format!(
                 "the backup is {lag:.1?} behind: try again when it has caught up"
             ));
+        }
+        if self.stalls.now().is_some() {
+            // It would not hear the command.
+            self.give_away(why);
+            return Ok(());
         }
         tracing::info!("handing the machine over: {why}");
         let events = self.events.clone();

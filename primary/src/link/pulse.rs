@@ -5,7 +5,7 @@
 //! is the session's business.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::host::clock::monotonic;
@@ -22,6 +22,7 @@ struct Inner {
     /// What the thread waits for that need not answer.
     waits: AtomicUsize,
     nudge: Mutex<Option<Nudge>>,
+    ended: Condvar,
 }
 
 /// Makes the thread come by.
@@ -64,6 +65,15 @@ impl Pulse {
         self.nudge().is_some()
     }
 
+    /// Waits until the thread need not beat any more; false when the time is over before.
+    pub fn wait_for_end(&self, limit: Duration) -> bool {
+        let waited = self
+            .0
+            .ended
+            .wait_timeout_while(self.nudge(), limit, |nudge| nudge.is_some());
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_none()
+    }
+
     fn nudge(&self) -> std::sync::MutexGuard<'_, Option<Nudge>> {
         // Whole whenever the lock is free.
         self.0.nudge.lock().unwrap_or_else(PoisonError::into_inner)
@@ -73,6 +83,7 @@ impl Pulse {
 impl Drop for Alive {
     fn drop(&mut self) {
         *self.0.nudge() = None;
+        self.0.0.ended.notify_all();
     }
 }
 
@@ -153,6 +164,18 @@ mod tests {
         assert!(!doctor.feels());
         drop(alive);
         assert!(doctor.feels(), "it has ended");
+    }
+
+    #[test]
+    fn the_end_is_waited_for() {
+        let pulse = Pulse::default();
+        assert!(pulse.wait_for_end(Duration::ZERO), "it has not begun");
+        let alive = pulse.begin(|| {});
+        assert!(!pulse.wait_for_end(Duration::ZERO));
+        let waiter = pulse.clone();
+        let waiting = std::thread::spawn(move || waiter.wait_for_end(Duration::from_secs(60)));
+        drop(alive);
+        assert!(waiting.join().unwrap());
     }
 
     #[test]

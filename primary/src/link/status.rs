@@ -69,6 +69,8 @@ pub struct StatusInner {
     pub lag_ns: u64,
     /// The guest was asked to shut down, and is ended by force then.
     pub ends_at: Option<Instant>,
+    /// The machine does not move, whatever the state says: its thread hears nothing.
+    pub stalled: bool,
 }
 
 /// Whether the machine is recorded.
@@ -133,6 +135,10 @@ pub struct Gauges {
     pub output_bytes: AtomicU64,
     /// Time that the vCPU was held back for a backup that lags, in nanoseconds.
     pub throttled_ns: AtomicU64,
+    /// Since when something has been due that no stop has served, host time; 0: nothing is.
+    pub due_since: AtomicU64,
+    /// How often the guest was found not to move though something was due; the first may be the other node's.
+    pub stalls: AtomicU64,
     /// Divergences found.
     pub divergences: AtomicU64,
     /// Heartbeats that did not come or were not answered in time.
@@ -243,6 +249,7 @@ pub fn describe(state: &PrimaryState) -> String {
         Unprotected::Divergence => "divergence".into(),
         Unprotected::Refused(reason) => format!("refused: {reason}"),
         Unprotected::Suspended => "suspended-by-user".into(),
+        Unprotected::Stalled => "stalled-there".into(),
     };
     match state {
         PrimaryState::Alone(why) => format!("not-protected ({})", reason(why)),

@@ -40,8 +40,10 @@ impl Recorder {
         loop {
             self.status.pulses().vcpu.beat();
             self.commands(machine)?;
-            self.join(machine)?;
-            self.part(machine)?;
+            // Both read as much as the machine has, and may take long.
+            let vcpu = self.status.pulses().vcpu.clone();
+            vcpu.excused(|| self.join(machine))?;
+            vcpu.excused(|| self.part(machine))?;
             let Some(port) = self.world.outlet.port() else { break };
             if port.frozen().is_none() || self.quitting || self.world.inbox.bell.wants_quit() {
                 break;

@@ -19,6 +19,7 @@ mod timers;
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
@@ -290,7 +291,11 @@ impl Oracle for Recorder {
         };
         let due =
             bell.wants_quit() || self.due.is_due(now, grace) || (bell.is_rung() && now >= self.slice_since + grace);
-        if !due {
+        if due {
+            // Until a stop serves it. Nobody else writes here.
+            let since = &self.status.gauges().due_since;
+            let _ = since.compare_exchange(0, now, Ordering::Release, Ordering::Relaxed);
+        } else {
             self.due.rearm(now, bell.is_rung());
         }
         tracing::trace!(stop = machine.stop(), due, "kicked");
@@ -328,6 +333,7 @@ impl Oracle for Recorder {
     fn turn(&mut self, machine: &Machine, stop: &Stop) -> Result<Turn, RecordError> {
         let mut turn = Turn::default();
         self.turn_since = monotonic();
+        self.status.gauges().due_since.store(0, Ordering::Release);
         self.idle = 0;
         let ran = self.turn_since.saturating_sub(self.slice_since);
         self.epoch_run += ran;

@@ -48,6 +48,8 @@ pub struct Backup {
     lag: Lag,
     released: u64,
     uplink_down: bool,
+    /// The primary has said last that its machine does not move.
+    stalled: bool,
     actions: VecDeque<BackupAction>,
 }
 
@@ -69,6 +71,7 @@ impl Backup {
             lag: Lag::default(),
             released: 0,
             uplink_down: false,
+            stalled: false,
             actions: VecDeque::new(),
         }
     }
@@ -106,6 +109,12 @@ impl Backup {
     /// Whether this node's service uplink has lost its carrier: the answers to heartbeats say so.
     pub fn set_uplink_down(&mut self, down: bool) {
         self.uplink_down = down;
+    }
+
+    /// Whether the primary's machine does not move though it should, as far as it said; also of the one that was lost or has
+    /// handed over.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled
     }
 
     /// What the primary's hello said.
@@ -157,6 +166,7 @@ impl Backup {
                     self.missed += passed.saturating_sub(1);
                 }
                 self.released = self.released.max(heartbeat.released);
+                self.stalled = heartbeat.stalled;
                 self.actions.push_back(BackupAction::Reply(HeartbeatReply {
                     number: heartbeat.number,
                     uplink_down: self.uplink_down,
@@ -227,6 +237,7 @@ impl Backup {
         self.lag = Lag::default();
         self.released = 0;
         self.has_state = false;
+        self.stalled = false;
         self.state = BackupState::Connected;
     }
 
@@ -253,6 +264,7 @@ impl Backup {
             (Some(to_backup::Kind::Handover(handover)), BackupState::Protected)
                 if handover.position <= self.ack.verified =>
             {
+                self.stalled = handover.stalled;
                 self.claim("the primary hands over", now);
                 self.ask(now);
             }

@@ -118,4 +118,6 @@ pub enum Unprotected {
     Refused(String),
     /// An operator has asked for it.
     Suspended,
+    /// It was stalled where it ran before.
+    Stalled,
 }

@@ -40,6 +40,10 @@ pub struct Primary {
     handover: Option<u64>,
     /// The backup was told to claim the term.
     handed_over: bool,
+    /// The machine is handed over because it does not move.
+    given_away: bool,
+    /// It does not.
+    machine_stalled: bool,
     peer_uplink_down: bool,
     actions: VecDeque<PrimaryAction>,
 }
@@ -73,6 +77,8 @@ impl Primary {
             stalled: None,
             handover: None,
             handed_over: false,
+            given_away: false,
+            machine_stalled: false,
             peer_uplink_down: false,
             actions: VecDeque::new(),
         }
@@ -135,6 +141,11 @@ impl Primary {
         self.released = self.released.max(position);
     }
 
+    /// Whether something is due and the machine does not move: the heartbeats say so.
+    pub fn set_machine_stalled(&mut self, stalled: bool) {
+        self.machine_stalled = stalled;
+    }
+
     /// The machine has ended, and what it gave has left: the backup need not go on with it.
     pub fn finish(&mut self, reason: &str, shut_down: bool) {
         if !self.peer.is_empty() {
@@ -189,6 +200,7 @@ impl Primary {
             }
             PrimaryInput::StateSent => self.state_sent |= self.state == PrimaryState::Syncing,
             PrimaryInput::HandOver(position) => self.hand_over(position),
+            PrimaryInput::GiveAway => self.give_away(),
             PrimaryInput::Suspend => self.suspend(now),
             PrimaryInput::Resume => self.resume(),
             PrimaryInput::Arbiter(verdict) => self.verdict(now, &verdict),
@@ -318,6 +330,16 @@ impl Primary {
         }
     }
 
+    /// The machine does not move: the backup goes on with it when it has executed all of the log. Should it move after all, what
+    /// it makes from here on is the backup's like all that is received, or nobody's: it leaves only while it is acknowledged,
+    /// and not at all once the backup was told to claim the term.
+    fn give_away(&mut self) {
+        if self.state == PrimaryState::Protected {
+            self.given_away = true;
+            self.hand_over(self.logged);
+        }
+    }
+
     /// Tells the backup to claim the term, once it has executed everything. Nothing leaves from then on.
     fn tell_to_claim(&mut self) {
         if let Some(position) = self.handover
@@ -326,7 +348,8 @@ impl Primary {
             && self.ack.verified >= position
         {
             self.handed_over = true;
-            self.send(to_backup::Kind::Handover(Handover { position }));
+            let stalled = self.given_away;
+            self.send(to_backup::Kind::Handover(Handover { position, stalled }));
         }
     }
 
@@ -382,6 +405,7 @@ impl Primary {
                 } else {
                     let was = std::mem::replace(&mut self.state, PrimaryState::Alone(self.why.clone()));
                     self.handed_over = false;
+                    self.given_away = false;
                     if self.handover.take().is_some() || matches!(was, PrimaryState::Frozen(_)) {
                         self.actions.push_back(PrimaryAction::Thaw);
                     }
@@ -426,9 +450,11 @@ impl Primary {
             }
         }
         if let Some(number) = self.lease.beat(now) {
-            let released = self.released;
-            self.actions
-                .push_back(PrimaryAction::Heartbeat(Heartbeat { number, released }));
+            self.actions.push_back(PrimaryAction::Heartbeat(Heartbeat {
+                number,
+                released: self.released,
+                stalled: self.machine_stalled,
+            }));
         }
     }
 

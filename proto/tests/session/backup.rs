@@ -83,6 +83,7 @@ fn acknowledges_no_more_than_was_received() {
     let heartbeat = Heartbeat {
         number: 1,
         released: 99,
+        ..Heartbeat::default()
     };
     does(&mut session, 0, BackupInput::Heartbeat(heartbeat));
     assert_eq!(session.released(), 10);
@@ -153,7 +154,10 @@ fn what_is_not_the_machine_claims_no_term() {
 fn acknowledges_and_answers_nothing_while_it_claims() {
     let mut session = protected();
     does(&mut session, TIMING.deadline, BackupInput::Tick);
-    let heartbeat = Heartbeat { number: 1, released: 0 };
+    let heartbeat = Heartbeat {
+        number: 1,
+        ..Heartbeat::default()
+    };
     for input in [
         BackupInput::Received(20),
         BackupInput::Verified(10, 1),
@@ -448,9 +452,16 @@ fn hellos_that_do_not_fit_are_refused() {
 #[test]
 fn claims_at_once_when_it_is_handed_the_machine() {
     let mut session = protected();
-    let handover = |position| BackupInput::Message(to_backup(to_backup::Kind::Handover(Handover { position })));
+    let handover = |position| {
+        let handover = Handover {
+            position,
+            ..Handover::default()
+        };
+        BackupInput::Message(to_backup(to_backup::Kind::Handover(handover)))
+    };
     let actions = does(&mut session, MS, handover(10));
     assert!(matches!(&actions[..], [BackupAction::Disconnect(_), asks] if *asks == claim()));
+    assert!(!session.is_stalled());
 
     // What it has not executed cannot be handed over.
     let mut session = protected();
@@ -463,6 +474,36 @@ fn claims_at_once_when_it_is_handed_the_machine() {
             BackupAction::Discard
         ]
     ));
+}
+
+#[test]
+fn knows_whether_the_machine_that_it_takes_over_was_stalled() {
+    let beat = |number, stalled| {
+        BackupInput::Heartbeat(Heartbeat {
+            number,
+            stalled,
+            ..Heartbeat::default()
+        })
+    };
+    let mut session = protected();
+    for (number, stalled) in [(1, true), (2, false), (3, true)] {
+        does(&mut session, MS, beat(number, stalled));
+        assert_eq!(session.is_stalled(), stalled);
+    }
+    // However it comes to take over.
+    does(&mut session, MS, BackupInput::Disconnected);
+    assert!(session.is_stalled());
+    let mut session = protected();
+    let handover = Handover {
+        position: 10,
+        stalled: true,
+    };
+    let message = to_backup(to_backup::Kind::Handover(handover));
+    does(&mut session, MS, BackupInput::Message(message));
+    assert!(session.is_stalled());
+    does(&mut session, MS, BackupInput::Arbiter(Verdict::Lost));
+    does(&mut session, MS, BackupInput::Connected("a".into()));
+    assert!(!session.is_stalled(), "that was another session");
 }
 
 #[test]
@@ -480,7 +521,10 @@ fn says_how_far_its_execution_lags() {
 fn says_that_its_uplink_is_down() {
     let mut session = protected();
     session.set_uplink_down(true);
-    let heartbeat = Heartbeat { number: 1, released: 0 };
+    let heartbeat = Heartbeat {
+        number: 1,
+        ..Heartbeat::default()
+    };
     let actions = does(&mut session, 0, BackupInput::Heartbeat(heartbeat));
     assert!(matches!(&actions[..], [BackupAction::Reply(reply)] if reply.uplink_down));
 }
@@ -490,7 +534,10 @@ fn heartbeats_that_do_not_come_are_counted() {
     let mut session = protected();
     // Late is not missed; two intervals without one are one missed.
     for (number, at) in [(1, 0), (2, 90), (4, 190), (5, 240)] {
-        let heartbeat = Heartbeat { number, released: 0 };
+        let heartbeat = Heartbeat {
+            number,
+            ..Heartbeat::default()
+        };
         does(&mut session, at * MS, BackupInput::Heartbeat(heartbeat));
     }
     assert_eq!(

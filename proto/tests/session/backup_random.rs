@@ -60,7 +60,11 @@ impl Watched {
         match step {
             Step::Good => self.good(),
             Step::Message(message) => self.heard(BackupInput::Message(message)),
-            Step::Heartbeat(number, released) => self.heard(BackupInput::Heartbeat(Heartbeat { number, released })),
+            Step::Heartbeat(number, released) => self.heard(BackupInput::Heartbeat(Heartbeat {
+                number,
+                released,
+                ..Heartbeat::default()
+            })),
             Step::Time(time) => {
                 self.now += time;
                 self.handle(BackupInput::Tick);
@@ -81,7 +85,10 @@ impl Watched {
             Step::Diverged(report) => self.handle(BackupInput::Diverged(diverged(1, report))),
             Step::HandOver => {
                 let position = self.session.ack().verified;
-                let message = to_backup(to_backup::Kind::Handover(Handover { position }));
+                let message = to_backup(to_backup::Kind::Handover(Handover {
+                    position,
+                    ..Handover::default()
+                }));
                 self.heard(BackupInput::Message(message));
             }
             Step::Verdict(verdict) => self.verdict(verdict),

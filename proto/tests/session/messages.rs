@@ -150,7 +150,7 @@ pub fn any_to_backup() -> impl Strategy<Value = ToBackup> {
         any_hello().prop_map(Kind::Hello),
         number().prop_map(|position| Kind::State(state(position))),
         number().prop_map(|term| Kind::Named(Named { term })),
-        number().prop_map(|position| Kind::Handover(Handover { position })),
+        (number(), any::<bool>()).prop_map(|(position, stalled)| Kind::Handover(Handover { position, stalled })),
         (name(), any::<bool>()).prop_map(|(reason, shut_down)| Kind::Goodbye(Goodbye { reason, shut_down })),
     ];
     prop::option::of(kind).prop_map(|kind| ToBackup { kind })

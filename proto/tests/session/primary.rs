@@ -337,6 +337,46 @@ fn hands_over_when_the_backup_has_executed_everything() {
     assert_eq!(actions, [PrimaryAction::Freeze(Freeze::LostTerm)]);
 }
 
+/// Nobody stops it, and it may even move: nothing leaves once the backup was told.
+#[test]
+fn gives_a_machine_away_that_does_not_move() {
+    let mut session = protected();
+    session.set_machine_stalled(true);
+    session.note_logged(20);
+    assert_eq!(does(&mut session, 0, PrimaryInput::GiveAway), []);
+    assert_eq!(*session.state(), PrimaryState::HandingOver);
+    let [PrimaryAction::Heartbeat(heartbeat)] = &does(&mut session, 0, PrimaryInput::Tick)[..] else {
+        panic!("no heartbeat");
+    };
+    assert!(heartbeat.stalled);
+    does(&mut session, 0, PrimaryInput::Reply(reply(heartbeat.number)));
+    session.note_logged(25);
+    assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(22, 19))), []);
+    assert_eq!(session.release_limit(0), 22);
+    let actions = does(&mut session, 0, PrimaryInput::Message(ack(25, 21)));
+    assert!(matches!(&actions[..], [PrimaryAction::Send(message)]
+        if matches!(&message.kind, Some(to_backup::Kind::Handover(handover)) if handover.position == 20 && handover.stalled)));
+    assert_eq!(session.release_limit(0), 0);
+    does(&mut session, MS, PrimaryInput::Disconnected);
+    let at = MS + TIMING.deadline;
+    assert_eq!(does(&mut session, at, PrimaryInput::Tick), [fencing_question()]);
+    // The backup has not taken it: what was asked of it is over.
+    assert_eq!(
+        does(&mut session, at, PrimaryInput::Arbiter(Verdict::Won)),
+        [PrimaryAction::Thaw]
+    );
+    assert_eq!(session.release_limit(at), u64::MAX);
+}
+
+#[test]
+fn gives_nothing_away_without_a_backup_in_sync() {
+    for mut session in [alone(), greeting(), syncing(), joined(), named()] {
+        let before = session.state().clone();
+        assert_eq!(does(&mut session, 0, PrimaryInput::GiveAway), []);
+        assert_eq!(*session.state(), before);
+    }
+}
+
 #[test]
 fn goes_on_when_the_backup_is_lost_in_a_handover() {
     let mut session = protected();

@@ -20,6 +20,7 @@ enum Step {
     StateSent,
     Logged(u64),
     HandOver,
+    GiveAway,
     Suspend,
     Resume,
     Verdict(Verdict),
@@ -37,6 +38,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::StateSent),
         3 => (0..20_u64).prop_map(Step::Logged),
         2 => Just(Step::HandOver),
+        2 => Just(Step::GiveAway),
         1 => Just(Step::Suspend),
         2 => Just(Step::Resume),
         6 => verdict.prop_map(Step::Verdict),
@@ -52,6 +54,8 @@ struct Watched {
     /// A record that names the backup was asked for, and none without since.
     may_be_named: bool,
     running: bool,
+    /// It is handed over although it may run.
+    given_away: bool,
     beat: u64,
     logged: u64,
 }
@@ -65,6 +69,7 @@ impl Watched {
             asked: None,
             may_be_named: false,
             running: true,
+            given_away: false,
             beat: 0,
             logged: 0,
         }
@@ -97,6 +102,10 @@ impl Watched {
                 self.handle(PrimaryInput::HandOver(self.logged));
             }
             Step::HandOver => {}
+            Step::GiveAway => {
+                self.given_away |= *self.session.state() == PrimaryState::Protected;
+                self.handle(PrimaryInput::GiveAway);
+            }
             Step::Suspend => self.handle(PrimaryInput::Suspend),
             Step::Resume => self.handle(PrimaryInput::Resume),
             Step::Verdict(verdict) => self.verdict(verdict),
@@ -153,7 +162,9 @@ impl Watched {
         match action {
             PrimaryAction::Send(message) => {
                 if let Some(to_backup::Kind::Handover(handover)) = message.kind {
-                    assert!(handover.position == self.logged && self.session.ack().verified == self.logged);
+                    assert!(handover.position <= self.session.ack().verified);
+                    assert!(self.given_away || handover.position == self.logged);
+                    assert_eq!(handover.stalled, self.given_away);
                     assert_eq!(self.session.release_limit(self.now), 0);
                 }
                 assert!(self.connected || greets);
@@ -179,7 +190,8 @@ impl Watched {
         }
     }
 
-    fn check(&self) {
+    fn check(&mut self) {
+        self.given_away &= !matches!(self.session.state(), PrimaryState::Alone(_));
         let session = &self.session;
         let limit = session.release_limit(self.now);
         assert!(session.ack().received <= self.logged);
@@ -189,7 +201,9 @@ impl Watched {
         match session.state() {
             PrimaryState::Alone(_) => assert!(!self.may_be_named && session.peer().is_empty() && self.running),
             PrimaryState::Fencing(_) => assert!(limit == 0 && session.peer().is_empty()),
-            PrimaryState::HandingOver => assert!(!session.peer().is_empty() && !self.running),
+            PrimaryState::HandingOver => {
+                assert!(!session.peer().is_empty() && (self.given_away || !self.running));
+            }
             PrimaryState::Frozen(_) => assert!(limit == 0 && session.peer().is_empty() && !self.running),
             _ => assert!(!session.peer().is_empty() && self.running),
         }

@@ -10,6 +10,8 @@ pub struct Counts {
     pub protected: u64,
     pub fenced: u64,
     pub handed_over: u64,
+    /// Of these, because the guest made no stop.
+    pub given_away: u64,
     pub lost_terms: u64,
     pub no_arbiter: u64,
     pub emitted_again: u64,
@@ -25,6 +27,7 @@ impl Counts {
         self.protected += other.protected;
         self.fenced += other.fenced;
         self.handed_over += other.handed_over;
+        self.given_away += other.given_away;
         self.lost_terms += other.lost_terms;
         self.no_arbiter += other.no_arbiter;
         self.emitted_again += other.emitted_again;

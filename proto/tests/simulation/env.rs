@@ -63,6 +63,10 @@ pub enum NodeEvent {
     StandStill,
     /// It does, with the log up to here.
     HandOver(u64),
+    /// The guest makes no stop, or makes stops again.
+    Stall(bool),
+    /// It was noticed that it makes none.
+    GiveAway,
     Suspend,
     Resume,
     Produce,

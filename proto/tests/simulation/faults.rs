@@ -51,6 +51,15 @@ pub fn inject(env: &mut Env, nodes: &mut [Node; 2], again: bool) {
             env.net.block(1, 0, until);
             env.arbiter.cut_until[node] = until;
         }
+        Fault::Stall => {
+            for node in nodes.iter() {
+                node.later(env, 0, NodeEvent::Stall(true));
+                // It may move again right before, or after.
+                let noticed = env.rng.below(2 * length);
+                node.later(env, noticed, NodeEvent::GiveAway);
+                node.later(env, length, NodeEvent::Stall(false));
+            }
+        }
         Fault::Switchover => {
             for node in nodes.iter() {
                 node.later(env, 0, NodeEvent::StandStill);
@@ -86,5 +95,6 @@ pub fn end(env: &mut Env, nodes: &mut [Node; 2]) {
         node.start(env);
         node.resume(env);
         node.later(env, 0, NodeEvent::Resume);
+        node.later(env, 0, NodeEvent::Stall(false));
     }
 }

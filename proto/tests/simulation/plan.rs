@@ -22,13 +22,15 @@ pub enum Fault {
     ArbiterDown,
     Isolation,
     Cut,
+    /// The guest makes no stop for a while, which is noticed at once or later.
+    Stall,
     /// No fault: an operator has the backup go on.
     Switchover,
     /// No fault: an operator takes the backup away for a while.
     Suspension,
 }
 
-const FAULTS: [Fault; 11] = [
+const FAULTS: [Fault; 12] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::Pause,
@@ -38,6 +40,7 @@ const FAULTS: [Fault; 11] = [
     Fault::ArbiterDown,
     Fault::Isolation,
     Fault::Cut,
+    Fault::Stall,
     Fault::Switchover,
     Fault::Suspension,
 ];

@@ -27,6 +27,8 @@ pub struct PrimaryDriver {
     /// Counts joins and their ends.
     join: u32,
     frozen: bool,
+    /// The guest makes no stop: nothing that is asked of its thread is done.
+    stalled: bool,
     releasing: bool,
     /// The backup was told to go on.
     handed_over: bool,
@@ -65,6 +67,7 @@ impl PrimaryDriver {
             streaming: false,
             join: 0,
             frozen: false,
+            stalled: false,
             releasing: false,
             handed_over: false,
             dialing: None,
@@ -128,6 +131,14 @@ impl Node {
             NodeEvent::PagesSent(join) => self.pages_sent(env, join),
             NodeEvent::StandStill => self.stand_still(env),
             NodeEvent::HandOver(position) => self.input(env, PrimaryInput::HandOver(position)),
+            NodeEvent::Stall(stalled) => {
+                if let Some(primary) = self.primary() {
+                    primary.stalled = stalled;
+                }
+            }
+            // Nothing is wrong any more once all is calm.
+            NodeEvent::GiveAway if env.plan.faults.is_empty() => {}
+            NodeEvent::GiveAway => self.input(env, PrimaryInput::GiveAway),
             NodeEvent::Suspend => self.input(env, PrimaryInput::Suspend),
             NodeEvent::Resume => self.input(env, PrimaryInput::Resume),
             NodeEvent::StepDown => {
@@ -147,7 +158,8 @@ impl Node {
         let position = primary.history.len() as u64;
         // A backup that lags far behind is not handed anything.
         let backlog = position - primary.session.ack().verified;
-        if *primary.session.state() == PrimaryState::Protected && !primary.frozen && backlog < MOST_BACKLOG {
+        let moves = !primary.frozen && !primary.stalled;
+        if *primary.session.state() == PrimaryState::Protected && moves && backlog < MOST_BACKLOG {
             primary.frozen = true;
             env.node_in(soon, id, life, NodeEvent::HandOver(position));
         }
@@ -187,7 +199,7 @@ impl Node {
         let conn = self.conn;
         let (id, life) = (self.id, self.life);
         let Some(primary) = self.primary() else { return };
-        if primary.frozen {
+        if primary.frozen || primary.stalled {
             return;
         }
         let input = env.rng.next();
@@ -302,9 +314,10 @@ impl Node {
         }
         match action {
             PrimaryAction::Send(message) => {
-                if let Some(to_backup::Kind::Handover(_)) = message.kind {
+                if let Some(to_backup::Kind::Handover(handover)) = message.kind {
                     primary.handed_over = true;
                     env.checker.counts.handed_over += 1;
+                    env.checker.counts.given_away += u64::from(handover.stalled);
                     env.moment();
                 }
                 if let Some(to_backup::Kind::Named(_)) = message.kind {

@@ -17,8 +17,8 @@ pub enum PrimaryState {
     Naming,
     /// The backup can take over.
     Protected,
-    /// The machine stands still for the backup to go on with it. While that has not executed all of the log, what it
-    /// acknowledges leaves; once it was told to claim the term, nothing does.
+    /// The machine stands still for the backup to go on with it, or does not move by itself. While that has not executed all
+    /// of the log, what it acknowledges leaves; once it was told to claim the term, nothing does.
     HandingOver,
     /// The backup is lost; the arbiter is asked for the next term. Nothing leaves.
     Fencing(Unprotected),
@@ -41,6 +41,9 @@ pub enum PrimaryInput {
     StateSent,
     /// The machine stands still at this position of the log, until [`PrimaryAction::Thaw`]: the backup is to go on with it.
     HandOver(u64),
+    /// The machine does not move and cannot be made to stop: the backup is to go on with it where the log ends. Of use only
+    /// while it is protected.
+    GiveAway,
     /// No backup is wanted until [`PrimaryInput::Resume`].
     Suspend,
     /// A backup is wanted again.
