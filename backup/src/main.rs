@@ -1,10 +1,14 @@
 //! `lockstep-backup`: stands by for a machine, and goes on with it when its primary dies.
 
+// They panic where a reader has gone: `out` has what does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_backup::cli;
 use lockstep_primary::cli::{config, messages, node::NodeArgs, ops, packaging, sandbox};
+use lockstep_primary::{out, tell};
 
 /// Stands by for a Lockstep machine and goes on with it when its primary dies.
 #[derive(Parser)]
@@ -31,7 +35,7 @@ fn main() -> ExitCode {
         let entered = options.sandbox.enter(|| options.needs());
         messages::start_run(&options.log);
         if let Err(error) = sandbox::tell(entered) {
-            eprintln!("lockstep-backup: {error:#}");
+            tell!("lockstep-backup: {error:#}");
             return ExitCode::from(1);
         }
     } else {
@@ -42,11 +46,5 @@ fn main() -> ExitCode {
         Command::Ops(command) => ops::run(&command),
         Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),
     };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("lockstep-backup: {error:#}");
-            ExitCode::from(1)
-        }
-    }
+    out::end("lockstep-backup", result, 1)
 }

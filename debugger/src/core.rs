@@ -19,6 +19,7 @@ use crate::Recording;
 use crate::position::Position;
 use crate::show::go;
 use crate::timeline::{Timeline, TimelineOptions};
+use lockstep_primary::say;
 
 #[derive(Args)]
 pub struct ExportOptions {
@@ -55,14 +56,14 @@ pub fn run(options: &ExportOptions) -> Result<ExitCode> {
     let count = ranges.len();
     write(&options.file, memory, &regs, &sregs, &ranges)
         .with_context(|| format!("cannot write {}", options.file.display()))?;
-    println!(
+    say!(
         "{}: {} MiB of memory at stop {}, {count} mapped ranges; open it with: gdb VMLINUX {0}",
         options.file.display(),
         memory.bytes() >> 20,
         timeline.point().stop
     );
     if count == MAX_RANGES {
-        println!("the guest maps more ranges than a core file can tell of: the rest is left out");
+        say!("the guest maps more ranges than a core file can tell of: the rest is left out");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -22,6 +22,7 @@ use pcap_file::{DataLink, Endianness, PcapError};
 use crate::Recording;
 use crate::position::Position;
 use crate::watched::{Exchange, Replay};
+use lockstep_primary::say;
 
 /// Nanoseconds, as a power of ten.
 const RESOLUTION: u8 = 9;
@@ -52,7 +53,7 @@ pub fn run(options: &PcapOptions) -> Result<ExitCode> {
     let frames = capture.into_inner().end().with_context(cannot)?;
     result?;
     let [received, sent] = frames;
-    println!(
+    say!(
         "{}: {received} frames received and {sent} sent by the machine",
         options.file.display()
     );

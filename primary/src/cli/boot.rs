@@ -11,6 +11,7 @@ use lockstep_vmm::snapshot::Restore;
 
 use super::args::DeviceArgs;
 use crate::start::{self, BootOptions, Started};
+use crate::tell;
 
 /// As clap takes it.
 const REVISIONS: RangeInclusive<i64> = *MODEL_REVISIONS.start() as i64..=*MODEL_REVISIONS.end() as i64;
@@ -74,7 +75,7 @@ impl BootArgs {
             .machine
             .reset_slots_after_delta(host.strategies.reset_slots_after_delta);
         if let Some(report) = &started.rewrites {
-            eprintln!("lockstep: kernel: {report}");
+            tell!("lockstep: kernel: {report}");
         }
         Ok(started)
     }

@@ -14,6 +14,7 @@ use crate::host::console::{RawTerminal, start_input};
 use crate::host::inbox::{Bell, Outside};
 use crate::kicker::Kicker;
 use crate::sandbox::{self, Kind};
+use crate::tell;
 
 /// A run's console, its end and its kicks.
 pub struct Span {
@@ -29,7 +30,7 @@ impl Span {
     pub fn begin(args: &SpanArgs) -> Result<Self> {
         let terminal = RawTerminal::enter().context("cannot put the terminal into raw mode")?;
         if terminal.is_some() {
-            eprint!("lockstep: the guest's console; Ctrl-] ends the run\r\n");
+            tell!("lockstep: the guest's console; Ctrl-] ends the run\r");
         }
         let (tell, told) = crossbeam_channel::bounded(1);
         Ok(Self {
