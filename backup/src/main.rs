@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_backup::cli;
 use lockstep_primary::cli::{config, messages, node::NodeArgs, ops, packaging, sandbox};
+use lockstep_primary::sys::signals;
 use lockstep_primary::{out, tell};
 
 /// Stands by for a Lockstep machine and goes on with it when its primary dies.
@@ -29,8 +30,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    signals::outlive_limits();
     let command = config::parse::<Cli>().command;
     if let Command::Run(options) = &command {
+        signals::outlive_terminals();
         // Before the first thread, which is that of the messages.
         let entered = options.sandbox.enter(|| options.needs());
         messages::start_run(&options.log);

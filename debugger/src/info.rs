@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use lockstep_backup::open::obstacle;
 use lockstep_logcodec::{Ending, LogReader};
+use lockstep_primary::out::one_line;
 use lockstep_proto::end::Reason;
 use lockstep_proto::{Identity, MachineConfig};
 use lockstep_vmm::probe::host_class;
@@ -154,16 +155,20 @@ impl Info {
 
     fn print(&self) {
         let (identity, machine, totals) = (&self.identity, &self.machine, &self.totals);
-        say!("recorded by   {} at {}", identity.program, date(identity.created));
+        say!(
+            "recorded by   {} at {}",
+            one_line(&identity.program),
+            date(identity.created)
+        );
         if identity.part > 0 {
             say!("part          {} of a ring", identity.part);
         }
-        say!("host class    {}", identity.host_class);
+        say!("host class    {}", one_line(&identity.host_class));
         if let Some(tenure) = &identity.tenure {
             say!(
                 "pair          machine `{}`, recorded by node `{}` from term {} on{}",
-                tenure.machine,
-                tenure.node,
+                one_line(&tenure.machine),
+                one_line(&tenure.node),
                 tenure.term,
                 self.last_term()
                     .map_or_else(String::new, |term| format!(" to term {term}"))
@@ -174,16 +179,16 @@ impl Info {
             let began = term.began.map_or_else(String::new, |(stop, ns)| {
                 format!(" after stop {stop}, guest time {:.3} s", ns as f64 / 1e9)
             });
-            say!("{name:<13} {}{began}: {}", term.number, term.why);
+            say!("{name:<13} {}{began}: {}", term.number, one_line(&term.why));
         }
         match &self.why_not {
             None => say!("replay here   possible"),
-            Some(why) => say!("replay here   not possible: {why}"),
+            Some(why) => say!("replay here   not possible: {}", one_line(why)),
         }
         say!(
             "machine       {} MiB, CPU profile {}, model revision {}",
             machine.memory_bytes >> 20,
-            machine.cpu_profile,
+            one_line(&machine.cpu_profile),
             machine.model_revision
         );
         for (index, disk) in machine.disks.iter().enumerate() {
@@ -194,10 +199,10 @@ impl Info {
             say!("network {index}     {}", mac(&nic.mac));
         }
         if !identity.kernel_path.is_empty() {
-            say!("kernel        {}", identity.kernel_path);
+            say!("kernel        {}", one_line(&identity.kernel_path));
         }
         if !machine.cmdline.is_empty() {
-            say!("cmdline       {}", machine.cmdline);
+            say!("cmdline       {}", one_line(&machine.cmdline));
         }
         for (name, digest) in self.digests() {
             if !digest.is_empty() {
@@ -228,7 +233,7 @@ impl Info {
             totals.page_bytes,
             totals.other_bytes()
         );
-        say!("ends          {}", self.ends);
+        say!("ends          {}", one_line(&self.ends));
     }
 
     fn json(&self) -> Value {

@@ -30,6 +30,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_primary::cli::packaging;
 use lockstep_primary::out;
+use lockstep_primary::sys::signals;
 
 const EXIT_STATUS: &str = "Exit status: 0, done; `verify`: identical; `diff`: no difference.\n\
     1, failed: the recording is damaged, cannot be replayed here, or its replay diverged; `diff`: there is a difference.\n\
@@ -89,6 +90,7 @@ impl Recording {
 }
 
 fn main() -> ExitCode {
+    signals::outlive_limits();
     // gdbstub tells of each packet that it leaves unanswered, as the protocol has it.
     lockstep_primary::cli::messages::start_at("info,gdbstub=error");
     let command = Cli::parse().command;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::entries::start_time;
 use crate::totals::{Totals, describe_ending};
+use lockstep_primary::out::one_line;
 use lockstep_primary::say;
 
 /// The whole parts in `directory`; none where it is no ring.
@@ -103,13 +104,13 @@ impl Told {
         let seconds = |ns: u64| ns as f64 / 1e9;
         say!(
             "{:<16} {:>12} {:>12} {:>12} {:>12.3} {:>12.3}  {}",
-            self.name,
+            one_line(&self.name),
             self.bytes,
             self.stops.0,
             self.stops.1,
             seconds(self.guest_ns.0),
             seconds(self.guest_ns.1),
-            self.ends
+            one_line(&self.ends)
         );
     }
 

@@ -7,12 +7,15 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 use lockstep_primary::cli::{self, config};
+use lockstep_primary::sys::signals;
 use lockstep_primary::{out, tell};
 
 fn main() -> ExitCode {
+    signals::outlive_limits();
     // clap exits with 2 on wrong usage by itself.
     let command = config::parse::<cli::Cli>().command;
     if let cli::Command::Run(options) = &command {
+        signals::outlive_terminals();
         // Before the first thread, which is that of the messages.
         let entered = options.sandbox.enter(|| options.needs());
         cli::messages::start_run(&options.log);

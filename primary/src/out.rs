@@ -6,7 +6,10 @@
 
 use std::borrow::Cow;
 use std::fmt::{Arguments, Write as _};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -48,6 +51,23 @@ impl Write for Out {
     fn flush(&mut self) -> io::Result<()> {
         noted(io::stdout().flush())
     }
+}
+
+/// Whether a file that is to be written is standard output: `-`, or a name of what is open there.
+pub fn is_stdout(path: &Path) -> bool {
+    let same = |file: fs::Metadata| {
+        rustix::fs::fstat(io::stdout()).is_ok_and(|out| (file.dev(), file.ino()) == (out.st_dev, out.st_ino))
+    };
+    path == Path::new("-") || path.metadata().is_ok_and(same)
+}
+
+/// A file to write, replacing what is there, or standard output. What is said beside it goes to standard error.
+pub fn create(path: &Path) -> io::Result<Box<dyn Write>> {
+    Ok(if is_stdout(path) {
+        Box::new(Out)
+    } else {
+        Box::new(File::create(path)?)
+    })
 }
 
 fn noted<T>(result: io::Result<T>) -> io::Result<T> {

@@ -28,6 +28,7 @@ use crate::show::kernel::Kernel;
 use crate::show::view::View;
 use crate::symbols::check_kernel;
 use crate::timeline::{Timeline, TimelineOptions, Walker};
+use lockstep_primary::sys::signals::heeded;
 use lockstep_primary::tell;
 use target::{Debuggee, Stopped};
 
@@ -119,7 +120,9 @@ fn exec(options: &GdbOptions, mut timeline: Timeline) -> Result<ExitCode> {
     let socket = directory.path().join("gdb");
     let listener = UnixListener::bind(&socket)?;
     // Ctrl-C on the terminal is gdb's.
-    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::new(AtomicBool::new(false)))?;
+    for signal in heeded(&[signal_hook::consts::SIGINT]) {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+    }
     let mut child = start_gdb(directory.path(), &socket, vmlinux.as_deref(), &options.gdb_arguments)?;
     listener.set_nonblocking(true)?;
     let stream = loop {

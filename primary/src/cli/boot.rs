@@ -46,8 +46,8 @@ pub struct BootArgs {
 }
 
 impl BootArgs {
-    /// Makes the machine, on a host as the probe found it.
-    pub fn start(&self, devices: &DeviceArgs, host: &Start) -> Result<Started> {
+    /// Makes the machine, on a host as the probe found it. `name`: of a pair's.
+    pub fn start(&self, name: Option<&str>, devices: &DeviceArgs, host: &Start) -> Result<Started> {
         let mut started = match (&self.snapshot, &self.kernel) {
             (Some(path), _) => {
                 let (machine, digest) = Restore::open(path)?.finish(&host.class)?;
@@ -67,6 +67,7 @@ impl BootArgs {
                 memory_mib: self.memory_mib,
                 disks: devices.disk.clone(),
                 nics: devices.net.clone(),
+                name: name.map(str::to_owned),
                 model_revision: self.model_revision,
             })?,
             (None, None) => bail!("--kernel or --snapshot is needed"),

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::config::{self, Problem};
 use super::preflight::{self, Finding, Outcome};
+use crate::out::one_line;
 use crate::say;
 
 /// What to check.
@@ -61,7 +62,7 @@ fn print(options: &CheckOptions, problems: &[Problem], findings: &[Finding]) {
             Outcome::Warn => "WARN",
             Outcome::Fail => "FAIL",
         };
-        say!("{word}  {:<12} {}", finding.check, finding.found);
+        say!("{word}  {:<12} {}", finding.check, one_line(&finding.found));
         if let Some(remedy) = &finding.remedy {
             say!("      {:<12} remedy: {remedy}", "");
         }

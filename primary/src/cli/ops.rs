@@ -13,7 +13,7 @@ use super::promote::{self, PromoteOptions};
 use super::sockets;
 use crate::api::{self, ClientError, DEFAULT_SHUTDOWN_SECONDS, MAX_SHUTDOWN_SECONDS, Report, Route, ShutdownBody};
 use crate::link::status::RecordingState;
-use crate::out::{Out, printable};
+use crate::out::{Out, one_line, printable};
 use crate::{say, say_on, tell};
 
 /// From one look at a status to the next while it is waited for.
@@ -288,10 +288,12 @@ fn as_table(shown: &[Shown]) -> String {
     ];
     let mut rows = vec![head.map(str::to_owned)];
     for (socket, report) in shown {
-        rows.push(match report {
+        let row = match report {
             Ok(report) => row(report),
             Err(error) => absent(socket, error),
-        });
+        };
+        // Another node names itself, and says why it refuses.
+        rows.push(row.map(|cell| one_line(&cell).into_owned()));
     }
     let mut widths = [0; 10];
     for row in &rows {
