@@ -273,7 +273,9 @@ mod tests {
         let (seen, lost) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicU64::new(0)));
         let ((tell, told), (let_go, may)) = (bounded(1), bounded(1));
         let counter = lost.clone();
-        let count = move |bytes| drop(counter.fetch_add(bytes, Ordering::Relaxed));
+        let count = move |bytes| {
+            counter.fetch_add(bytes, Ordering::Relaxed);
+        };
         let mut output = ConsoleOutput::start(Box::new(Slow(seen.clone(), tell, may)), count).unwrap();
         output.write(b"0");
         // The reader is stuck with the first byte; a megabyte comes byte by byte, as a gate lets it go.
