@@ -340,7 +340,7 @@ fn a_block_device_is_a_disk() -> Result<()> {
     Debug::run(["verify".as_ref(), log.as_os_str()])?.expect(0, "identical")?;
     let copies: Vec<_> = fs::read_dir(&log)?
         .flatten()
-        .filter(|file| fs::read(file.path()).is_ok_and(|content| content == [7; 1 << 20]))
+        .filter(|file| fs::read(file.path()).is_ok_and(|content| content == vec![7; 1 << 20]))
         .collect();
     ensure!(
         copies.len() == 1,
