@@ -140,7 +140,10 @@ impl Node<'_> {
 
     /// Boots the machine in the term of `record`.
     fn boot(&self, record: Record, devices: HostDevices) -> Result<()> {
-        let started = self.options.boot.start(&self.options.devices, &self.host)?;
+        let started = self
+            .options
+            .boot
+            .start(Some(&self.options.pair.name), &self.options.devices, &self.host)?;
         let span = Span::begin(&self.options.span)?;
         let session = self.session(&span, record, Unprotected::NeedBackup, None)?;
         let result = session::run_on(started, devices, session, |outside, handle| {

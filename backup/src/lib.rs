@@ -1,5 +1,8 @@
 //! The other side of a recording: the replayer, which is the oracle that reads the log, and its verifier.
 
+// They panic where a reader has gone: `out` has what does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod cli;
 pub mod divergence;
 pub mod feed;

@@ -1,10 +1,15 @@
 //! `lockstep-backup`: stands by for a machine, and goes on with it when its primary dies.
 
+// They panic where a reader has gone: `out` has what does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_backup::cli;
 use lockstep_primary::cli::{config, messages, node::NodeArgs, ops, packaging, sandbox};
+use lockstep_primary::sys::signals;
+use lockstep_primary::{out, tell};
 
 /// Stands by for a Lockstep machine and goes on with it when its primary dies.
 #[derive(Parser)]
@@ -25,13 +30,15 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    signals::outlive_limits();
     let command = config::parse::<Cli>().command;
     if let Command::Run(options) = &command {
+        signals::outlive_terminals();
         // Before the first thread, which is that of the messages.
         let entered = options.sandbox.enter(|| options.needs());
         messages::start_run(&options.log);
         if let Err(error) = sandbox::tell(entered) {
-            eprintln!("lockstep-backup: {error:#}");
+            tell!("lockstep-backup: {error:#}");
             return ExitCode::from(1);
         }
     } else {
@@ -42,11 +49,5 @@ fn main() -> ExitCode {
         Command::Ops(command) => ops::run(&command),
         Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),
     };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("lockstep-backup: {error:#}");
-            ExitCode::from(1)
-        }
-    }
+    out::end("lockstep-backup", result, 1)
 }

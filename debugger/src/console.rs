@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use lockstep_primary::out::Out;
 use lockstep_vmm::devices::Effect;
 
 use crate::Recording;
@@ -27,7 +28,7 @@ pub struct ConsoleOptions {
 pub fn run(options: &ConsoleOptions) -> Result<ExitCode> {
     let replay = Replay::open(options.recording.one()?)?;
     let console = RefCell::new(Console {
-        out: BufWriter::new(io::stdout().lock()),
+        out: BufWriter::new(Out),
         timestamps: options.timestamps,
         line_begins: true,
         result: Ok(()),

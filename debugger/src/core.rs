@@ -4,7 +4,7 @@
 //! guest's page tables map there, so that virtual addresses read as the guest would read them.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,12 +19,13 @@ use crate::Recording;
 use crate::position::Position;
 use crate::show::go;
 use crate::timeline::{Timeline, TimelineOptions};
+use lockstep_primary::{out, tell};
 
 #[derive(Args)]
 pub struct ExportOptions {
     #[command(flatten)]
     recording: Recording,
-    /// The file to write. It must not exist.
+    /// The file to write. It must not exist. `-` is standard output.
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Where: a stop (`1234`), a guest time (`12.5s`) or `end`.
@@ -46,7 +47,12 @@ const PRSTATUS_REGISTERS: usize = 112;
 const MAX_RANGES: usize = 0xfff0;
 
 pub fn run(options: &ExportOptions) -> Result<ExitCode> {
-    ensure!(!options.file.exists(), "{} exists already", options.file.display());
+    let is_out = out::is_stdout(&options.file);
+    ensure!(
+        is_out || !options.file.exists(),
+        "{} exists already",
+        options.file.display()
+    );
     let mut timeline = Timeline::open(options.recording.one()?, &options.timeline)?;
     go(&mut timeline, options.at, false)?;
     let (regs, sregs) = timeline.machine_mut().present_registers()?;
@@ -55,21 +61,35 @@ pub fn run(options: &ExportOptions) -> Result<ExitCode> {
     let count = ranges.len();
     write(&options.file, memory, &regs, &sregs, &ranges)
         .with_context(|| format!("cannot write {}", options.file.display()))?;
-    println!(
+    tell!(
         "{}: {} MiB of memory at stop {}, {count} mapped ranges; open it with: gdb VMLINUX {0}",
         options.file.display(),
         memory.bytes() >> 20,
         timeline.point().stop
     );
     if count == MAX_RANGES {
-        println!("the guest maps more ranges than a core file can tell of: the rest is left out");
+        tell!("the guest maps more ranges than a core file can tell of: the rest is left out");
     }
     Ok(ExitCode::SUCCESS)
 }
 
 fn write(path: &Path, memory: &Memory, regs: &kvm_regs, sregs: &kvm_sregs, ranges: &[Mapping]) -> Result<()> {
+    if out::is_stdout(path) {
+        let mut file = tempfile::tempfile()?;
+        write_core(&file, memory, regs, sregs, ranges)?;
+        file.rewind()?;
+        std::io::copy(&mut file, &mut out::Out)?;
+        return Ok(out::Out.flush()?);
+    }
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let temporary = tempfile::NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))?;
+    write_core(temporary.as_file(), memory, regs, sregs, ranges)?;
+    temporary.as_file().sync_all()?;
+    temporary.persist_noclobber(path)?;
+    Ok(())
+}
+
+fn write_core(mut file: &File, memory: &Memory, regs: &kvm_regs, sregs: &kvm_sregs, ranges: &[Mapping]) -> Result<()> {
     let note = note(regs, sregs);
     let note_at = HEADER + PROGRAM_HEADER * (ranges.len() as u64 + 1);
     let memory_at = (note_at + note.len() as u64).next_multiple_of(PAGE_SIZE as u64);
@@ -91,13 +111,9 @@ fn write(path: &Path, memory: &Memory, regs: &kvm_regs, sregs: &kvm_sregs, range
         );
     }
     head.extend(note);
-    let mut file = temporary.as_file();
     file.write_all(&head)?;
     file.set_len(memory_at + memory.bytes())?;
-    write_memory(file, memory, memory_at)?;
-    file.sync_all()?;
-    temporary.persist_noclobber(path)?;
-    Ok(())
+    write_memory(file, memory, memory_at)
 }
 
 fn write_memory(file: &File, memory: &Memory, at: u64) -> Result<()> {

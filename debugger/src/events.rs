@@ -1,11 +1,12 @@
 //! `lockstep-debug events`.
 
-use std::io::{StdoutLock, Write};
+use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
 use lockstep_logcodec::{Ending, describe};
+use lockstep_primary::out::Out;
 use lockstep_proto::Turn;
 use regex::bytes::Regex;
 use serde_json::{Value, json};
@@ -81,12 +82,12 @@ pub fn run(options: &EventsOptions) -> Result<ExitCode> {
 /// What is written.
 struct List<'a> {
     options: &'a EventsOptions,
-    out: std::io::BufWriter<StdoutLock<'static>>,
+    out: BufWriter<Out>,
 }
 
 impl<'a> List<'a> {
     fn begin(options: &'a EventsOptions) -> Result<Self> {
-        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+        let mut out = BufWriter::new(Out);
         if !options.json {
             writeln!(out, "{:>10}  {:>16}  {:<7}  what entered", "stop", "guest time", "kind")?;
         }

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use lockstep_primary::sys::signals::heeded;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
@@ -30,7 +31,7 @@ impl Changes {
             .with_context(|| format!("cannot watch {}", directory.display()))?;
         let (signals, end) = UnixStream::pair()?;
         signals.set_nonblocking(true)?;
-        for signal in [SIGINT, SIGTERM] {
+        for signal in heeded(&[SIGINT, SIGTERM]) {
             signal_hook::low_level::pipe::register(signal, end.try_clone()?)?;
         }
         Ok(Self { inotify, signals })

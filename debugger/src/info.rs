@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use lockstep_backup::open::obstacle;
 use lockstep_logcodec::{Ending, LogReader};
+use lockstep_primary::out::one_line;
 use lockstep_proto::end::Reason;
 use lockstep_proto::{Identity, MachineConfig};
 use lockstep_vmm::probe::host_class;
@@ -19,6 +20,7 @@ use crate::Recording;
 use crate::entries::start_time;
 use crate::ring;
 use crate::totals::{Totals, describe_ending};
+use lockstep_primary::say;
 
 #[derive(Args)]
 pub struct InfoOptions {
@@ -49,7 +51,7 @@ pub fn run(options: &InfoOptions) -> Result<ExitCode> {
         totals,
     };
     if options.json {
-        println!("{:#}", info.json());
+        say!("{:#}", info.json());
     } else {
         info.print();
     }
@@ -153,16 +155,20 @@ impl Info {
 
     fn print(&self) {
         let (identity, machine, totals) = (&self.identity, &self.machine, &self.totals);
-        println!("recorded by   {} at {}", identity.program, date(identity.created));
+        say!(
+            "recorded by   {} at {}",
+            one_line(&identity.program),
+            date(identity.created)
+        );
         if identity.part > 0 {
-            println!("part          {} of a ring", identity.part);
+            say!("part          {} of a ring", identity.part);
         }
-        println!("host class    {}", identity.host_class);
+        say!("host class    {}", one_line(&identity.host_class));
         if let Some(tenure) = &identity.tenure {
-            println!(
+            say!(
                 "pair          machine `{}`, recorded by node `{}` from term {} on{}",
-                tenure.machine,
-                tenure.node,
+                one_line(&tenure.machine),
+                one_line(&tenure.node),
                 tenure.term,
                 self.last_term()
                     .map_or_else(String::new, |term| format!(" to term {term}"))
@@ -173,61 +179,61 @@ impl Info {
             let began = term.began.map_or_else(String::new, |(stop, ns)| {
                 format!(" after stop {stop}, guest time {:.3} s", ns as f64 / 1e9)
             });
-            println!("{name:<13} {}{began}: {}", term.number, term.why);
+            say!("{name:<13} {}{began}: {}", term.number, one_line(&term.why));
         }
         match &self.why_not {
-            None => println!("replay here   possible"),
-            Some(why) => println!("replay here   not possible: {why}"),
+            None => say!("replay here   possible"),
+            Some(why) => say!("replay here   not possible: {}", one_line(why)),
         }
-        println!(
+        say!(
             "machine       {} MiB, CPU profile {}, model revision {}",
             machine.memory_bytes >> 20,
-            machine.cpu_profile,
+            one_line(&machine.cpu_profile),
             machine.model_revision
         );
         for (index, disk) in machine.disks.iter().enumerate() {
             let read_only = if disk.read_only { ", read-only" } else { "" };
-            println!("disk {index}        {} bytes{read_only}", disk.bytes);
+            say!("disk {index}        {} bytes{read_only}", disk.bytes);
         }
         for (index, nic) in machine.nics.iter().enumerate() {
-            println!("network {index}     {}", mac(&nic.mac));
+            say!("network {index}     {}", mac(&nic.mac));
         }
         if !identity.kernel_path.is_empty() {
-            println!("kernel        {}", identity.kernel_path);
+            say!("kernel        {}", one_line(&identity.kernel_path));
         }
         if !machine.cmdline.is_empty() {
-            println!("cmdline       {}", machine.cmdline);
+            say!("cmdline       {}", one_line(&machine.cmdline));
         }
         for (name, digest) in self.digests() {
             if !digest.is_empty() {
-                println!("{name:<13} xxh3-128 {}", hex(digest));
+                say!("{name:<13} xxh3-128 {}", hex(digest));
             }
         }
-        println!("stops         {} to {}", identity.start_stop + 1, totals.last_stop);
+        say!("stops         {} to {}", identity.start_stop + 1, totals.last_stop);
         let start = self.start_ns as f64 / 1e9;
-        println!(
+        say!(
             "guest time    {:.3} s, from {start:.3} s to {:.3} s",
             self.seconds(),
             start + self.seconds()
         );
-        println!("turns         {} in {} batches", totals.turns, totals.batches);
-        println!("  clock       {}", totals.clock);
-        println!("  random      {}", totals.random);
-        println!("  frames      {} ({} bytes)", totals.frames, totals.frame_bytes);
-        println!("  console     {} bytes", totals.console);
-        println!("  keyboard    {} bytes", totals.keyboard);
-        println!("  disk        {}", totals.disk);
-        println!("  entropy     {}", totals.entropy);
-        println!("  forced      {} ({} pages)", totals.forced, totals.delta_pages);
-        println!("  epochs      {}", totals.epochs);
-        println!(
+        say!("turns         {} in {} batches", totals.turns, totals.batches);
+        say!("  clock       {}", totals.clock);
+        say!("  random      {}", totals.random);
+        say!("  frames      {} ({} bytes)", totals.frames, totals.frame_bytes);
+        say!("  console     {} bytes", totals.console);
+        say!("  keyboard    {} bytes", totals.keyboard);
+        say!("  disk        {}", totals.disk);
+        say!("  entropy     {}", totals.entropy);
+        say!("  forced      {} ({} pages)", totals.forced, totals.delta_pages);
+        say!("  epochs      {}", totals.epochs);
+        say!(
             "size          {} bytes: turns {}, delta pages {}, other {}",
             totals.file_bytes,
             totals.batch_bytes,
             totals.page_bytes,
             totals.other_bytes()
         );
-        println!("ends          {}", self.ends);
+        say!("ends          {}", one_line(&self.ends));
     }
 
     fn json(&self) -> Value {

@@ -1,5 +1,8 @@
 //! `lockstep-debug`: reads, verifies and explains recordings.
 
+// They panic where a reader has gone: `out` has what does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod console;
 mod core;
 mod diff;
@@ -26,6 +29,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_primary::cli::packaging;
+use lockstep_primary::out;
+use lockstep_primary::sys::signals;
 
 const EXIT_STATUS: &str = "Exit status: 0, done; `verify`: identical; `diff`: no difference.\n\
     1, failed: the recording is damaged, cannot be replayed here, or its replay diverged; `diff`: there is a difference.\n\
@@ -85,6 +90,7 @@ impl Recording {
 }
 
 fn main() -> ExitCode {
+    signals::outlive_limits();
     // gdbstub tells of each packet that it leaves unanswered, as the protocol has it.
     lockstep_primary::cli::messages::start_at("info,gdbstub=error");
     let command = Cli::parse().command;
@@ -104,19 +110,5 @@ fn main() -> ExitCode {
         Command::Tui(options) => tui::run(&options),
         Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),
     };
-    match result {
-        Ok(code) => code,
-        // A reader that closes early (`| head`) is no failure.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("lockstep-debug: {error:#}");
-            ExitCode::from(failure)
-        }
-    }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    out::end("lockstep-debug", result, failure)
 }

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use lockstep_primary::VERSION;
+use lockstep_primary::{VERSION, out, tell};
 use lockstep_proto::Identity;
 use lockstep_vmm::devices::Effect;
 use pcap_file::pcapng::PcapNgWriter;
@@ -30,7 +29,7 @@ const RESOLUTION: u8 = 9;
 pub struct PcapOptions {
     #[command(flatten)]
     recording: Recording,
-    /// The pcapng file to write; what is there is replaced.
+    /// The pcapng file to write; what is there is replaced. `-` is standard output.
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Where to end, included: a natural stop (`1234`), a guest time (`12.5s`), or `end`.
@@ -41,7 +40,7 @@ pub struct PcapOptions {
 pub fn run(options: &PcapOptions) -> Result<ExitCode> {
     let replay = Replay::open(options.recording.one()?)?;
     let cannot = || format!("cannot write {}", options.file.display());
-    let file = File::create(&options.file).with_context(cannot)?;
+    let file = out::create(&options.file).with_context(cannot)?;
     let capture = Capture::begin(BufWriter::new(file), replay.identity()).with_context(cannot)?;
     let capture = RefCell::new(capture);
     let result = replay.show(
@@ -52,7 +51,7 @@ pub fn run(options: &PcapOptions) -> Result<ExitCode> {
     let frames = capture.into_inner().end().with_context(cannot)?;
     result?;
     let [received, sent] = frames;
-    println!(
+    tell!(
         "{}: {received} frames received and {sent} sent by the machine",
         options.file.display()
     );

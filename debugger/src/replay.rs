@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::Recording;
 use crate::position::Position;
 use crate::timeline::{Goal, Reached, digest, point};
+use lockstep_primary::say;
 
 #[derive(Args)]
 pub struct ReplayOptions {
@@ -86,7 +87,7 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
             None
         };
         if options.json {
-            println!(
+            say!(
                 "{}",
                 json!({
                     "stop": machine.stop(),
@@ -101,7 +102,7 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
             );
         } else {
             bar.suspend(|| {
-                println!(
+                say!(
                     "stop {}, {} of guest time: {} stops and {guest:.3} s replayed in {wall:.3} s ({:.1} x)",
                     machine.stop(),
                     Position::Time(machine.now()),
@@ -109,7 +110,7 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
                     guest / wall.max(1e-9)
                 );
                 if let Some(digest) = &digest {
-                    println!("digest {digest}");
+                    say!("digest {digest}");
                 }
             });
         }

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::entries::start_time;
 use crate::totals::{Totals, describe_ending};
+use lockstep_primary::out::one_line;
+use lockstep_primary::say;
 
 /// The whole parts in `directory`; none where it is no ring.
 fn whole_parts(directory: &Path) -> Vec<Part> {
@@ -43,11 +45,16 @@ pub fn info(directory: &Path, as_json: bool) -> Result<Option<ExitCode>> {
     let parts = parts.iter().map(Told::of).collect::<Result<Vec<_>>>()?;
     if as_json {
         let parts: Vec<_> = parts.iter().map(Told::json).collect();
-        println!("{:#}", json!({ "parts": parts }));
+        say!("{:#}", json!({ "parts": parts }));
     } else {
-        println!(
+        say!(
             "{:<16} {:>12} {:>12} {:>12} {:>12} {:>12}  ends",
-            "part", "bytes", "from stop", "to stop", "from s", "to s"
+            "part",
+            "bytes",
+            "from stop",
+            "to stop",
+            "from s",
+            "to s"
         );
         parts.iter().for_each(Told::print);
     }
@@ -95,15 +102,15 @@ impl Told {
 
     fn print(&self) {
         let seconds = |ns: u64| ns as f64 / 1e9;
-        println!(
+        say!(
             "{:<16} {:>12} {:>12} {:>12} {:>12.3} {:>12.3}  {}",
-            self.name,
+            one_line(&self.name),
             self.bytes,
             self.stops.0,
             self.stops.1,
             seconds(self.guest_ns.0),
             seconds(self.guest_ns.1),
-            self.ends
+            one_line(&self.ends)
         );
     }
 

@@ -18,6 +18,7 @@ use lockstep_vmm::probe::at_start;
 use crate::Recording;
 use crate::symbols::Symbols;
 use crate::totals::{Totals, describe_ending};
+use lockstep_primary::{say, say_on};
 
 #[derive(Args)]
 pub struct VerifyOptions {
@@ -44,7 +45,7 @@ pub fn run(options: &VerifyOptions) -> Result<ExitCode> {
         },
     )?;
     if options.json {
-        println!("{}", verified.json());
+        say!("{}", verified.json());
     } else {
         verified.print();
     }
@@ -152,21 +153,21 @@ impl Verified {
         let guest = self.guest.as_secs_f64();
         let wall = self.wall.as_secs_f64();
         if let Some(divergence) = &self.divergence {
-            println!("verify: DIVERGED");
-            print!("{divergence}");
+            say!("verify: DIVERGED");
+            say_on!("{divergence}");
             if let Some(name) = self.symbol(divergence.registers.rip()) {
-                println!("  rip is in {name}");
+                say!("  rip is in {name}");
             }
         } else {
-            println!("verify: identical");
+            say!("verify: identical");
         }
-        println!("  log ends         {}", describe_ending(&self.ending));
-        println!("  stops            {} natural, {} forced", self.stops, progress.deltas);
-        println!(
+        say!("  log ends         {}", describe_ending(&self.ending));
+        say!("  stops            {} natural, {} forced", self.stops, progress.deltas);
+        say!(
             "  batches compared {} (registers, inputs and effects at every natural stop)",
             progress.batches
         );
-        println!(
+        say!(
             "  memory compared  {} epochs over {} dirtied pages{}",
             progress.epochs,
             progress.epoch_pages,
@@ -176,32 +177,35 @@ impl Verified {
                 ""
             }
         );
-        println!(
+        say!(
             "  carried          {} deltas with {} pages, {:.1} ms of {:.1} ms guest time: not executed here, not compared",
             progress.deltas,
             progress.carried_pages,
             progress.carried_ns as f64 / 1e6,
             guest * 1e3
         );
-        println!(
+        say!(
             "  interrupts       {}; instructions assisted {}; MSR faults {}",
-            counters.interrupts, counters.assists, counters.msr_faults
+            counters.interrupts,
+            counters.assists,
+            counters.msr_faults
         );
-        println!(
+        say!(
             "  log              {} bytes: turns {}, delta pages {}, other {}",
             totals.all_bytes(),
             totals.batch_bytes,
             totals.page_bytes,
             totals.other_bytes()
         );
-        println!(
+        say!(
             "  network in       {} frames, {} bytes",
-            progress.frames, progress.frame_bytes
+            progress.frames,
+            progress.frame_bytes
         );
         if let Some(kicks) = self.kicks {
-            println!("  random kicks     {kicks} during this replay");
+            say!("  random kicks     {kicks} during this replay");
         }
-        println!(
+        say!(
             "  guest time       {guest:.3} s; replayed in {wall:.3} s ({:.1} x)",
             guest / wall.max(1e-9)
         );

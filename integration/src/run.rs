@@ -161,25 +161,29 @@ impl Running {
 
     /// Ends it at once, with its files whole. (SIGTERM would first have the machine of a pair go elsewhere.)
     pub fn terminate(self) -> Result<Outcome> {
-        self.wait_until_it_listens()?;
-        self.signal(Signal::HUP)?;
+        let signal = self.wait_until_it_listens()?;
+        self.signal(signal)?;
         self.wait(END_LIMIT)
     }
 
-    /// Until it has a handler, SIGHUP ends it as it is, or is ignored where it was started so.
-    fn wait_until_it_listens(&self) -> Result<()> {
+    /// Until it has a handler, a signal ends it as it is. Returns one that it listens to: what was ignored where it was
+    /// started, as `nohup` has it of SIGHUP, stays ignored.
+    pub fn wait_until_it_listens(&self) -> Result<Signal> {
         let path = format!("/proc/{}/status", self.pid());
         let begin = Instant::now();
         loop {
             let status = std::fs::read_to_string(&path).with_context(|| path.clone())?;
             let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
             let caught = field("SigCgt:").and_then(|mask| u64::from_str_radix(mask, 16).ok());
-            let is_caught = caught.is_some_and(|mask| mask >> (Signal::HUP.as_raw() - 1) & 1 == 1);
-            if is_caught || field("State:").is_some_and(|state| state.starts_with('Z')) {
-                return Ok(());
+            let is_caught = |signal: &Signal| caught.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1);
+            if let Some(signal) = [Signal::HUP, Signal::INT].into_iter().find(is_caught) {
+                return Ok(signal);
+            }
+            if field("State:").is_some_and(|state| state.starts_with('Z')) {
+                return Ok(Signal::HUP);
             }
             if begin.elapsed() > END_LIMIT {
-                bail!("it does not listen to SIGHUP: {status}");
+                bail!("it listens neither to SIGHUP nor to SIGINT: {status}");
             }
             std::thread::sleep(LOOK);
         }

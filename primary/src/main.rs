@@ -1,19 +1,26 @@
 //! `lockstep-primary`: runs and records machines.
 
+// They panic where a reader has gone: `out` has what does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use clap::CommandFactory;
 use lockstep_primary::cli::{self, config};
+use lockstep_primary::sys::signals;
+use lockstep_primary::{out, tell};
 
 fn main() -> ExitCode {
+    signals::outlive_limits();
     // clap exits with 2 on wrong usage by itself.
     let command = config::parse::<cli::Cli>().command;
     if let cli::Command::Run(options) = &command {
+        signals::outlive_terminals();
         // Before the first thread, which is that of the messages.
         let entered = options.sandbox.enter(|| options.needs());
         cli::messages::start_run(&options.log);
         if let Err(error) = cli::sandbox::tell(entered) {
-            eprintln!("lockstep-primary: {error:#}");
+            tell!("lockstep-primary: {error:#}");
             return ExitCode::from(1);
         }
     } else {
@@ -28,11 +35,5 @@ fn main() -> ExitCode {
         cli::Command::Ops(command) => cli::ops::run(&command),
         cli::Command::Packaging(command) => cli::packaging::run(&command, cli::Cli::command()).map(done),
     };
-    match result {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("lockstep-primary: {error:#}");
-            ExitCode::from(1)
-        }
-    }
+    out::end("lockstep-primary", result, 1)
 }

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +19,9 @@ use crate::host::disk::Disks;
 use crate::host::image::Image;
 use crate::host::inbox::{Bell, Outside, inbox};
 use crate::host::outputs::Outputs;
+use crate::host::size::{allocated, marked_as};
 use crate::host::tap::{Tap, TapSender};
+use crate::link::status::count;
 use crate::link::{LinkPort, Live, Status};
 use crate::pair::Pair;
 use crate::recorder::{LogOptions, LogSummary, LogThread, Outlet, Policy, RecordError, Recorder, World};
@@ -131,8 +132,8 @@ fn record(place: &Place, started: &Started, options: &Options, status: Status) -
     let prepare = |directory| recording::prepare(directory, started, &options.host_class, &options.disks, tenure);
     let log = if place.limits.are_given() {
         let ring = Arc::new(Ring::open(&place.directory, place.limits)?);
-        let images = options.disks.iter().map(|disk| fs::metadata(&disk.path));
-        let on_disk = images.map(|image| image.map_or(0, |image| image.blocks() * 512));
+        let images = options.disks.iter().map(|disk| File::open(&disk.path));
+        let on_disk = images.map(|image| image.and_then(|image| allocated(&image)).unwrap_or(0));
         ring.make_room(on_disk.sum(), Some(u32::MAX))?;
         let (part, directory) = ring.make_next()?;
         let identity = Identity {
@@ -153,6 +154,8 @@ pub struct HostDevices {
     taps: Vec<TapSender>,
     images: Vec<Image>,
     paths: Vec<PathBuf>,
+    /// What each disk's marks are named after.
+    marked_as: Vec<PathBuf>,
 }
 
 impl HostDevices {
@@ -169,8 +172,17 @@ impl HostDevices {
                     .with_context(|| format!("cannot open disk image {}", disk.path.display()))
             })
             .collect::<Result<Vec<_>>>()?;
-        let paths = disks.iter().map(|disk| disk.path.clone()).collect();
-        Ok(Self { taps, images, paths })
+        let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path.clone()).collect();
+        let marked_as = paths
+            .iter()
+            .map(|path| marked_as(path))
+            .collect::<std::io::Result<_>>()?;
+        Ok(Self {
+            taps,
+            images,
+            paths,
+            marked_as,
+        })
     }
 
     /// Whether they are those of a machine with this configuration.
@@ -204,8 +216,8 @@ impl HostDevices {
 
     /// Whether a machine may boot from the disks: those of a replica are behind, or in the middle of being copied.
     pub fn check_bootable(&self) -> Result<()> {
-        for path in &self.paths {
-            let mark = mark_of(path);
+        for (path, marked) in self.paths.iter().zip(&self.marked_as) {
+            let mark = mark_of(marked);
             let of = match fs::read_to_string(&mark) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 // What cannot be read may be a mark.
@@ -224,11 +236,12 @@ impl HostDevices {
 
     /// Marks the disks as a replica's, of the primary with this name: no machine boots from them.
     pub fn mark_replica(&self, primary: &str) -> Result<()> {
-        for path in &self.paths {
+        for (path, marked) in self.paths.iter().zip(&self.marked_as) {
             // A mark that is there stays until the new one takes its place: a full disk must not take it away.
-            let staged = beside(path, ".replica.new");
-            durable::stage(&staged, format!("{primary}\n").as_bytes(), 0o644)
-                .and_then(|()| durable::publish(&staged, &mark_of(path)))
+            let staged = beside(marked, ".replica.new");
+            make_room_for(marked)
+                .and_then(|()| durable::stage(&staged, format!("{primary}\n").as_bytes(), 0o644))
+                .and_then(|()| durable::publish(&staged, &mark_of(marked)))
                 .with_context(|| format!("cannot mark {} as a backup's", path.display()))?;
         }
         Ok(())
@@ -236,10 +249,11 @@ impl HostDevices {
 
     /// Makes the disks a live machine's: what was written is on the disk, and then the mark goes.
     pub fn unmark_replica(&mut self) -> Result<()> {
-        for (image, path) in self.images.iter_mut().zip(&self.paths) {
+        let named = self.paths.iter().zip(&self.marked_as);
+        for (image, (path, marked)) in self.images.iter_mut().zip(named) {
             let done = image.execute(&DiskOp::Flush).map(drop);
             done.with_context(|| format!("cannot sync disk image {}", path.display()))?;
-            let mark = mark_of(path);
+            let mark = mark_of(marked);
             if mark.exists() {
                 fs::remove_file(&mark)
                     .and_then(|()| durable::settle(&mark))
@@ -256,9 +270,10 @@ impl HostDevices {
 
     /// Makes a replica's disks those of a machine that is owned here by force. `why` is kept beside them.
     pub fn promote(&mut self, why: &str) -> Result<()> {
-        for path in &self.paths {
-            let kept = beside(path, ".promoted");
-            durable::stage(&kept, why.as_bytes(), 0o644)
+        for marked in &self.marked_as {
+            let kept = beside(marked, ".promoted");
+            make_room_for(marked)
+                .and_then(|()| durable::stage(&kept, why.as_bytes(), 0o644))
                 .and_then(|()| durable::settle(&kept))
                 .with_context(|| format!("cannot write {}", kept.display()))?;
         }
@@ -281,7 +296,13 @@ impl HostDevices {
     }
 }
 
-/// The file that marks an image as a replica's.
+/// Makes the directory that a disk's marks lie in. An image's own is there.
+fn make_room_for(marked: &Path) -> io::Result<()> {
+    let directory = marked.parent().filter(|parent| !parent.as_os_str().is_empty());
+    fs::create_dir_all(directory.unwrap_or(Path::new(".")))
+}
+
+/// The file that marks a disk as a replica's.
 fn mark_of(image: &Path) -> PathBuf {
     beside(image, ".replica")
 }
@@ -308,9 +329,12 @@ pub fn go_live(
     let kicks = machine.attach_to_this_thread()?;
     let (due, inputs, handle) = (kicks.timer()?, kicks.timer()?, kicks.handle());
     let (inbox, outside) = inbox(Bell::for_this_thread(inputs, options.policy.grace));
+    let counted = status.clone();
     let mut outputs = Outputs {
         taps: devices.taps,
-        console: ConsoleOutput::start(options.console)?,
+        console: ConsoleOutput::start(options.console, move |bytes| {
+            count(&counted.gauges().console_dropped, bytes);
+        })?,
     };
     let announce = if options.promotion.is_some() {
         macs.clone()

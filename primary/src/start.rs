@@ -1,6 +1,6 @@
 //! How a machine comes to be: booted from a kernel, or restored from a snapshot.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +13,7 @@ use lockstep_vmm::probe::Strategies;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::host::image::SECTOR;
+use crate::host::size::bytes_of;
 use crate::recorder::fill_random;
 
 /// A disk on the command line.
@@ -29,8 +30,8 @@ pub struct DiskOption {
 pub struct NicOption {
     /// Name of an existing tap device.
     pub tap: String,
-    /// The guest's address.
-    pub mac: [u8; 6],
+    /// The guest's address, where one was given.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// What a machine is booted from.
@@ -48,6 +49,8 @@ pub struct BootOptions {
     pub disks: Vec<DiskOption>,
     /// NICs, in order.
     pub nics: Vec<NicOption>,
+    /// The machine's name, if it has one.
+    pub name: Option<String>,
     /// Revision of the device model.
     pub model_revision: u32,
     /// The programs' RDTSC are to be answered by the machine.
@@ -70,9 +73,9 @@ pub struct Started {
 
 /// Size of a disk image, checked.
 pub fn disk_bytes(path: &Path) -> Result<u64> {
-    let bytes = fs::metadata(path)
-        .with_context(|| format!("cannot use disk image {}", path.display()))?
-        .len();
+    let bytes = File::open(path)
+        .and_then(|disk| bytes_of(&disk))
+        .with_context(|| format!("cannot use disk image {}", path.display()))?;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
         bail!(
             "disk image {} has {bytes} bytes: a raw image has a multiple of 512, and more than none",
@@ -80,6 +83,36 @@ pub fn disk_bytes(path: &Path) -> Result<u64> {
         );
     }
     Ok(bytes)
+}
+
+/// The cards' addresses: those that were given; the others follow from the machine's name, which both of its hosts know, and
+/// the card's number. A machine without a name has its tap devices' names instead, which differ on one host.
+pub fn macs(nics: &[NicOption], name: Option<&str>) -> Result<Vec<[u8; 6]>> {
+    let mut macs: Vec<[u8; 6]> = Vec::new();
+    for (index, nic) in nics.iter().enumerate() {
+        let mac = nic.mac.unwrap_or_else(|| default_mac(name.unwrap_or(&nic.tap), index));
+        if let Some(other) = macs.iter().position(|other| *other == mac) {
+            bail!(
+                "network cards {other} and {index} (tap {} and {}) would both have the address {}",
+                nics[other].tap,
+                nic.tap,
+                mac_text(mac)
+            );
+        }
+        macs.push(mac);
+    }
+    Ok(macs)
+}
+
+/// Locally administered, unicast: `RL`, and 32 bits that depend on all of it.
+fn default_mac(name: &str, index: usize) -> [u8; 6] {
+    let [a, b, c, d, ..] = xxh3_128(format!("{name}\0{index}").as_bytes()).to_be_bytes();
+    [0x52, 0x4c, a, b, c, d]
+}
+
+/// An address as people write it.
+pub fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 /// Boots a kernel.
@@ -99,11 +132,10 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
             serial: format!("lockstep-{index}"),
         });
     }
-    let nics = options
-        .nics
+    let nics = macs(&options.nics, options.name.as_deref())?
         .iter()
-        .map(|nic| NicConfig {
-            mac: nic.mac.to_vec().into(),
+        .map(|mac| NicConfig {
+            mac: mac.to_vec().into(),
         })
         .collect();
     let memory_bytes = options
@@ -154,4 +186,31 @@ pub fn adapt(machine: &mut Machine, strategies: &Strategies) -> Result<()> {
 /// Seconds since 1970-01-01 on the host.
 pub fn realtime_seconds() -> i64 {
     crate::host::clock::realtime().as_secs() as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_without_an_address_differ_and_equal_ones_are_refused() {
+        let nic = |tap: &str, mac| NicOption { tap: tap.into(), mac };
+        let two = [nic("t0", None), nic("t1", None)];
+        let of = |name| macs(&two, name).unwrap();
+        let all = [of(None), of(Some("vm")), of(Some("db"))].concat();
+        for (index, mac) in all.iter().enumerate() {
+            assert!(!all[..index].contains(mac), "{all:02x?}");
+            assert_eq!(mac[0] & 3, 2, "locally administered, unicast");
+        }
+        // On the other host the tap devices have other names.
+        assert_eq!(
+            macs(&[nic("x", None), nic("y", None)], Some("vm")).unwrap(),
+            of(Some("vm"))
+        );
+        let mac = of(Some("vm"))[1];
+        let clash = macs(&[nic("t0", Some(mac)), nic("t1", None)], Some("vm"))
+            .unwrap_err()
+            .to_string();
+        assert!(clash.contains("0 and 1") && clash.contains(&mac_text(mac)), "{clash}");
+    }
 }

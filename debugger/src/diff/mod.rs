@@ -14,6 +14,7 @@ use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 
 use crate::position::Position;
+use lockstep_primary::{say, say_on};
 
 #[derive(Args)]
 #[command(group(ArgGroup::new("what").args(["log", "report"]).required(true)))]
@@ -45,7 +46,7 @@ pub fn run(options: &DiffOptions) -> Result<ExitCode> {
         (None, _, None) => anyhow::bail!("give a recording, or --report"),
     };
     if options.json {
-        println!("{:#}", found.json());
+        say!("{:#}", found.json());
     } else {
         found.print();
     }
@@ -100,34 +101,34 @@ impl Found {
     fn print(&self) {
         let difference = match self {
             Self::Same(compared) => {
-                println!("diff: no difference: {compared}");
+                say!("diff: no difference: {compared}");
                 return;
             }
             Self::Difference(difference) => difference,
         };
-        print!("diff: {}\n  at stop {}", difference.what, difference.stop);
+        say_on!("diff: {}\n  at stop {}", difference.what, difference.stop);
         if let Some(ns) = difference.guest_ns {
-            print!(", guest time {}", Position::Time(ns));
+            say_on!(", guest time {}", Position::Time(ns));
         }
         match difference.batch {
-            (Some(one), Some(other)) if one != other => print!(", batch {one} and batch {other} of the other"),
-            (Some(one), _) => print!(", batch {one}"),
-            (None, Some(other)) => print!(", batch {other} of the other"),
+            (Some(one), Some(other)) if one != other => say_on!(", batch {one} and batch {other} of the other"),
+            (Some(one), _) => say_on!(", batch {one}"),
+            (None, Some(other)) => say_on!(", batch {other} of the other"),
             (None, None) => {}
         }
-        println!();
+        say!();
         if let Some((expected, actual)) = &difference.lines {
-            println!("  expected  {expected}\n  actual    {actual}");
+            say!("  expected  {expected}\n  actual    {actual}");
         }
         if !difference.values.is_empty() {
-            println!("  {:<38}  {:<26}  actual", "value", "expected");
+            say!("  {:<38}  {:<26}  actual", "value", "expected");
         }
         for Differs { name, expected, actual } in &difference.values {
-            println!("  {name:<38}  {expected:<26}  {actual}");
+            say!("  {name:<38}  {expected:<26}  {actual}");
         }
         for note in &difference.notes {
             for line in note.lines() {
-                println!("  {line}");
+                say!("  {line}");
             }
         }
     }

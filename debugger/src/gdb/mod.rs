@@ -28,6 +28,8 @@ use crate::show::kernel::Kernel;
 use crate::show::view::View;
 use crate::symbols::check_kernel;
 use crate::timeline::{Timeline, TimelineOptions, Walker};
+use lockstep_primary::sys::signals::heeded;
+use lockstep_primary::tell;
 use target::{Debuggee, Stopped};
 
 #[derive(Args)]
@@ -85,7 +87,7 @@ pub fn run(options: &GdbOptions) -> Result<ExitCode> {
     }
     let address = options.listen.context("--listen or --exec is needed")?;
     let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
-    eprintln!(
+    tell!(
         "lockstep-debug: waiting for gdb: target remote {}",
         listener.local_addr()?
     );
@@ -112,13 +114,15 @@ fn vmlinux(given: Option<&Path>, timeline: &mut Timeline) -> Result<Option<PathB
 fn exec(options: &GdbOptions, mut timeline: Timeline) -> Result<ExitCode> {
     let vmlinux = vmlinux(options.vmlinux.as_deref(), &mut timeline)?;
     if vmlinux.is_none() {
-        eprintln!("lockstep-debug: gdb has no symbols: give the recorded kernel with --vmlinux");
+        tell!("lockstep-debug: gdb has no symbols: give the recorded kernel with --vmlinux");
     }
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("gdb");
     let listener = UnixListener::bind(&socket)?;
     // Ctrl-C on the terminal is gdb's.
-    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::new(AtomicBool::new(false)))?;
+    for signal in heeded(&[signal_hook::consts::SIGINT]) {
+        signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
+    }
     let mut child = start_gdb(directory.path(), &socket, vmlinux.as_deref(), &options.gdb_arguments)?;
     listener.set_nonblocking(true)?;
     let stream = loop {

@@ -19,6 +19,7 @@ use lockstep_vmm::machine::BREAKPOINTS;
 
 use super::arch::{Pc, PcRegisters};
 use crate::timeline::{READ, Step, Stops, Walker, Watch, Why, read_virtual};
+use lockstep_primary::tell;
 
 /// Bytes that one watchpoint may have.
 const MAX_WATCH: u64 = 4096;
@@ -64,7 +65,7 @@ impl Debuggee {
     /// Says something beside the protocol, which has no room for reasons.
     pub fn say(&mut self, text: impl Display) {
         let text = text.to_string();
-        eprintln!("lockstep-debug: {text}");
+        tell!("lockstep-debug: {text}");
         self.note = Some(text);
     }
 

@@ -22,6 +22,7 @@ use crate::replay::{bar, hex};
 use crate::symbols::check_kernel;
 use crate::timeline::{Goal, Reached, Timeline, TimelineOptions};
 use kernel::Kernel;
+use lockstep_primary::{say, say_on};
 use memory::Place;
 use tasks::Task;
 use view::View;
@@ -85,9 +86,9 @@ pub fn run(options: &ShowOptions) -> Result<ExitCode> {
             value["checkpoints"] = json!(count);
             value["checkpoint_bytes"] = json!(memory);
             value["checkpoint_file_bytes"] = json!(file);
-            println!("{value}");
+            say!("{value}");
         } else {
-            print!("{}", shown.text(kernel.as_ref()));
+            say_on!("{}", shown.text(kernel.as_ref()));
         }
     }
     Ok(ExitCode::SUCCESS)

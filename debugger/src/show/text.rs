@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
+use lockstep_primary::out::one_line;
+
 use super::Shown;
 use super::kernel::Kernel;
 use super::tasks::Task;
@@ -87,7 +89,7 @@ fn task_line(task: &Task) -> String {
         } else {
             "         "
         },
-        task.comm
+        one_line(&task.comm)
     )
 }
 
@@ -131,7 +133,7 @@ impl Shown {
             }
         }
         match &self.current {
-            Some(Ok(task)) => line(&format!("current task: {} (pid {})", task.comm, task.pid)),
+            Some(Ok(task)) => line(&format!("current task: {} (pid {})", one_line(&task.comm), task.pid)),
             Some(Err(why)) => line(&format!("current task: not known: {why}")),
             None => line("current task: not known without the guest's vmlinux (--vmlinux)"),
         }

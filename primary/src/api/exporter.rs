@@ -139,6 +139,7 @@ mod tests {
         let exporter = exporter();
         for (request, wanted) in [
             ("GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n", "200"),
+            ("HEAD /metrics HTTP/1.1\r\nhost: x\r\n\r\n", "200"),
             ("GET /healthz HTTP/1.0\r\n\r\n", "200"),
             ("GET /v1/status HTTP/1.1\r\nhost: x\r\n\r\n", "404"),
             (
@@ -151,6 +152,11 @@ mod tests {
             let answer = ask(&exporter, request.as_bytes());
             assert!(answer.split(' ').nth(1) == Some(wanted), "{request:?}: {answer}");
         }
+        let head = ask(&exporter, b"HEAD /healthz HTTP/1.1\r\nhost: x\r\n\r\n");
+        assert!(
+            head.ends_with("\r\n\r\n") && head.contains("content-length: "),
+            "{head}"
+        );
         let large = [b"GET /metrics HTTP/1.1\r\nx: ", &vec![b'x'; 1 << 20][..]].concat();
         let answer = ask(&exporter, &large);
         assert!(!answer.contains("lockstep_"), "{answer}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -46,10 +46,18 @@ where
     }
 }
 
-/// Another method was used than the one that there is.
-pub(super) fn only(method: &'static str) -> Answer {
-    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, &format!("only {method} is known here"));
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static(method));
+/// The methods of what can be looked at; hyper sends no body to a HEAD.
+pub(super) const READ: &str = "GET, HEAD";
+
+/// Whether a method is one of them.
+pub(super) fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// Another method was used than what there is.
+pub(super) fn only(methods: &'static str) -> Answer {
+    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, &format!("only {methods} is known here"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
     response
 }
 

@@ -172,6 +172,10 @@ impl Moment {
                 .encode_gauge(&value)?;
         }
         let gauges = self.status.gauges();
+        let help = "Console output that was dropped: who reads it is too slow, or gone.";
+        let dropped = gauges.console_dropped.load(Ordering::Relaxed) as f64;
+        to.encode_descriptor("console_dropped_bytes_total", help, None, MetricType::Counter)?
+            .encode_gauge(&dropped)?;
         let ran = gauges.run_ns.load(Ordering::Relaxed);
         let carried = gauges.carried_ns.load(Ordering::Relaxed).min(ran);
         let help = "Running time of the guest that a backup executes itself, and that deltas carry.";

@@ -13,7 +13,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::http::{self, RECEIVING, json, only, refuse};
+use super::http::{self, READ, RECEIVING, is_read, json, only, refuse};
 use super::report::{Rates, Report, SAMPLING, Sample};
 use super::socket::{self, SocketError};
 use super::view::{self, Identity};
@@ -152,8 +152,8 @@ async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Response<Ful
     }
     let path = request.uri().path();
     if path == STATUS {
-        if request.method() != Method::GET {
-            return only("GET");
+        if !is_read(request.method()) {
+            return only(READ);
         }
         let rates = *shared.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let report = Report::of(&shared.identity, &shared.status, &rates, Instant::now());

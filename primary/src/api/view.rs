@@ -6,9 +6,9 @@ use std::time::Instant;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 
-use super::http::{Answer, json, only, refuse};
+use super::http::{Answer, READ, is_read, json, only, refuse};
 use super::report::{Rates, Report, Sample};
 use super::{HEALTH, METRICS, health, metrics};
 use crate::host::clock::monotonic;
@@ -37,8 +37,8 @@ pub(super) fn answer<B>(request: &Request<B>, identity: &Identity, status: &Stat
     if path != METRICS && path != HEALTH {
         return None;
     }
-    if request.method() != Method::GET {
-        return Some(only("GET"));
+    if !is_read(request.method()) {
+        return Some(only(READ));
     }
     let now = Instant::now();
     // The rates are the reader's to make.
@@ -70,6 +70,8 @@ pub(super) fn answer<B>(request: &Request<B>, identity: &Identity, status: &Stat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper::Method;
+
     use crate::link::StatusInner;
 
     fn code(status: &Status, method: Method, uri: &str) -> Option<u16> {
@@ -110,6 +112,7 @@ mod tests {
         }
         assert_eq!(look("/healthz?protection"), 400);
         assert_eq!(look("/metrics"), 200);
+        assert_eq!(code(&status, Method::HEAD, "/metrics"), Some(200));
         assert_eq!(code(&status, Method::POST, "/metrics"), Some(405));
         assert_eq!(code(&status, Method::GET, "/v1/status"), None);
     }

@@ -16,7 +16,8 @@ pub struct DeviceArgs {
     /// A disk: a raw image; `FILE,ro` for a read-only one. Can be given several times.
     #[arg(long, value_name = "FILE[,ro]", value_parser = parse_disk)]
     pub disk: Vec<DiskOption>,
-    /// A network card on an existing tap device: `tap=NAME[,mac=XX:XX:XX:XX:XX:XX]`. Can be given several times.
+    /// A network card on an existing tap device: `tap=NAME[,mac=XX:XX:XX:XX:XX:XX]`. Without an
+    /// address it has one that follows from the machine's name and the card's number. Can be given several times.
     #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = parse_nic)]
     pub net: Vec<NicOption>,
 }
@@ -119,13 +120,11 @@ pub fn parse_disk(text: &str) -> Result<DiskOption, String> {
 }
 
 fn parse_nic(text: &str) -> Result<NicOption, String> {
-    let mut tap = None;
-    // Locally administered, unicast.
-    let mut mac = [0x52, 0x4c, 0x53, 0, 0, 1];
+    let (mut tap, mut mac) = (None, None);
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("tap", name)) if !name.is_empty() => tap = Some(name.to_owned()),
-            Some(("mac", text)) => mac = parse_mac(text)?,
+            Some(("mac", text)) => mac = Some(parse_mac(text)?),
             _ => return Err(format!("`{part}` is not `tap=NAME` or `mac=XX:XX:XX:XX:XX:XX`")),
         }
     }
@@ -157,7 +156,7 @@ mod tests {
     #[test]
     fn nics_and_disks_are_parsed() {
         let nic = parse_nic("tap=t0,mac=52:00:00:00:00:0a").unwrap();
-        assert_eq!((nic.tap.as_str(), nic.mac), ("t0", [0x52, 0, 0, 0, 0, 0xa]));
+        assert_eq!((nic.tap.as_str(), nic.mac), ("t0", Some([0x52, 0, 0, 0, 0, 0xa])));
         assert!(parse_nic("tap=").is_err());
         assert!(parse_nic("mac=52:00:00:00:00:0a").is_err());
         assert!(parse_nic("tap=t0,mac=01:00:00:00:00:00").is_err(), "multicast");

@@ -11,6 +11,7 @@ use lockstep_vmm::snapshot::Restore;
 
 use super::args::DeviceArgs;
 use crate::start::{self, BootOptions, Started};
+use crate::tell;
 
 /// As clap takes it.
 const REVISIONS: RangeInclusive<i64> = *MODEL_REVISIONS.start() as i64..=*MODEL_REVISIONS.end() as i64;
@@ -45,8 +46,8 @@ pub struct BootArgs {
 }
 
 impl BootArgs {
-    /// Makes the machine, on a host as the probe found it.
-    pub fn start(&self, devices: &DeviceArgs, host: &Start) -> Result<Started> {
+    /// Makes the machine, on a host as the probe found it. `name`: of a pair's.
+    pub fn start(&self, name: Option<&str>, devices: &DeviceArgs, host: &Start) -> Result<Started> {
         let mut started = match (&self.snapshot, &self.kernel) {
             (Some(path), _) => {
                 let (machine, digest) = Restore::open(path)?.finish(&host.class)?;
@@ -66,6 +67,7 @@ impl BootArgs {
                 memory_mib: self.memory_mib,
                 disks: devices.disk.clone(),
                 nics: devices.net.clone(),
+                name: name.map(str::to_owned),
                 model_revision: self.model_revision,
                 guarded: host.strategies.guard_programs,
             })?,
@@ -73,7 +75,7 @@ impl BootArgs {
         };
         start::adapt(&mut started.machine, &host.strategies)?;
         if let Some(report) = &started.rewrites {
-            eprintln!("lockstep: kernel: {report}");
+            tell!("lockstep: kernel: {report}");
         }
         Ok(started)
     }

@@ -8,6 +8,8 @@ use clap::Args;
 
 use super::config::{self, Problem};
 use super::preflight::{self, Finding, Outcome};
+use crate::out::one_line;
+use crate::say;
 
 /// What to check.
 #[derive(Args)]
@@ -50,9 +52,9 @@ pub fn run(options: &CheckOptions) -> Result<ExitCode> {
 
 fn print(options: &CheckOptions, problems: &[Problem], findings: &[Finding]) {
     if problems.is_empty() {
-        println!("{}: no problem in the file", options.file.display());
+        say!("{}: no problem in the file", options.file.display());
     } else {
-        println!("{}", config::describe(&options.file, problems));
+        say!("{}", config::describe(&options.file, problems));
     }
     for finding in findings {
         let word = match finding.outcome {
@@ -60,9 +62,9 @@ fn print(options: &CheckOptions, problems: &[Problem], findings: &[Finding]) {
             Outcome::Warn => "WARN",
             Outcome::Fail => "FAIL",
         };
-        println!("{word}  {:<12} {}", finding.check, finding.found);
+        say!("{word}  {:<12} {}", finding.check, one_line(&finding.found));
         if let Some(remedy) = &finding.remedy {
-            println!("      {:<12} remedy: {remedy}", "");
+            say!("      {:<12} remedy: {remedy}", "");
         }
     }
 }
@@ -79,7 +81,7 @@ fn print_json(options: &CheckOptions, problems: &[Problem], findings: &[Finding]
             })
         })
         .collect();
-    println!(
+    say!(
         "{}",
         serde_json::json!({"file": options.file, "problems": problems, "findings": findings})
     );

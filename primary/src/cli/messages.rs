@@ -79,7 +79,8 @@ fn layer(format: LogFormat) -> std::io::Result<Boxed> {
         LogFormat::Human => human(),
         LogFormat::Json => {
             let json = tracing_subscriber::fmt::layer().json().flatten_event(true);
-            json.with_current_span(false).with_writer(stderr).boxed()
+            let json = json.with_current_span(false).with_writer(stderr);
+            json.log_internal_errors(false).boxed()
         }
         LogFormat::Journald => tracing_journald::layer()?.boxed(),
     })
@@ -90,6 +91,8 @@ fn human() -> Boxed {
         .with_ansi(stderr().is_terminal())
         .with_writer(stderr)
         .without_time()
+        // It would tell on standard error that standard error is closed, and panic.
+        .log_internal_errors(false)
         .boxed()
 }
 

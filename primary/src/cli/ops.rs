@@ -13,6 +13,8 @@ use super::promote::{self, PromoteOptions};
 use super::sockets;
 use crate::api::{self, ClientError, DEFAULT_SHUTDOWN_SECONDS, MAX_SHUTDOWN_SECONDS, Report, Route, ShutdownBody};
 use crate::link::status::RecordingState;
+use crate::out::{Out, one_line, printable};
+use crate::{say, say_on, tell};
 
 /// From one look at a status to the next while it is waited for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -167,9 +169,9 @@ fn post(target: &Target, route: Route, body: Option<ShutdownBody>) -> Result<Exi
     let socket = target.socket()?;
     api::client::post(&socket, route, body).map_err(|error| target.explain(error))?;
     if target.json {
-        println!("{}", serde_json::json!({"begun": true}));
+        say!("{}", serde_json::json!({"begun": true}));
     } else {
-        println!("begun; `status` tells how it goes");
+        say!("begun; `status` tells how it goes");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -185,7 +187,7 @@ fn wait(options: &WaitOptions) -> Result<ExitCode> {
         match asked {
             Ok(report) if report.is_in(&options.r#for) => {
                 if options.target.json {
-                    println!("{}", serde_json::to_string(&report)?);
+                    say!("{}", serde_json::to_string(&report)?);
                 }
                 return Ok(ExitCode::SUCCESS);
             }
@@ -231,16 +233,17 @@ fn status(options: &StatusOptions) -> Result<ExitCode> {
             false if shown.is_empty() => String::new(),
             false => as_table(&shown),
         };
-        let mut out = std::io::stdout().lock();
-        if options.watch && !options.target.json && out.is_terminal() {
-            // To the top left, and clear what is below.
-            write!(out, "\x1b[H\x1b[J")?;
-        }
-        out.write_all(text.as_bytes())?;
-        out.flush()?;
         if !options.watch {
+            say_on!("{text}");
             return verdict(options, shown);
         }
+        // An error ends the watch: nobody looks any more.
+        if !options.target.json && std::io::stdout().is_terminal() {
+            // To the top left, and clear what is below.
+            Out.write_all(b"\x1b[H\x1b[J")?;
+        }
+        Out.write_all(printable(&text).as_bytes())?;
+        Out.flush()?;
         std::thread::sleep(WATCH);
     }
 }
@@ -252,7 +255,7 @@ fn verdict(options: &StatusOptions, shown: Vec<Shown>) -> Result<ExitCode> {
         return Ok(ExitCode::from(1));
     }
     if shown.is_empty() {
-        eprintln!("{}", sockets::what_there_is());
+        tell!("{}", sockets::what_there_is());
     }
     // One that was asked for has to answer; of all that there are, the others were shown.
     for (_, report) in shown {
@@ -285,10 +288,12 @@ fn as_table(shown: &[Shown]) -> String {
     ];
     let mut rows = vec![head.map(str::to_owned)];
     for (socket, report) in shown {
-        rows.push(match report {
+        let row = match report {
             Ok(report) => row(report),
             Err(error) => absent(socket, error),
-        });
+        };
+        // Another node names itself, and says why it refuses.
+        rows.push(row.map(|cell| one_line(&cell).into_owned()));
     }
     let mut widths = [0; 10];
     for row in &rows {

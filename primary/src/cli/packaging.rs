@@ -1,11 +1,13 @@
 //! What packagers take from the programs: completions for shells, and manual pages.
 
-use std::io::stdout;
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use clap_complete::Shell;
+
+use crate::out::Out;
 
 /// Not for users: they are not in the help.
 #[derive(Subcommand)]
@@ -29,7 +31,10 @@ pub fn run(command: &PackagingCommand, mut program: clap::Command) -> Result<()>
     match command {
         PackagingCommand::Completions { shell } => {
             let name = program.get_name().to_owned();
-            clap_complete::generate(*shell, &mut program, name, &mut stdout());
+            // clap_complete panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut program, name, &mut script);
+            Out.write_all(&script)?;
             Ok(())
         }
         PackagingCommand::Man { directory } => std::fs::create_dir_all(directory)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::pki::{self, DEFAULT_DAYS, Issued, MAX_DAYS, Validity};
+use crate::say;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
@@ -56,25 +57,25 @@ impl NodeOptions {
 pub fn run(options: &PkiOptions) -> Result<()> {
     match &options.command {
         PkiCommand::Init { dir } => {
-            say(&pki::init(dir)?);
-            println!(
+            tell_issued(&pki::init(dir)?);
+            say!(
                 "next: lockstep-primary pki issue NAME --dir {}, once for each node",
                 dir.display()
             );
         }
         PkiCommand::Issue(node) => {
-            say(&pki::issue(&node.dir, &node.name, node.validity()?)?);
-            println!("next: copy both and {} to that node", node.dir.join("ca.pem").display());
+            tell_issued(&pki::issue(&node.dir, &node.name, node.validity()?)?);
+            say!("next: copy both and {} to that node", node.dir.join("ca.pem").display());
         }
         PkiCommand::Renew(node) => {
-            say(&pki::renew(&node.dir, &node.name, node.validity()?)?);
-            println!("next: copy both to that node; it reads them by itself, the key last");
+            tell_issued(&pki::renew(&node.dir, &node.name, node.validity()?)?);
+            say!("next: copy both to that node; it reads them by itself, the key last");
         }
     }
     Ok(())
 }
 
-fn say(issued: &Issued) {
+fn tell_issued(issued: &Issued) {
     let (cert, key) = (issued.cert.display(), issued.key.display());
-    println!("{cert} is valid until {}; its key is {key}", issued.not_after);
+    say!("{cert} is valid until {}; its key is {key}", issued.not_after);
 }

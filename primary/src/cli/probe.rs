@@ -1,5 +1,6 @@
 //! `lockstep-primary probe`.
 
+use crate::{say, say_on};
 use anyhow::Result;
 use clap::Args;
 use lockstep_vmm::probe;
@@ -16,9 +17,9 @@ pub struct ProbeOptions {
 pub fn run(options: &ProbeOptions) -> Result<()> {
     let report = probe::run()?;
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{report}");
+        say_on!("{report}");
     }
     Ok(())
 }

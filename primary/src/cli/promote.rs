@@ -15,6 +15,7 @@ use super::args::parse_disk;
 use super::sockets;
 use crate::api::{self, ClientError};
 use crate::arbiter::{self, Arbiter, Outcome, Spec, TlsFiles};
+use crate::say;
 use crate::session::HostDevices;
 use crate::start::DiskOption;
 
@@ -108,9 +109,9 @@ pub fn run(options: &PromoteOptions) -> Result<ExitCode> {
         ))
         .context("the record names this node now, but a disk is still marked as a backup's; remove its mark by hand")?;
     if options.json {
-        println!("{}", serde_json::json!({"term": new.term, "owner": new.owner}));
+        say!("{}", serde_json::json!({"term": new.term, "owner": new.owner}));
     } else {
-        println!(
+        say!(
             "node `{}` owns machine `{}` in term {} (before: {}). Start it: lockstep-backup run --role auto",
             new.owner,
             options.name,

@@ -3,6 +3,7 @@
 use lockstep_proto::end::Reason;
 
 use crate::session::Report;
+use crate::tell;
 
 /// Prints the report on standard error.
 pub fn print_report(report: &Report, kicks: Option<u64>, json: bool) {
@@ -33,27 +34,30 @@ pub fn print_report(report: &Report, kicks: Option<u64>, json: bool) {
             "log_delta_bytes": log.page_bytes,
             "recording_stopped": report.unrecorded,
         });
-        eprintln!("{value}");
+        tell!("{value}");
         return;
     }
-    eprintln!(
+    tell!(
         "lockstep-primary: {ended} after {} stops, {:.1} s of guest time, {:.1} s here",
         report.stops,
         report.guest_ns as f64 / 1e9,
         report.wall.as_secs_f64()
     );
-    eprintln!(
+    tell!(
         "lockstep-primary: {} interrupts, {} forced stops, {} instructions assisted, {} MSR faults",
-        counters.interrupts, counters.forced, counters.assists, counters.msr_faults
+        counters.interrupts,
+        counters.forced,
+        counters.assists,
+        counters.msr_faults
     );
     if let Some(kicks) = kicks {
-        eprintln!("lockstep-primary: {kicks} random kicks");
+        tell!("lockstep-primary: {kicks} random kicks");
     }
     if let Some(reason) = &report.unrecorded {
-        eprintln!("lockstep-primary: not recorded to the end: {reason}");
+        tell!("lockstep-primary: not recorded to the end: {reason}");
     }
     if report.log.is_some() {
-        eprintln!(
+        tell!(
             "lockstep-primary: log of {} bytes: turns {}, delta pages {} ({} pages); {} epochs over {} dirty pages",
             log.total_bytes,
             log.batch_bytes,

@@ -18,6 +18,7 @@ use super::service::Service;
 use super::sockets::ApiArgs;
 use super::span::Span;
 use crate::link::{Control, Status};
+use crate::out;
 use crate::pair::Pair;
 use crate::sandbox::Needs;
 use crate::session::{self, Options};
@@ -33,7 +34,7 @@ pub struct RunOptions {
     #[command(flatten)]
     boot: BootArgs,
     /// Save the machine into this file when the run is ended from outside.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = parse_save)]
     save: Option<PathBuf>,
     #[command(flatten)]
     devices: DeviceArgs,
@@ -71,6 +72,21 @@ impl RunOptions {
     }
 }
 
+/// A snapshot takes the place of the file of that name: it would do so with a device.
+fn parse_save(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if text.is_empty() {
+        return Err("the file's name is missing".into());
+    }
+    if out::is_stdout(&path) {
+        return Err("standard output has the guest's console: name a file".into());
+    }
+    match path.metadata() {
+        Ok(there) if !there.is_file() => Err("what is there is no file".into()),
+        _ => Ok(path),
+    }
+}
+
 /// Runs a machine to its end.
 pub fn run(options: &RunOptions) -> Result<()> {
     let host = probe::at_start()?;
@@ -82,8 +98,9 @@ pub fn run(options: &RunOptions) -> Result<()> {
         .map(|pair| options.api.serve(pair, &status, &control))
         .transpose()?;
     // The term comes first: a node that may not run the machine does not boot it.
+    let name = pair.map(|pair| pair.name.as_str());
     let pair = pair.map(|pair| take_term(pair, status, control)).transpose()?;
-    let started = options.boot.start(&options.devices, &host)?;
+    let started = options.boot.start(name, &options.devices, &host)?;
     let span = Span::begin(&options.span)?;
     let record = &options.record;
     let session = Options {

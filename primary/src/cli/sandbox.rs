@@ -12,6 +12,7 @@ use super::pair::PairArgs;
 use super::sockets::{self, ApiArgs};
 use crate::api;
 use crate::arbiter::Spec;
+use crate::host::size::marked_as;
 use crate::sandbox::{self, Entered, Needs, Paths, SandboxError};
 
 /// Whether there is a sandbox.
@@ -90,8 +91,13 @@ impl Finder {
             } else {
                 needs.write.push(disk.path.clone());
             }
-            // Its marks lie beside it.
-            needs.make.push(parent(&disk.path));
+            // Its marks lie beside it, or a block device's where they survive a reboot. What is not there can have none.
+            if let Ok(marked) = marked_as(&disk.path) {
+                let directory = parent(&marked);
+                // Only what is there can be allowed. Who uses it tells what is wrong.
+                let _ = fs::create_dir_all(&directory);
+                needs.make.push(directory);
+            }
         }
         needs.devices.push("/dev/kvm".into());
         if !devices.net.is_empty() {

@@ -14,6 +14,8 @@ use crate::host::console::{RawTerminal, start_input};
 use crate::host::inbox::{Bell, Outside};
 use crate::kicker::Kicker;
 use crate::sandbox::{self, Kind};
+use crate::sys::signals::heeded;
+use crate::tell;
 
 /// A run's console, its end and its kicks.
 pub struct Span {
@@ -28,8 +30,8 @@ impl Span {
     /// Takes the terminal.
     pub fn begin(args: &SpanArgs) -> Result<Self> {
         let terminal = RawTerminal::enter().context("cannot put the terminal into raw mode")?;
-        if terminal.is_some() {
-            eprint!("lockstep: the guest's console; Ctrl-] ends the run\r\n");
+        if terminal.as_ref().is_some_and(RawTerminal::is_raw) {
+            tell!("lockstep: the guest's console; Ctrl-] ends the run\r");
         }
         let (tell, told) = crossbeam_channel::bounded(1);
         Ok(Self {
@@ -81,9 +83,10 @@ impl Span {
     }
 }
 
-/// Calls `then` at each SIGINT, SIGTERM and SIGHUP from now on.
+/// Calls `then` at each SIGINT, SIGTERM and SIGHUP from now on, of those that were not ignored when the process began.
 pub(super) fn on_signal(then: impl Fn(i32) + Send + 'static) -> Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let heeded = heeded(&[SIGINT, SIGTERM, SIGHUP]);
+    let mut signals = signal_hook::iterator::Signals::new(heeded)?;
     sandbox::spawn(Kind::Waits, "signals", move || {
         for signal in signals.forever() {
             then(signal);

@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 
+use super::size::bytes_of;
+
 /// Bytes of a chunk.
 pub const CHUNK: u64 = 64 << 10;
 
@@ -26,7 +28,7 @@ impl ChunkWatch {
 
     /// For these images.
     pub fn of(images: &[File]) -> io::Result<Self> {
-        let bytes: io::Result<Vec<u64>> = images.iter().map(|image| Ok(image.metadata()?.len())).collect();
+        let bytes: io::Result<Vec<u64>> = images.iter().map(bytes_of).collect();
         Ok(Self::new(bytes?))
     }
 
@@ -73,7 +75,7 @@ impl ChunkWatch {
 
 /// Reads a chunk of an image; the last one may be shorter.
 pub fn read_chunk(image: &File, chunk: u64) -> io::Result<Vec<u8>> {
-    let bytes = image.metadata()?.len();
+    let bytes = bytes_of(image)?;
     let offset = chunk * CHUNK;
     let mut data = vec![0; bytes.saturating_sub(offset).min(CHUNK) as usize];
     image.read_exact_at(&mut data, offset)?;

@@ -9,6 +9,8 @@ use lockstep_vmm::devices::DiskOp;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use rustix::io::Errno;
 
+use super::size::bytes_of;
+
 /// Bytes of a sector, the unit of virtio block requests.
 pub const SECTOR: u64 = 512;
 /// Bytes of a block, the unit in which an overlay's writes are told of and taken back.
@@ -52,7 +54,7 @@ impl Image {
     /// A view of `base` whose writes go to an unnamed temporary file in `directory`.
     pub fn overlay(base: &Path, directory: &Path) -> io::Result<Self> {
         let base = File::open(base)?;
-        let bytes = base.metadata()?.len();
+        let bytes = bytes_of(&base)?;
         let top = tempfile::tempfile_in(directory)?;
         top.set_len(bytes)?;
         Ok(Self::Overlay {
@@ -66,7 +68,7 @@ impl Image {
     /// Size in bytes.
     pub fn bytes(&self) -> io::Result<u64> {
         match self {
-            Self::Raw(file) | Self::Overlay { base: file, .. } => Ok(file.metadata()?.len()),
+            Self::Raw(file) | Self::Overlay { base: file, .. } => bytes_of(file),
         }
     }
 
@@ -213,7 +215,7 @@ pub fn keep_copy(from: &Path, to: &Path) -> io::Result<()> {
     if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
         return target.sync_all();
     }
-    let bytes = source.metadata()?.len();
+    let bytes = bytes_of(&source)?;
     target.set_len(bytes)?;
     let mut buffer = vec![0; 1 << 20];
     let mut at = 0;

@@ -7,4 +7,5 @@ pub mod disk;
 pub mod image;
 pub mod inbox;
 pub mod outputs;
+pub mod size;
 pub mod tap;

@@ -3,7 +3,6 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -79,7 +78,7 @@ impl Drop for Tap {
 }
 
 fn bind(name: &str) -> io::Result<File> {
-    if !Path::new("/sys/class/net").join(name).exists() {
+    if !sys::uplink::is_there(name) {
         return Err(io::Error::new(
             io::ErrorKind::NotFound,
             format!(

@@ -133,6 +133,8 @@ pub struct Gauges {
     pub log_bytes: AtomicU64,
     /// Bytes that the guest sent: frames and console.
     pub output_bytes: AtomicU64,
+    /// Console bytes that a reader who was too slow did not get.
+    pub console_dropped: AtomicU64,
     /// Time that the vCPU was held back for a backup that lags, in nanoseconds.
     pub throttled_ns: AtomicU64,
     /// Since when something has been due that no stop has served, host time; 0: nothing is.

@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +22,7 @@ use super::ring::{Ring, remove};
 use super::{start_disk, start_snapshot};
 use crate::copying::{Copier, Rest, Sources, copy};
 use crate::host::chunks::{CHUNK, read_chunk};
+use crate::host::size::{allocated, bytes_of};
 use crate::sandbox::{self, Kind};
 use crate::start::realtime_seconds;
 
@@ -167,7 +168,7 @@ struct DiskCopy {
 impl DiskCopy {
     fn of(image: &File, to: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(to)?;
-        let bytes = image.metadata()?.len();
+        let bytes = bytes_of(image)?;
         let is_clone = rustix::fs::ioctl_ficlone(&file, image).is_ok();
         file.set_len(bytes)?;
         Ok(Self {
@@ -199,10 +200,7 @@ struct Prepared {
 
 impl Prepared {
     fn begin(ring: &Ring, sources: &Sources) -> Result<Self> {
-        let on_disk = sources
-            .images
-            .iter()
-            .map(|image| image.metadata().map_or(0, |image| image.blocks() * 512));
+        let on_disk = sources.images.iter().map(|image| allocated(image).unwrap_or(0));
         ring.make_room(on_disk.sum(), None)?;
         let (number, directory) = ring.make_next()?;
         let directory = Unfinished(directory);

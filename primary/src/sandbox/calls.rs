@@ -27,6 +27,7 @@ pub const COMMON: &[c_long] = &[
     libc::SYS_set_robust_list,
     libc::SYS_getrandom,
     libc::SYS_getpid,
+    libc::SYS_getpgrp,
     libc::SYS_gettid,
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
@@ -49,8 +50,8 @@ pub const COMMON: &[c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// The last of a disk that is copied while the machine runs is read while it stands still.
-pub const READ: &[c_long] = &[libc::SYS_pread64];
+/// The last of a disk that is copied while the machine runs is read while it stands still; its size is asked by lseek(2).
+pub const READ: &[c_long] = &[libc::SYS_pread64, libc::SYS_lseek];
 
 /// Data of files that are open.
 pub const DATA: &[c_long] = &[
@@ -157,7 +158,6 @@ pub const PROCESS: &[c_long] = &[
     libc::SYS_dup3,
     libc::SYS_pipe,
     libc::SYS_sched_setaffinity,
-    libc::SYS_getpgrp,
     libc::SYS_landlock_create_ruleset,
     libc::SYS_landlock_add_rule,
     libc::SYS_landlock_restrict_self,

@@ -57,7 +57,7 @@ static COMPILED: OnceLock<Vec<BpfProgram>> = OnceLock::new();
 static REFUSING: OnceLock<BpfProgram> = OnceLock::new();
 
 /// Of `<asm-generic/ioctls.h>`: the terminal is given back by whichever thread panics, and is looked at by whichever prints.
-const TERMINAL: [u64; 11] = [
+const TERMINAL: [u64; 12] = [
     libc::TCGETS,
     libc::TCSETS,
     libc::TCSETSW,
@@ -66,6 +66,7 @@ const TERMINAL: [u64; 11] = [
     libc::TCSETS2,
     libc::TCSETSW2,
     libc::TCSETSF2,
+    libc::TIOCGPGRP,
     libc::TIOCGWINSZ,
     libc::FIONREAD,
     libc::FIOCLEX,

@@ -8,6 +8,7 @@ use crossbeam_channel::{Sender, bounded, unbounded};
 
 use super::filter::{self, Kind};
 use super::{SandboxError, privileges};
+use crate::tell;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -41,7 +42,7 @@ pub fn spawn<T: Send + 'static>(
         let begun = builder.spawn(move || {
             if let Err(error) = confine(kind) {
                 // Nothing runs that is not confined.
-                eprintln!("lockstep: a {} thread is not confined: {error}", kind.name());
+                tell!("lockstep: a {} thread is not confined: {error}", kind.name());
                 std::process::exit(1);
             }
             work()

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 
+use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType};
 
 /// `struct ifreq` as SIOCGIFFLAGS reads and writes it.
@@ -11,6 +12,13 @@ struct InterfaceRequest {
     name: [u8; 16],
     flags: libc::c_short,
     padding: [u8; 22],
+}
+
+/// Whether there is an interface `name` in this thread's network namespace. /sys may show another one.
+pub fn is_there(name: &str) -> bool {
+    rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)
+        .and_then(|socket| name_to_index(socket, name))
+        .is_ok()
 }
 
 /// Whether the interface `name` of this thread's network namespace is up and has a carrier (IFF_RUNNING).

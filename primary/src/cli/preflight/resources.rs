@@ -1,8 +1,8 @@
 //! What the machine is made from on this host: kernel, snapshot, disks, tap devices, uplink, addresses.
 
+use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::{Finding, places};
@@ -10,9 +10,10 @@ use crate::api;
 use crate::cli::node::NodeArgs;
 use crate::cli::sockets;
 use crate::host::image::Image;
+use crate::host::size::allocated;
 use crate::host::tap::TapSender;
-use crate::start::{DiskOption, NicOption, disk_bytes};
-use crate::sys::uplink::has_carrier;
+use crate::start::{self, DiskOption, NicOption, disk_bytes, mac_text};
+use crate::sys::uplink::{has_carrier, is_there};
 use lockstep_vmm::snapshot::Restore;
 
 pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
@@ -26,6 +27,7 @@ pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
     findings.extend(boot_files(node));
     findings.extend(node.devices.disk.iter().map(|disk| check_disk(disk, runs)));
     findings.extend(node.devices.net.iter().map(|nic| check_tap(nic, runs)));
+    findings.extend(check_macs(node));
     findings.extend(node.pair.uplink.as_deref().map(check_uplink));
     findings.extend(addresses(node, runs));
     findings.extend(places::check(node, runs));
@@ -92,7 +94,7 @@ fn boot_files(node: &NodeArgs) -> Vec<Finding> {
 }
 
 fn readable(path: &Path) -> io::Result<u64> {
-    let file = std::fs::File::open(path)?;
+    let file = File::open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_file() {
         Ok(metadata.len())
@@ -117,9 +119,9 @@ fn check_disk(disk: &DiskOption, runs: bool) -> Finding {
             "let this user write it, and no other process use it",
         );
     }
-    let space = std::fs::metadata(&disk.path).and_then(|metadata| {
+    let space = File::open(&disk.path).and_then(|image| {
         let free = rustix::fs::statvfs(&disk.path)?;
-        Ok((metadata.blocks() * 512, free.f_bavail * free.f_frsize))
+        Ok((allocated(&image)?, free.f_bavail * free.f_frsize))
     });
     match space {
         Ok((used, free)) if !disk.read_only && bytes.saturating_sub(used) > free => Finding::warn(
@@ -139,11 +141,27 @@ fn check_disk(disk: &DiskOption, runs: bool) -> Finding {
     }
 }
 
+/// The addresses that the machine's cards are booted with.
+fn check_macs(node: &NodeArgs) -> Option<Finding> {
+    let nics = &node.devices.net;
+    match start::macs(nics, Some(&node.pair.name)) {
+        Ok(macs) => {
+            let texts: Vec<_> = macs.iter().map(|mac| mac_text(*mac)).collect();
+            (!texts.is_empty()).then(|| Finding::pass("mac", texts.join(", ")))
+        }
+        Err(error) => Some(Finding::fail(
+            "mac",
+            format!("{error:#}"),
+            "give each card of `net` a mac= of its own, or none",
+        )),
+    }
+}
+
 fn check_tap(nic: &NicOption, runs: bool) -> Finding {
     if runs {
         return Finding::pass("tap", format!("{} is in use", nic.tap));
     }
-    if !Path::new("/sys/class/net").join(&nic.tap).exists() {
+    if !is_there(&nic.tap) {
         return Finding::fail(
             "tap",
             format!("there is no interface {}", nic.tap),
