@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The first program of the Debian guest: does what is typed, `load COUNT` above all, and says what came of it.
 #
-# What it does between two commands starts no program: each one of glibc's runs CPUID and RDTSC, which no host of a pair
-# with software virtualization can trap.
+# What it does between two commands starts no program: each one of glibc's runs CPUID and RDTSC, which no host with
+# software virtualization can trap.
 export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
 # The guest's kernel saves no registers of AVX, and CPUID in user code tells of the host's all the same.
 export GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-BMI2,-ERMS,-FSRM,-RTM,-MOVBE,-XSAVE,-XSAVEC
@@ -32,6 +32,18 @@ while read -r command count; do
                 done=$((done + 1))
             done
             echo "LOAD-DONE $count"
+            ;;
+        # What programs of glibc do when somebody works with them. Their RDTSC is the machine's where the host can trap it.
+        glibc)
+            done=0
+            while [ "$done" -lt "$count" ]; do
+                bash -c 'for i in {1..200}; do a[i]=$((i * RANDOM)); done; echo "BASH ${#a[@]} $SECONDS"'
+                python3 -c 'import hashlib, random, time; t = time.monotonic_ns(); print("PYTHON", hashlib.sha256(bytes(random.randbytes(4096))).hexdigest()[:16], t)'
+                seq 1 3000 | shuf | sort -n | sha256sum | cut -c 1-16
+                done=$((done + 1))
+            done
+            openssl speed -seconds 2 -bytes 1024 sha256 2>&1 | tail -n 1
+            echo "GLIBC-DONE $count"
             ;;
         # Makes replicas differ where RDTSC cannot be trapped: the programs above often do so, but not surely.
         tsc) rdtsc3 "$count" ;;

@@ -28,10 +28,11 @@ done
 
 say "making a Debian root file system (three minutes)"
 rm -rf "$dir/root" "$dir/stamp" "$image"
-if [ ! -d "$dir/pristine" ]; then
+if [ ! -x "$dir/pristine/usr/bin/python3" ]; then
+    rm -rf "$dir/pristine"
     bootstrap() {
         rm -rf "$dir/partial"
-        PATH=$PATH:/usr/sbin:/sbin debootstrap --variant=minbase --include=openssl "$suite" "$dir/partial" "$(mirror)" >"$dir/log" 2>&1
+        PATH=$PATH:/usr/sbin:/sbin debootstrap --variant=minbase --include=openssl,python3-minimal "$suite" "$dir/partial" "$(mirror)" >"$dir/log" 2>&1
     }
     retry bootstrap || die "debootstrap has failed: $(tail -n 1 "$dir/log")"
     mv "$dir/partial" "$dir/pristine"

@@ -139,6 +139,7 @@ impl Final {
         let mut quick = state::save_often(&mut machine.vm().vcpu).expect("a state");
         assert_eq!(vcpu_digest(&quick), vcpu_digest(&vcpu), "read by fewer calls");
         quick.xsave.clone_from(&vcpu.xsave);
+        quick.guest_tsd = vcpu.guest_tsd;
         assert_eq!(quick, vcpu, "read by fewer calls, beside the XSAVE area");
         Ok(Self {
             memory: machine.full_memory_digest(),

@@ -1,0 +1,123 @@
+//! What only hosts can do whose CPU runs the guest's kernel: guests that nobody built for us, and their programs. On this
+//! project's own machines they run on an emulated host (`integration/emulated/tests.txt`).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lockstep_integration::gate::{require_kvm, require_program, soak};
+use lockstep_integration::pair::{boot_debian, copy_debian};
+use lockstep_integration::paths::{Guest, target_dir};
+use lockstep_integration::process::check;
+use lockstep_integration::run::Run;
+use lockstep_integration::verify::summary;
+use lockstep_integration::{Booted, Kind, Verify, work_dir};
+
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Whether this host is one of these; says so where it is not.
+fn is_ordinary() -> Result<bool> {
+    let strategies = lockstep_vmm::probe::at_start()?.strategies;
+    if !strategies.guard_programs {
+        println!("not for this host: its CPU does not run the guest's kernel, or cannot trap a program's RDTSC");
+    }
+    Ok(strategies.guard_programs)
+}
+
+/// Replays what was recorded, with the vCPU kicked at random, and tells what was compared.
+fn replays(log: &Path) -> Result<serde_json::Value> {
+    let verify = Verify::run(log)?;
+    let report = verify.identical()?;
+    println!("{}", summary(report));
+    Ok(report.clone())
+}
+
+/// Debian's kernel for virtual machines.
+fn stock_kernel() -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/stock-kernel.sh");
+    check(&mut Command::new(script))?;
+    Ok(target_dir().join("stock/vmlinuz"))
+}
+
+#[test]
+fn debians_own_kernel_replays() -> Result<()> {
+    if !require_kvm() || !require_program("apt-get", "apt") {
+        return Ok(());
+    }
+    let kernel = stock_kernel()?;
+    if !is_ordinary()? {
+        return Ok(());
+    }
+    let log = work_dir("stock")?.join("log");
+    let guest = Guest {
+        vmlinux: kernel,
+        ..Guest::find()?
+    };
+    let general = guest.general.clone();
+    let mut run = Run::bare()?.boot(&guest, &general, 256, "").record(&log).start()?;
+    run.wait_for("lockstep#", LIMIT)?;
+    // Work: processes, pipes, files, signals; user code that makes no system call; a clock that is read.
+    let seconds = if soak() { 600 } else { 15 };
+    run.type_text(&format!(
+        "spin 100000000 & clock {}; echo CLOCK-$((1+1))-DONE\n",
+        seconds * 4
+    ))?;
+    run.wait_for("CLOCK-2-DONE", LIMIT + Duration::from_secs(3 * seconds))?;
+    let outcome = run.terminate()?;
+    let report = outcome.report()?;
+    ensure!(report["forced_stops"].as_u64() > Some(5), "{report}");
+    let verified = replays(&log)?;
+    ensure!(verified["deltas"].as_u64() > Some(5), "{verified}");
+    Ok(())
+}
+
+#[test]
+fn rdtsc_in_programs_replays() -> Result<()> {
+    if !require_kvm() || !is_ordinary()? {
+        return Ok(());
+    }
+    let log = work_dir("rdtsc3")?.join("log");
+    let mut run = Booted::get(Kind::Shell)?.go_on()?.record(&log).start()?;
+    run.wait_for("lockstep#", LIMIT)?;
+    run.type_text("rdtsc3 2; rdtsc3 2\n")?;
+    for _ in 0..2 {
+        run.wait_for("RDTSC3 rounds=2", LIMIT)?;
+    }
+    let outcome = run.terminate()?;
+    let sums: Vec<_> = outcome
+        .console
+        .lines()
+        .filter(|line| line.starts_with("RDTSC3 "))
+        .collect();
+    ensure!(sums.len() == 2 && sums[0] != sums[1], "time has passed: {sums:?}");
+    // The console is part of the digest chain: the same numbers are printed, or the replay has diverged.
+    replays(&log)?;
+    Ok(())
+}
+
+#[test]
+fn programs_of_glibc_replay() -> Result<()> {
+    if !require_kvm() || !require_program("debootstrap", "debootstrap") {
+        return Ok(());
+    }
+    let dir = work_dir("glibc")?;
+    let disk = dir.join("disk.img");
+    copy_debian(&disk)?;
+    if !is_ordinary()? {
+        return Ok(());
+    }
+    let guest = Guest::find()?;
+    let log = dir.join("log");
+    let mut run = boot_debian(Run::bare()?, &guest, &disk).record(&log).start()?;
+    run.wait_for("DEBIAN-READY", LIMIT)?;
+    let rounds = if soak() { 30 } else { 2 };
+    run.type_text(&format!("glibc {rounds}\n"))?;
+    run.wait_for(&format!("GLIBC-DONE {rounds}"), LIMIT * rounds)?;
+    let outcome = run.terminate()?;
+    for word in ["BASH 200", "PYTHON ", "sha256 "] {
+        ensure!(outcome.console.contains(word), "no {word}: {}", outcome.console);
+    }
+    replays(&log)?;
+    Ok(())
+}
