@@ -145,6 +145,21 @@ impl Essentials {
         self.engine == Engine::Cpu && self.user_rdtsc_with_tsd == Sight::Faults(GP_VECTOR)
     }
 
+    /// What kind of host this is, for people: whose CPU, and what runs ring 0.
+    pub fn kind(&self) -> String {
+        let vendor = match self.cpu.vendor.as_str() {
+            "AuthenticAMD" => "AMD",
+            "GenuineIntel" => "Intel",
+            other => other,
+        };
+        let ring0 = match &self.engine {
+            Engine::Cpu => "the CPU runs the guest's kernel",
+            Engine::Emulator => "KVM interprets the guest's kernel",
+            Engine::Unknown(_) => "it is not known what runs the guest's kernel",
+        };
+        format!("{vendor}, {ring0}")
+    }
+
     /// The class of this host: hosts whose strings differ cannot replay each other's logs.
     ///
     /// Only what is the same at every start is in it: no times, no counts, no values.

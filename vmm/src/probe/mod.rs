@@ -73,6 +73,8 @@ pub enum ProbeError {
 pub struct Start {
     /// See [`host_class`].
     pub class: String,
+    /// What kind of host this is, for people.
+    pub kind: String,
     /// How this host is used.
     pub strategies: Strategies,
 }
@@ -87,6 +89,7 @@ pub fn at_start() -> Result<Start, ProbeError> {
     let found = in_own_thread(essentials::survey)?;
     Ok(Start {
         class: found.class(),
+        kind: found.kind(),
         strategies: Strategies::from_findings(&found),
     })
 }

@@ -136,6 +136,7 @@ impl Stage<'_> {
             value,
             deaths,
             pauses,
+            host: lockstep_vmm::probe::at_start()?.kind,
         };
         results.tell(dir)?;
         if std::env::var_os("KEEP").is_some_and(|keep| keep == "1") {

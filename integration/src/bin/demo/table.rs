@@ -26,6 +26,8 @@ pub struct Results {
     pub deaths: Vec<Death>,
     /// Pauses of the machine for a join.
     pub pauses: Vec<Duration>,
+    /// On what kind of host it ran.
+    pub host: String,
 }
 
 impl Results {
@@ -55,6 +57,7 @@ impl Results {
         let milliseconds = 1_000_000;
         println!();
         for (name, value) in [
+            ("host", self.host.clone()),
             ("acknowledged increments", self.tally.acknowledged.to_string()),
             ("final value", self.value.to_string()),
             ("lost", self.lost().to_string()),
@@ -79,6 +82,7 @@ impl Results {
         let ms = |duration: &Duration| duration.as_secs_f64() * 1000.0;
         let result = json!({
             "good": self.is_good(),
+            "host": self.host,
             "acknowledged": self.tally.acknowledged,
             "final_value": self.value,
             "lost": self.lost(),
