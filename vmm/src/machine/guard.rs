@@ -66,7 +66,7 @@ impl Machine {
         let mut from = regs;
         let value = numbered_register(&mut from, reg.into()).map_or(0, |register| *register);
         self.guest_tsd = value & CR4_TSD != 0;
-        sregs.cr4 = value | if self.hook(&sregs)? { CR4_TSD } else { 0 };
+        sregs.cr4 = value | if self.hook(&sregs) { CR4_TSD } else { 0 };
         self.vm.vcpu.fd().set_sregs(&sregs).map_err(|cause| MachineError::Cr4 {
             value,
             stop: self.stop,
@@ -91,7 +91,7 @@ impl Machine {
             return Ok(());
         }
         let mut sregs = self.special()?;
-        let wanted = self.hook(&sregs)? || self.guest_tsd;
+        let wanted = self.hook(&sregs) || self.guest_tsd;
         if wanted != (sregs.cr4 & CR4_TSD != 0) {
             sregs.cr4 ^= CR4_TSD;
             self.set_special(&sregs)?;
@@ -100,30 +100,30 @@ impl Machine {
     }
 
     /// Puts the trap into the handler of #GP, if the guest has one that begins with what can be replaced.
-    fn hook(&mut self, sregs: &kvm_sregs) -> Result<bool, MachineError> {
+    fn hook(&self, sregs: &kvm_sregs) -> bool {
         let mut gate = [0; 16];
         if !self.guarded
             || u64::from(sregs.idt.limit) < GP_VECTOR * 16 + 15
             || !self.read_virtual(sregs.idt.base.wrapping_add(GP_VECTOR * 16), &mut gate)
         {
-            return Ok(false);
+            return false;
         }
         let Some(handler) = handler_of(&gate) else {
-            return Ok(false);
+            return false;
         };
         let mut code = [0; LONGEST];
         // All of it in one page: it is written by its physical address.
         if handler & 0xfff > 0xfff - LONGEST as u64 || !self.read_virtual(handler, &mut code) {
-            return Ok(false);
+            return false;
         }
         if Trapped::decode(code[1].into(), code[0]) == Some(Trapped::GpHandler) {
-            return Ok(true);
+            return true;
         }
-        let (Some(trap), Some(physical)) = (Trapped::GpHandler.encode(idle_bytes(&code)), self.translate(handler))
-        else {
-            return Ok(false);
+        let trap = Trapped::GpHandler.encode(idle_bytes(&code));
+        let Some((trap, physical)) = trap.zip(self.translate(handler)) else {
+            return false;
         };
-        Ok(self.memory.ram().write_slice(&trap, GuestAddress(physical)).is_ok())
+        self.memory.ram().write_slice(&trap, GuestAddress(physical)).is_ok()
     }
 
     /// The guest's handler of #GP begins. A program's RDTSC is answered; everything else goes on there.
@@ -204,6 +204,7 @@ impl Machine {
         Ok(())
     }
 
+    /// The #DB of a single step.
     fn single_stepped(&mut self, regs: &kvm_regs) -> Result<(), MachineError> {
         let fd = self.vm.vcpu.fd();
         let error = |what: &'static str| {
@@ -220,20 +221,18 @@ impl Machine {
             error_code: None,
             cr2: None,
         };
-        self.raise(regs, exception).map_err(|fault| match fault {
-            Fault::Failed(why) => MachineError::Io {
-                what: "raise a program's #DB",
-                cause: std::io::Error::other(why),
-            },
-            other => MachineError::Io {
-                what: "raise a program's #DB",
-                cause: std::io::Error::other(format!("{other:?}")),
-            },
+        self.raise(regs, exception).map_err(|fault| MachineError::Io {
+            what: "raise a program's #DB",
+            cause: std::io::Error::other(match fault {
+                Fault::Failed(why) => why,
+                Fault::Page { address, .. } => format!("#PF at {address:#x}"),
+            }),
         })?;
         // An exception waits: no interrupt goes before it.
         self.complete_quietly()
     }
 
+    /// These are the registers now.
     fn go_on_with(&mut self, regs: kvm_regs) -> Result<(), MachineError> {
         self.vm.vcpu.set_regs(&regs).map_err(|cause| MachineError::Io {
             what: "KVM_SET_REGS",

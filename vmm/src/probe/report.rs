@@ -79,7 +79,7 @@ fn obstacles(found: &Findings, has_profile: bool) -> Vec<String> {
             states.outcome()
         )),
         Err(_) => {
-            obstacles.push("Whether a vCPU's state that is set is read back the same could not be found out.".into())
+            obstacles.push("Whether a vCPU's state that is set is read back the same could not be found out.".into());
         }
     }
     if !found.msrs.as_ref().is_ok_and(super::msrs::Msrs::work) {

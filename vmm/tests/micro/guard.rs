@@ -50,7 +50,7 @@ fn program(bits: u32, body: impl FnOnce(&mut CodeAssembler) -> Body) -> MicroGue
     })
 }
 
-fn is_fault(step: &&Step) -> bool {
+fn is_fault(step: &Step) -> bool {
     step.stop.kind == StopKind::Trap(Trapped::GpHandler)
 }
 
@@ -77,7 +77,7 @@ fn a_program_reads_guest_time() {
         a.ud2()
     });
     let recording = Micro::new(guest).guarded().check();
-    let faults: Vec<_> = recording.steps.iter().filter(is_fault).collect();
+    let faults: Vec<_> = recording.steps.iter().filter(|step| is_fault(step)).collect();
     assert_eq!(faults.len(), 2);
     let end = recording.steps.last().expect("steps").regs;
     let store = recording
@@ -126,7 +126,7 @@ fn another_fault_goes_to_the_guests_handler() {
         a.ud2()
     });
     let recording = Micro::new(guest).guarded().check();
-    assert_eq!(recording.steps.iter().filter(is_fault).count(), 1);
+    assert_eq!(recording.steps.iter().filter(|step| is_fault(step)).count(), 1);
     let end = recording.steps.last().expect("steps").regs;
     assert_eq!((end.rbx, end.r15), (0x1111_2222_3333_4444, 0x5555_6666_7777_8888));
     assert_eq!(recording.word(DATA), 1, "the guest's handler has seen it");
