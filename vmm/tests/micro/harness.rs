@@ -1,5 +1,7 @@
 //! What all tests share: whether there is a KVM, seeds, and what is compared.
 
+use std::sync::OnceLock;
+
 use kvm_bindings::kvm_regs;
 use lockstep_proto::end::Reason;
 use lockstep_proto::model::NEWEST_REVISION;
@@ -8,6 +10,7 @@ use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::cpu::state;
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Chain, Counters, Delta, EpochReport, Machine, MachineError, Stop, StopKind};
+use lockstep_vmm::probe;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::guest::MEMORY_BYTES;
@@ -29,6 +32,12 @@ pub fn no_kvm() -> bool {
             true
         }
     }
+}
+
+/// Whether this host's KVM has to be given what guests write into some MSRs, as the programs do it.
+pub fn gives_cut_msrs() -> bool {
+    static GIVES: OnceLock<bool> = OnceLock::new();
+    *GIVES.get_or_init(|| probe::at_start().expect("a probe").strategies.gives_cut_msrs)
 }
 
 /// Why a replay failed.

@@ -3,6 +3,7 @@
 use iced_x86::code_asm::*;
 use lockstep_vmm::machine::StopKind;
 
+use super::forced::{after_the_store, computing, until};
 use super::guest::*;
 use super::harness::*;
 
@@ -82,4 +83,30 @@ fn msrs_are_kept_or_answered_or_fault() {
     assert_eq!(recording.at(3).regs.rax, 1);
     assert_eq!(recording.word(DATA), 6, "general protection faults in the guest");
     assert_eq!(recording.end.counters.msr_faults, 6);
+}
+
+/// KVM on SVM keeps 64 bits of IA32_SYSENTER_EIP when the guest writes them, and 32 when a replica is given them by a delta.
+#[test]
+fn a_replica_has_what_the_guest_wrote_for_sysenter() {
+    if no_kvm() {
+        return;
+    }
+    for index in [0x175, 0x176] {
+        let guest = computing(Ring::Kernel, |a| {
+            a.mov(ecx, index)?;
+            a.mov(eax, 0x8100_1230_u32)?;
+            a.mov(edx, 0xffff_ffff_u32)?;
+            a.wrmsr()?;
+            a.mov(dword_ptr(NOBODY), eax)?;
+            until(a, 2, |a| a.inc(r8))?;
+            a.rdmsr()?;
+            a.mov(qword_ptr(DATA + 0x100), rdx)?;
+            a.mov(dword_ptr(NOBODY + 4), eax)?;
+            a.ud2()
+        });
+        let recording = after_the_store(guest).check();
+        assert!(recording.forced() >= 2);
+        let high = recording.word(DATA + 0x100);
+        assert!(high == 0 || high == 0xffff_ffff, "{high:#x}");
+    }
 }

@@ -80,6 +80,7 @@ impl Micro {
         let mut machine = Machine::create(self.config.clone())?;
         guest::load(&self.guest, &mut machine);
         machine.guard_programs(self.guarded);
+        machine.give_cut_msrs(gives_cut_msrs())?;
         machine.start_epochs()?;
         let mut between = self.between;
         let images = self.images.clone();

@@ -107,6 +107,7 @@ impl Recording {
         mean: u64,
         mut meddle: impl FnMut(&mut Machine, usize),
     ) -> Result<(), Fault> {
+        machine.give_cut_msrs(gives_cut_msrs())?;
         let mut replayer = Replayer {
             recording: self,
             at: from,
