@@ -165,12 +165,12 @@ fn tshark_reassembles_what_the_client_saw() -> Result<()> {
         "{inbound} frames in: {info:#}"
     );
     ensure!(
-        said.text().contains(&format!(
+        said.messages.contains(&format!(
             "{inbound} frames received and {} sent",
             frames.len() - inbound
         )),
         "{}",
-        said.text()
+        said.messages
     );
 
     // A part of it.

@@ -70,7 +70,7 @@ pub fn facts(found: &Findings, strategies: &Strategies) -> Vec<Fact> {
         &found.sensitive,
         |rows, seen| {
             for one in seen {
-                sensitive(rows, one);
+                sensitive(rows, found, one);
             }
         },
     );
@@ -268,7 +268,12 @@ fn cpuid(rows: &mut Rows, found: &Findings) {
     }
 }
 
-fn sensitive(rows: &mut Rows, seen: &Seen) {
+/// Whether the machine answers it in programs, by way of CR4.TSD.
+fn is_answered(found: &Findings, instruction: Sensitive) -> bool {
+    found.essentials.tsd_works() && matches!(instruction, Sensitive::Rdtsc | Sensitive::Rdtscp)
+}
+
+fn sensitive(rows: &mut Rows, found: &Findings, seen: &Seen) {
     let name = format!("sensitive-{}", seen.instruction.key());
     let kernel = if seen.kernel.is_controlled() {
         "ring 0: under control"
@@ -279,11 +284,13 @@ fn sensitive(rows: &mut Rows, seen: &Seen) {
     };
     let user = if seen.user.is_controlled() {
         "ring 3: under control"
+    } else if is_answered(found, seen.instruction) {
+        "ring 3: faults by CR4.TSD, answered with guest time, and logged"
     } else {
         "ring 3: may diverge, which is detected and healed"
     };
     let consequence = match (seen.instruction, &seen.user) {
-        (Sensitive::RdtscWithTsd, Sight::Faults(_)) => "a guest kernel can take RDTSC from its programs".to_owned(),
+        (Sensitive::RdtscWithTsd, Sight::Faults(_)) => "RDTSC of programs is answered by the machine".to_owned(),
         (Sensitive::RdtscWithTsd, _) => {
             "CR4.TSD is not enforced: a guest kernel cannot take RDTSC from programs".to_owned()
         }
@@ -554,6 +561,7 @@ pub(super) fn uncontrolled_in_programs(found: &Findings) -> Vec<&'static str> {
         .flatten()
         .filter(|seen| seen.instruction != Sensitive::RdtscWithTsd)
         .filter(|seen| !seen.user.is_controlled() && !matches!(seen.user, Sight::Other(_)))
+        .filter(|seen| !is_answered(found, seen.instruction))
         .map(|seen| seen.instruction.name())
         .collect();
     if found.essentials.cpuid.user != super::cpuid::Reads::Table {

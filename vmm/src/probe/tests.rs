@@ -211,16 +211,31 @@ fn a_host_by_the_book_gets_the_cheap_strategies_that_an_experiment_proves() {
     assert!(!report.strategies.shadow_paging);
     assert_eq!(report.strategies.grace_ns, 1_000_000);
     assert_eq!(row(&report, "declined").result, "none");
-    let rdrand3 = "rdtsc3=host rdrand3=faults cpuid=profile cpuid3=table syscall=ring0";
+    let rdrand3 = "rdtsc3=host rdrand3=faults cpuid=profile cpuid3=table syscall=ring0 tsd=traps";
     assert_eq!(
         report.class,
         format!("intel-6-207 ring0=native paging=hardware windows=exact rdtsc0=host {rdrand3}")
     );
-    assert!(
-        report.not_guaranteed[0].contains("RDTSC"),
-        "{:?}",
-        report.not_guaranteed
-    );
+    let names_rdtsc = |report: &Report| report.not_guaranteed.iter().any(|line| line.contains("RDTSC"));
+    assert!(report.strategies.guard_programs);
+    assert!(!names_rdtsc(&report), "{:?}", report.not_guaranteed);
+
+    // A KVM that does not enforce CR4.TSD.
+    let mut found = hardware();
+    found.essentials.user_rdtsc_with_tsd = Sight::Host;
+    let report = Report::from_findings(found, Some("lockstep-intel-1".into()));
+    check_consistency(&report);
+    assert!(!report.strategies.guard_programs && report.class.ends_with("syscall=ring0"));
+    assert!(names_rdtsc(&report), "{:?}", report.not_guaranteed);
+}
+
+#[test]
+fn what_kvm_cuts_is_given_by_us_and_is_part_of_the_class() {
+    let mut found = hardware();
+    found.essentials.cuts_msrs = true;
+    let report = Report::from_findings(found, Some("lockstep-amd-1".into()));
+    check_consistency(&report);
+    assert!(report.strategies.gives_cut_msrs && report.class.ends_with(" sysenter=cut"));
 }
 
 #[test]
