@@ -57,13 +57,10 @@ fn debians_own_kernel_replays() -> Result<()> {
     let general = guest.general.clone();
     let mut run = Run::bare()?.boot(&guest, &general, 256, "").record(&log).start()?;
     run.wait_for("lockstep#", LIMIT)?;
-    // Work: processes, pipes, files, signals; user code that makes no system call; a clock that is read.
-    let seconds = if soak() { 600 } else { 15 };
-    run.type_text(&format!(
-        "spin 100000000 & clock {}; echo CLOCK-$((1+1))-DONE\n",
-        seconds * 4
-    ))?;
-    run.wait_for("CLOCK-2-DONE", LIMIT + Duration::from_secs(3 * seconds))?;
+    // Work: threads, signals, floating point, processes, pipes, files, clocks.
+    let seconds = if soak() { 600 } else { 5 };
+    run.type_text(&format!("stress -t {seconds} -s 7; echo STRESS-ENDED=$?\n"))?;
+    run.wait_for("STRESS-ENDED=0", LIMIT + Duration::from_secs(3 * seconds))?;
     let outcome = run.terminate()?;
     let report = outcome.report()?;
     ensure!(report["forced_stops"].as_u64() > Some(5), "{report}");
