@@ -483,9 +483,13 @@ fn objdump(vmlinux: &Path) -> Option<BTreeSet<(u64, String)>> {
         let Some((address, rest)) = line.split_once(":\t") else {
             continue;
         };
-        let mnemonic = rest
-            .split_whitespace()
-            .find(|w| ["rdtsc", "rdtscp", "rdrand", "rdseed"].contains(w));
+        let mnemonic = match rest.split_whitespace().collect::<Vec<_>>()[..] {
+            ["mov", operands, ..] if operands.ends_with(",%cr4") => Some("mov to cr4"),
+            ["mov", operands, ..] if operands.starts_with("%cr4,") => Some("mov from cr4"),
+            ref words => ["rdtsc", "rdtscp", "rdrand", "rdseed"]
+                .into_iter()
+                .find(|mnemonic| words.contains(mnemonic)),
+        };
         if let (Ok(address), Some(mnemonic)) = (u64::from_str_radix(address.trim(), 16), mnemonic) {
             found.insert((address, mnemonic.to_owned()));
         }

@@ -216,7 +216,7 @@ fn a_host_by_the_book_gets_the_cheap_strategies_that_an_experiment_proves() {
         report.class,
         format!("intel-6-207 ring0=native paging=hardware windows=exact rdtsc0=host {rdrand3}")
     );
-    let names_rdtsc = |report: &Report| report.not_guaranteed.iter().any(|line| line.contains("RDTSC"));
+    let names_rdtsc = |report: &Report| report.not_guaranteed.iter().any(|line| line.contains("execute RDTSC"));
     assert!(report.strategies.guard_programs);
     assert!(!names_rdtsc(&report), "{:?}", report.not_guaranteed);
 
