@@ -186,6 +186,11 @@ impl Machine {
                 regs.rflags = regs.rflags & !ARITHMETIC_FLAGS | CARRY;
             }
         }
+        self.go_on_with(regs)
+    }
+
+    /// These are the registers now.
+    pub(super) fn go_on_with(&mut self, regs: kvm_regs) -> Result<(), MachineError> {
         self.vm.vcpu.set_regs(&regs).map_err(|cause| MachineError::Io {
             what: "KVM_SET_REGS",
             cause,

@@ -232,16 +232,6 @@ impl Machine {
         self.complete_quietly()
     }
 
-    /// These are the registers now.
-    fn go_on_with(&mut self, regs: kvm_regs) -> Result<(), MachineError> {
-        self.vm.vcpu.set_regs(&regs).map_err(|cause| MachineError::Io {
-            what: "KVM_SET_REGS",
-            cause,
-        })?;
-        self.regs = regs;
-        Ok(())
-    }
-
     /// The segment that `selector` names in the guest's GDT or LDT (Intel SDM volume 3A, 3.4.5).
     fn descriptor(&self, sregs: &kvm_sregs, selector: u16) -> Option<kvm_segment> {
         let (base, limit) = if selector & 4 == 0 {
