@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# hosts-tests.sh: runs the tests of integration/emulated/tests.txt on an emulated AMD and an emulated Intel host; prints results
-# as cargo test does. The tests are built before (`cargo test` has done so).
+# hosts-tests.sh: runs the tests of integration/emulated/tests.txt on emulated AMD hosts and an emulated Intel host; prints
+# results as cargo test does. The tests are built before (`cargo test` has done so).
 #   TEST=name              only those whose name (amd::micro::clock::...) contains it; no host is started for none
 #   LOCKSTEP_REQUIRE_KVM=1 a host that cannot be had here is a failure, not skipped
 #   LOCKSTEP_SOAK=1        the long forms too
@@ -12,11 +12,16 @@ cd "$REPO_DIR"
 
 # Seconds that all tests of a host have; the long forms have more.
 declare -A BUDGET=([amd]=720 [intel]=300)
-[ "${LOCKSTEP_SOAK:-}" != 1 ] || BUDGET=([amd]=7200 [intel]=3600)
+[ "${LOCKSTEP_SOAK:-}" != 1 ] || BUDGET=([amd]=10800 [intel]=3600)
 declare -A EMULATOR=([amd]=qemu-system-x86_64 [intel]=bochs-bin)
+# Hosts of one line run side by side: each takes one core.
+TURNS=("amd-1 amd-2" intel)
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+running=()
+# Hosts are jobs, each a group of processes of its own: they end as a whole.
+set -m
+trap '[ ${#running[@]} = 0 ] || kill -- "${running[@]/#/-}" 2>/dev/null || true; wait; rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -25,90 +30,102 @@ cargo test --release --locked --workspace --no-run --message-format=json 2>/dev/
     sed -n -E '/"profile":\{[^}]*"test":true/ s/.*"manifest_path":"([^"]*)\/Cargo.toml","target":\{[^}]*"name":"([^"]*)".*"executable":"([^"]*)".*/\2 \3 \1/p' \
         >"$work/binaries"
 
+# In what follows a host is one of tests.txt, and its kind what stands before the number; `here` is its directory of files.
+
 # tests_for HOST: label, seconds, directory, executable and name of each test that is to run there.
 tests_for() {
-    local host=$1 binary executable directory
+    local host=$1 here=$work/$1 binary executable directory
     while read -r binary executable directory; do
-        rows_of "$host" "$binary" >"$work/rows"
-        [ -s "$work/rows" ] || continue
+        rows_of "$host" "$binary" >"$here/rows"
+        [ -s "$here/rows" ] || continue
         "$executable" --list --format terse 2>/dev/null | sed -n 's/: test$//p' | while read -r name; do
             local form=never seconds=0 row_pattern row_seconds row_form
             while read -r row_pattern row_seconds row_form; do
                 # shellcheck disable=SC2053
                 [[ $name != $row_pattern ]] || { seconds=$row_seconds form=$row_form; }
-            done <"$work/rows"
+            done <"$here/rows"
             [[ $form = short || ($form = soak && ${LOCKSTEP_SOAK:-} = 1) ]] || continue
-            [[ $host::$binary::$name = *"${TEST:-}"* ]] || continue
-            echo "$host::$binary::$name $seconds $directory $executable $name"
+            [[ ${host%-*}::$binary::$name = *"${TEST:-}"* ]] || continue
+            echo "${host%-*}::$binary::$name $seconds $directory $executable $name"
         done
     done <"$work/binaries"
 }
 rows_of() { sed 's/#.*//' integration/emulated/tests.txt | awk -v host="$1" -v binary="$2" '$1 == host && $2 == binary {print $3, $4, $5}'; }
 
-# on_host HOST SECONDS: runs what is in WORK/list on one host, started for it.
+# on_host HOST SECONDS: runs what is on the list on one host, started for it.
 on_host() {
-    local host=$1 seconds=$2 label limit directory executable name
+    local host=$1 here=$work/$1 seconds=$2 label limit directory executable name
     {
         cat integration/emulated/run-tests.sh
         while read -r label limit directory executable name; do
             printf 'run_test %q %q %q %q %q\n' "$label" "$limit" "$directory" "$executable" "$name"
-        done <"$work/list"
-    } >"$work/command"
-    case $host in
-        amd) integration/scripts/amd.sh --time "$seconds" "$(cat "$work/command")" ;;
+        done <"$here/list"
+    } >"$here/command"
+    case ${host%-*} in
+        amd) integration/scripts/amd.sh --time "$seconds" "$(cat "$here/command")" ;;
         intel)
-            cut -d ' ' -f 4 "$work/list" | sort -u >"$work/files"
+            cut -d ' ' -f 4 "$here/list" | sort -u >"$here/files"
             # shellcheck disable=SC2046
-            integration/scripts/intel.sh --time "$seconds" "$(cat "$work/command")" $(cat "$work/files")
+            integration/scripts/intel.sh --time "$seconds" "$(cat "$here/command")" $(cat "$here/files")
             ;;
     esac
 }
 
 # tier HOST: all its tests, on as many hosts as it takes: the test in which one failed has failed, and the others go on.
 tier() {
-    local host=$1 begin=$SECONDS left passed failed stuck
-    tests_for "$host" >"$work/list"
-    [ -s "$work/list" ] || return 0
-    if ! command -v "${EMULATOR[$host]}" >/dev/null; then
+    local host=$1 here=$work/$1 kind=${1%-*} begin=$SECONDS left passed failed stuck
+    mkdir "$here"
+    tests_for "$host" >"$here/list"
+    [ -s "$here/list" ] || return 0
+    if ! command -v "${EMULATOR[$kind]}" >/dev/null; then
         if [ "${LOCKSTEP_REQUIRE_KVM:-}" = 1 ]; then
-            printf 'test %s::host ... FAILED\n    %s is missing\ntest result: FAILED. 0 passed; 1 failed\n' "$host" "${EMULATOR[$host]}"
+            printf 'test %s::host ... FAILED\n    %s is missing\ntest result: FAILED. 0 passed; 1 failed\n' "$host" "${EMULATOR[$kind]}"
             return 1
         fi
         # As a test that skips itself has passed for cargo.
-        printf 'SKIPPED: %s is missing: no emulated %s host\ntest result: ok. 1 passed; 0 failed\n' "${EMULATOR[$host]}" "$host"
+        printf 'SKIPPED: %s is missing: no emulated %s host\ntest result: ok. 1 passed; 0 failed\n' "${EMULATOR[$kind]}" "$host"
         return 0
     fi
-    echo "running $(wc -l <"$work/list") tests on an emulated $host host"
-    : >"$work/results"
-    while [ -s "$work/list" ]; do
-        left=$((BUDGET[$host] - SECONDS + begin))
+    echo "running $(wc -l <"$here/list") tests on an emulated $kind host"
+    : >"$here/results"
+    while [ -s "$here/list" ]; do
+        left=$((BUDGET[$kind] - SECONDS + begin))
         if [ "$left" -lt 60 ]; then
-            sed -E 's/^([^ ]*) .*/test \1 ... FAILED/' "$work/list" | tee -a "$work/results"
-            echo "    these had no time left: the $host host has ${BUDGET[$host]} s for all its tests"
+            sed -E 's/^([^ ]*) .*/test \1 ... FAILED/' "$here/list" | tee -a "$here/results"
+            echo "    these had no time left: the $kind host has ${BUDGET[$kind]} s for all its tests"
             break
         fi
-        on_host "$host" "$left" 2>&1 </dev/null | tee "$work/said" || true
-        grep -E '^test .* \.\.\. (ok|FAILED)' "$work/said" >>"$work/results" || true
-        stuck=$(awk '/^begin / {at = $2} /^test / && $2 == at {at = ""} END {print at}' "$work/said")
+        on_host "$host" "$left" 2>&1 </dev/null | tee "$here/said" || true
+        grep -E '^test .* \.\.\. (ok|FAILED)' "$here/said" >>"$here/results" || true
+        stuck=$(awk '/^begin / {at = $2} /^test / && $2 == at {at = ""} END {print at}' "$here/said")
         if [ -n "$stuck" ]; then
-            echo "test $stuck ... FAILED" | tee -a "$work/results"
+            echo "test $stuck ... FAILED" | tee -a "$here/results"
             echo "    the host did not survive it, or its time was over"
-        elif ! grep -q '^test ' "$work/said"; then
-            echo "test $host::host ... FAILED" | tee -a "$work/results"
+        elif ! grep -q '^test ' "$here/said"; then
+            echo "test $host::host ... FAILED" | tee -a "$here/results"
             break
         fi
-        cut -d ' ' -f 2 "$work/results" | sort >"$work/done"
-        awk 'NR == FNR {done[$1] = 1; next} !($1 in done)' "$work/done" "$work/list" >"$work/rest"
-        mv "$work/rest" "$work/list"
+        cut -d ' ' -f 2 "$here/results" | sort >"$here/done"
+        awk 'NR == FNR {done[$1] = 1; next} !($1 in done)' "$here/done" "$here/list" >"$here/rest"
+        mv "$here/rest" "$here/list"
     done
-    passed=$(grep -cE '\.\.\. ok' "$work/results" || true)
-    failed=$(grep -cE '\.\.\. FAILED' "$work/results" || true)
-    echo "test result: $([ "$failed" = 0 ] && echo ok || echo FAILED). $passed passed; $failed failed; on the emulated $host host, in $((SECONDS - begin)) s"
+    passed=$(grep -cE '\.\.\. ok' "$here/results" || true)
+    failed=$(grep -cE '\.\.\. FAILED' "$here/results" || true)
+    echo "test result: $([ "$failed" = 0 ] && echo ok || echo FAILED). $passed passed; $failed failed; on the emulated $kind host, in $((SECONDS - begin)) s"
     [ "$failed" = 0 ]
 }
 
 result=0
-for host in amd intel; do
-    tier "$host" || result=1
+for turn in "${TURNS[@]}"; do
+    for host in $turn; do
+        # Whole lines, so that two hosts' do not run into each other.
+        { ! tier "$host" || echo ok >"$work/$host.ok"; } > >(grep --line-buffered '') 2>&1 &
+        running+=($!)
+    done
+    wait "${running[@]}"
+    running=()
+    for host in $turn; do
+        [ -e "$work/$host.ok" ] || result=1
+    done
 done
 exit "$result"

@@ -83,6 +83,16 @@ pub fn require_loop_device() -> bool {
     })
 }
 
+/// Whether the CPU runs the guest's kernel here, and RDTSC of its programs can be trapped, as on AMD's and Intel's hosts; says
+/// so where it is not. A test that is for such hosts alone runs on an emulated one (`integration/emulated/tests.txt`).
+pub fn ordinary_host() -> anyhow::Result<bool> {
+    let strategies = lockstep_vmm::probe::at_start()?.strategies;
+    if !strategies.guard_programs {
+        println!("not for this host: its CPU does not run the guest's kernel, or cannot trap a program's RDTSC");
+    }
+    Ok(strategies.guard_programs)
+}
+
 fn met(need: Result<(), String>) -> bool {
     let Err(reason) = need else { return true };
     let required = std::env::var_os("LOCKSTEP_REQUIRE_KVM").is_some_and(|value| value == "1");

@@ -2,28 +2,19 @@
 //! project's own machines they run on an emulated host (`integration/emulated/tests.txt`).
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lockstep_integration::gate::{require_kvm, require_program, soak};
+use lockstep_integration::gate::{ordinary_host, require_kvm, require_program, require_root_net, soak};
 use lockstep_integration::pair::{boot_debian, copy_debian};
-use lockstep_integration::paths::{Guest, target_dir};
+use lockstep_integration::paths::{Guest, program, target_dir};
 use lockstep_integration::process::check;
 use lockstep_integration::run::Run;
 use lockstep_integration::verify::summary;
 use lockstep_integration::{Booted, Kind, Verify, work_dir};
 
 const LIMIT: Duration = Duration::from_secs(300);
-
-/// Whether this host is one of these; says so where it is not.
-fn is_ordinary() -> Result<bool> {
-    let strategies = lockstep_vmm::probe::at_start()?.strategies;
-    if !strategies.guard_programs {
-        println!("not for this host: its CPU does not run the guest's kernel, or cannot trap a program's RDTSC");
-    }
-    Ok(strategies.guard_programs)
-}
 
 /// Replays what was recorded, with the vCPU kicked at random, and tells what was compared.
 fn replays(log: &Path) -> Result<serde_json::Value> {
@@ -46,7 +37,7 @@ fn debians_own_kernel_replays() -> Result<()> {
         return Ok(());
     }
     let kernel = stock_kernel()?;
-    if !is_ordinary()? {
+    if !ordinary_host()? {
         return Ok(());
     }
     let log = work_dir("stock")?.join("log");
@@ -71,7 +62,7 @@ fn debians_own_kernel_replays() -> Result<()> {
 
 #[test]
 fn rdtsc_in_programs_replays() -> Result<()> {
-    if !require_kvm() || !is_ordinary()? {
+    if !require_kvm() || !ordinary_host()? {
         return Ok(());
     }
     let log = work_dir("rdtsc3")?.join("log");
@@ -101,7 +92,7 @@ fn programs_of_glibc_replay() -> Result<()> {
     let dir = work_dir("glibc")?;
     let disk = dir.join("disk.img");
     copy_debian(&disk)?;
-    if !is_ordinary()? {
+    if !ordinary_host()? {
         return Ok(());
     }
     let guest = Guest::find()?;
@@ -116,5 +107,28 @@ fn programs_of_glibc_replay() -> Result<()> {
         ensure!(outcome.console.contains(word), "no {word}: {}", outcome.console);
     }
     replays(&log)?;
+    Ok(())
+}
+
+/// What `make demo` plays, and its table.
+#[test]
+fn the_demo_plays() -> Result<()> {
+    if !require_root_net() || !require_program("etcd", "etcd-server") || !ordinary_host()? {
+        return Ok(());
+    }
+    let demo = Command::new(program("lockstep-demo")?)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()?;
+    let said = String::from_utf8_lossy(&demo.stdout);
+    println!("{said}");
+    ensure!(demo.status.success(), "the demo ended with {}", demo.status);
+    for line in [
+        "lost                     0",
+        "duplicated               0",
+        "connections broken       0",
+    ] {
+        ensure!(said.contains(line), "no line `{line}`");
+    }
     Ok(())
 }

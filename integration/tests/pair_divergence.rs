@@ -1,11 +1,11 @@
 //! What cannot be controlled is found and healed: replicas that went different ways are equal again, and nobody outside
 //! notices.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use lockstep_integration::disk::check_ext4;
-use lockstep_integration::gate::{require_program, require_root_net, soak};
+use lockstep_integration::gate::{ordinary_host, require_program, require_root_net, soak};
 use lockstep_integration::pair::{
     Arbiter, LIMIT, Node, Pair, Protected, SOME, Setup, blank_like, boot_debian, check_equal, copy_debian, flip_tick,
     number, rounds, set_beside_tick, status, wait_for_status,
@@ -255,4 +255,38 @@ fn a_debian_under_load_is_healed_again_and_again() -> Result<()> {
     backup.run.kill()?;
     check_equal(&disks[0], &disks[1])?;
     check_ext4(&disks[0])
+}
+
+/// Where RDTSC of programs can be trapped, and CPUID is as the profile says, nothing diverges.
+#[test]
+fn a_pair_that_runs_programs_of_glibc_does_not_diverge() -> Result<()> {
+    if !require_root_net() || !require_program("debootstrap", "debootstrap") || !ordinary_host()? {
+        return Ok(());
+    }
+    let dir = work_dir("pair-glibc")?;
+    let disks = [dir.join("a.img"), dir.join("b.img")];
+    copy_debian(&disks[0])?;
+    blank_like(&disks[0], disks[1].clone())?;
+    let guest = Guest::find()?;
+    let pair = Pair::create(&dir, Arbiter::File, Duration::from_millis(100), Duration::from_secs(3))?;
+    let mut primary = pair.start_primary(0, |run| boot_debian(run, &guest, &disks[0]))?;
+    primary.run.wait_for("DEBIAN-READY", BOOT_LIMIT)?;
+    let backup = pair.start_backup(1, |run| run.disk(&disks[1]))?;
+    primary.wait_for_state("protected", LIMIT)?;
+    let (begin, long) = (Instant::now(), Duration::from_secs(if soak() { 600 } else { 60 }));
+    let mut rounds = 0;
+    while begin.elapsed() < long {
+        rounds += 1;
+        primary.run.type_text(&format!("glibc 1\nask {rounds}\n"))?;
+        primary.run.wait_for(&format!("HERE {rounds}"), LOAD_LIMIT)?;
+        let diverged = is_equal(&pair, &primary)?;
+        ensure!(diverged == 0, "{diverged} divergences in {rounds} rounds");
+    }
+    println!(
+        "{rounds} rounds in {:.0} s, no divergence",
+        begin.elapsed().as_secs_f64()
+    );
+    primary.kill()?;
+    backup.kill()?;
+    Ok(())
 }
