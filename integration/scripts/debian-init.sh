@@ -45,6 +45,28 @@ while read -r command count; do
             openssl speed -seconds 2 -bytes 1024 sha256 2>&1 | tail -n 1
             echo "GLIBC-DONE $count"
             ;;
+        # More memory than there is, touched here and there: reclaim and swap (on the second disk) go by the page tables'
+        # accessed and dirty bits. What was written is counted at the end.
+        pressure)
+            read -r major minor _ <<END
+$(grep -w vdb /proc/partitions)
+END
+            [ -b /dev/vdb ] || mknod -m 600 /dev/vdb b "$major" "$minor"
+            mkswap -q /dev/vdb && swapon /dev/vdb
+            python3 -c '
+import random, sys, time
+memory, pages, touched = bytearray(160 << 20), 40960, 0
+end = time.monotonic() + int(sys.argv[1])
+while time.monotonic() < end:
+    for page in random.choices(range(pages), k=64):
+        memory[page << 12] = memory[page << 12] + 1 & 255
+    touched += 64
+print("PRESSURE", (sum(memory[::4096]) - touched) % 256, touched)
+' "$count"
+            echo "SWAPPED $(sed -n 's/^pswpout //p' /proc/vmstat) $(sed -n 's/^pswpin //p' /proc/vmstat)"
+            swapoff /dev/vdb
+            echo "PRESSURE-DONE $count"
+            ;;
         # Makes replicas differ where RDTSC cannot be trapped: the programs above often do so, but not surely.
         tsc) rdtsc3 "$count" ;;
         ask) echo "HERE $count" ;;

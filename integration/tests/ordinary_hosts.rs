@@ -110,6 +110,50 @@ fn programs_of_glibc_replay() -> Result<()> {
     Ok(())
 }
 
+/// Accessed and dirty bits of page tables that the CPU walks depend on its TLB, and reclaim and swap depend on them.
+#[test]
+fn a_guest_under_memory_pressure_replays() -> Result<()> {
+    if !require_kvm() || !require_program("debootstrap", "debootstrap") {
+        return Ok(());
+    }
+    let dir = work_dir("pressure")?;
+    let [disk, swap] = ["disk.img", "swap.img"].map(|name| dir.join(name));
+    copy_debian(&disk)?;
+    if !ordinary_host()? {
+        return Ok(());
+    }
+    std::fs::File::create(&swap)?.set_len(256 << 20)?;
+    let log = dir.join("log");
+    let run = boot_debian(Run::bare()?, &Guest::find()?, &disk).disk(&swap);
+    let mut run = run.record(&log).start()?;
+    run.wait_for("DEBIAN-READY", LIMIT)?;
+    let seconds = if soak() { 600 } else { 60 };
+    run.type_text(&format!("pressure {seconds}\n"))?;
+    run.wait_for(
+        &format!("PRESSURE-DONE {seconds}"),
+        LIMIT + Duration::from_secs(3 * seconds),
+    )?;
+    let outcome = run.terminate()?;
+    let of = |word: &str| {
+        let line = outcome.console.lines().find_map(|line| line.trim().strip_prefix(word));
+        let numbers = line.map(|line| {
+            line.split_whitespace()
+                .filter_map(|it| it.parse::<u64>().ok())
+                .collect()
+        });
+        numbers.unwrap_or_else(Vec::new)
+    };
+    let (sums, swapped) = (of("PRESSURE "), of("SWAPPED "));
+    println!("{seconds} s: PRESSURE {sums:?}, pages swapped out and in {swapped:?}");
+    ensure!(
+        sums.first() == Some(&0) && swapped.len() == 2 && swapped.iter().all(|pages| *pages > 1000),
+        "memory was lost, or was not short: {}",
+        outcome.console
+    );
+    replays(&log)?;
+    Ok(())
+}
+
 /// What `make demo` plays, and its table.
 #[test]
 fn the_demo_plays() -> Result<()> {

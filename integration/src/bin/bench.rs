@@ -2,7 +2,7 @@
 //! `target/bench/results.json`.
 //!
 //! It never judges: a goal that is missed is a line in the table. The exit status is 1 only if something did not run.
-//! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,recorder,codec,
+//! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,recorder,counts,codec,
 //! pair-compute,pair-redis,pair-failover,pair-join picks sections; ONLY=pair picks all of a pair's. ONLY=memory watches what a
 //! busy pair holds in memory, for half an hour or LOCKSTEP_MEMORY_MINUTES.
 
@@ -10,6 +10,8 @@
 mod boot;
 #[path = "../bench/compute.rs"]
 mod compute;
+#[path = "../bench/counts.rs"]
+mod counts;
 #[path = "../bench/cycle.rs"]
 mod cycle;
 #[path = "../bench/idle.rs"]
@@ -53,7 +55,7 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table) -> Result<()>);
 
-const SECTIONS: [Section; 14] = [
+const SECTIONS: [Section; 16] = [
     ("boot", boot::boot),
     ("snapshot", boot::snapshot),
     ("loop", cycle::run),
@@ -62,6 +64,8 @@ const SECTIONS: [Section; 14] = [
     ("redis", redis::run),
     ("idle", idle::run),
     ("recorder", recorder::run),
+    ("counts", counts::run),
+    (counts::HERE, counts::here),
     ("codec", codec),
     ("pair-compute", pair::compute),
     ("pair-redis", pair::redis),
@@ -69,8 +73,10 @@ const SECTIONS: [Section; 14] = [
     ("pair-join", pair::join),
     ("memory", pair::memory),
 ];
-/// Only where it is named: half an hour.
+/// Half an hour.
 const LONG: &str = "memory";
+/// Only where they are named: half an hour, and what another section runs on another host.
+const NAMED: [&str; 2] = [LONG, counts::HERE];
 
 fn main() -> Result<ExitCode> {
     let scale = Scale {
@@ -87,7 +93,7 @@ fn main() -> Result<ExitCode> {
     for (name, section) in SECTIONS {
         let is_wanted = |wanted: &str| wanted == name || wanted == "pair" && name.starts_with("pair-");
         let is_named = only.split(',').any(is_wanted);
-        if !is_named && (!only.is_empty() || name == LONG) {
+        if !is_named && (!only.is_empty() || NAMED.contains(&name)) {
             continue;
         }
         let needs = match name {
@@ -95,7 +101,7 @@ fn main() -> Result<ExitCode> {
             _ if (name == LONG || name.starts_with("pair-")) && cores < 2 => {
                 Err("a pair is measured on two cores".into())
             }
-            _ if name == "redis" || name == LONG || name.starts_with("pair-") => {
+            _ if name == "redis" || name.starts_with("counts") || name == LONG || name.starts_with("pair-") => {
                 kvm.clone().and_then(|()| gate::root_net())
             }
             _ => kvm.clone(),
