@@ -50,6 +50,8 @@ pub struct Etcd {
     /// The namespace that it runs in, and its address there.
     place: Option<(String, Ipv4Addr)>,
     durability: Durability,
+    /// More flags.
+    flags: Vec<String>,
     child: Option<Child>,
 }
 
@@ -68,6 +70,7 @@ impl Etcd {
             ports,
             place: None,
             durability: Durability::Process,
+            flags: Vec::new(),
             child: None,
         };
         etcd.run()?;
@@ -88,6 +91,7 @@ impl Etcd {
             ports: [2379, 2380, 2381],
             place: Some((namespace.name().into(), address)),
             durability,
+            flags: Vec::new(),
             child: None,
         };
         etcd.run()?;
@@ -121,6 +125,7 @@ impl Etcd {
             // Debian's has it, though 3.4 does not tell of it in its help.
             command.arg("--unsafe-no-fsync");
         }
+        command.args(&self.flags);
         if let Some(tls) = &self.tls {
             command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&tls.ca);
             command
@@ -145,6 +150,19 @@ impl Etcd {
             std::thread::sleep(POLL);
         }
         Ok(())
+    }
+
+    /// Starts it again with the same data, now with TLS and with these flags too.
+    pub fn run_with(&mut self, tls: Tls, flags: &[&str]) -> Result<()> {
+        self.kill();
+        self.tls = Some(tls);
+        self.flags = flags.iter().map(ToString::to_string).collect();
+        self.run()
+    }
+
+    /// What it has said so far.
+    pub fn said(&self) -> Result<String> {
+        std::fs::read_to_string(self.directory.join("etcd.log")).context("no log of etcd")
     }
 
     /// Its URL for clients. With TLS by the name that its certificate has: `localhost`.

@@ -35,11 +35,11 @@ fn require_etcd() -> bool {
 }
 
 fn open_file(directory: &Path, machine: &str) -> Result<Box<dyn Arbiter>> {
-    Ok(open(&Spec::File(directory.into()), None, machine)?)
+    Ok(open(&Spec::File(directory.into()), None, None, machine)?)
 }
 
 fn open_etcd(url: &str, tls: Option<&TlsFiles>, machine: &str) -> Result<Box<dyn Arbiter>> {
-    Ok(open(&format!("etcd:{url}").parse()?, tls, machine)?)
+    Ok(open(&format!("etcd:{url}").parse()?, tls, None, machine)?)
 }
 
 /// Asks again, as nodes do, while the arbiter is out of reach: what was done already is done.

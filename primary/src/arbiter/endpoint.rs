@@ -33,7 +33,7 @@ impl Endpoint {
         }
         if authority.as_str().contains('@') {
             return Err(format!(
-                "`{shown}` has a user name, which is not supported; use a client certificate"
+                "`{shown}` has a user name; give arbiter-user and arbiter-password-file instead"
             ));
         }
         if uri.path() != "/" || uri.query().is_some() {
@@ -142,6 +142,7 @@ impl TlsFiles {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Login;
     use super::super::http::Client;
     use super::*;
 
@@ -162,19 +163,26 @@ mod tests {
         );
         let https = Endpoint::parse("https://a").unwrap();
         assert!(
-            Client::new(vec![https.clone()], None, SHORT)
+            Client::new(vec![https.clone()], None, None, SHORT)
                 .unwrap_err()
                 .contains("CA")
         );
         let missing = TlsFiles::from_paths(path("/nowhere/ca.pem"), None, None).unwrap();
         assert!(
-            Client::new(vec![https], missing.clone(), SHORT)
+            Client::new(vec![https], missing.clone(), None, SHORT)
                 .unwrap_err()
                 .contains("/nowhere/ca.pem")
         );
         let http = Endpoint::parse("http://a").unwrap();
         assert!(
-            Client::new(vec![http], missing, SHORT)
+            Client::new(vec![http.clone()], missing, None, SHORT)
+                .unwrap_err()
+                .contains("say https")
+        );
+        // Whoever is on the way would read the password.
+        let login = Login::from_options(Some("u".into()), path("/nowhere/password")).unwrap();
+        assert!(
+            Client::new(vec![http], None, login, SHORT)
                 .unwrap_err()
                 .contains("say https")
         );

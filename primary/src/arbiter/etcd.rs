@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::codec;
 use super::endpoint::{Endpoint, TlsFiles};
 use super::http::{Client, Failure};
-use super::{Arbiter, ArbiterError, Outcome, Record};
+use super::{Arbiter, ArbiterError, Login, Outcome, Record};
 
 /// How long a call may take, all endpoints together. A transaction takes some milliseconds.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,9 +44,14 @@ enum Verdict {
 
 impl Etcd {
     /// `name` was checked by the caller.
-    pub(super) fn new(endpoints: Vec<Endpoint>, tls: Option<TlsFiles>, name: &str) -> Result<Self, ArbiterError> {
+    pub(super) fn new(
+        endpoints: Vec<Endpoint>,
+        tls: Option<TlsFiles>,
+        login: Option<Login>,
+        name: &str,
+    ) -> Result<Self, ArbiterError> {
         let urls: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
-        let client = Client::new(endpoints, tls, REQUEST_TIMEOUT).map_err(|reason| ArbiterError::Config {
+        let client = Client::new(endpoints, tls, login, REQUEST_TIMEOUT).map_err(|reason| ArbiterError::Config {
             arbiter: format!("etcd:{}", urls.join(",")),
             reason,
         })?;
@@ -75,7 +80,7 @@ impl Etcd {
                 arbiter: self.describe(),
                 reason,
             },
-            Failure::Refused(reason) => ArbiterError::Refused {
+            Failure::Refused(reason) | Failure::Stranger(reason) => ArbiterError::Refused {
                 arbiter: self.describe(),
                 reason,
             },

@@ -15,6 +15,7 @@ use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, TcpConnector};
 
 use super::endpoint::{Endpoint, TlsFiles};
+use super::login::{self, Login, Visitor};
 use super::tls::TlsConnector;
 
 /// Most bytes of an answer: a record and etcd's header, in base64 and JSON, are far below.
@@ -29,6 +30,8 @@ pub(super) enum Failure {
     Unknown(String),
     /// It was not, and will not be.
     Refused(String),
+    /// It was not: who asks is not known there, or not any more.
+    Stranger(String),
 }
 
 /// A client of one cluster.
@@ -38,16 +41,28 @@ pub(super) struct Client {
     /// The one that answered last: a member that is down must not cost time at every request.
     first: usize,
     tls: Option<TlsFiles>,
+    visitor: Option<Visitor>,
     agent: Agent,
     timeout: Duration,
 }
 
 impl Client {
-    pub(super) fn new(endpoints: Vec<Endpoint>, tls: Option<TlsFiles>, timeout: Duration) -> Result<Self, String> {
+    pub(super) fn new(
+        endpoints: Vec<Endpoint>,
+        tls: Option<TlsFiles>,
+        login: Option<Login>,
+        timeout: Duration,
+    ) -> Result<Self, String> {
         match (&tls, endpoints.first().map(Endpoint::is_tls)) {
             (_, None) => return Err("it has no URL".into()),
             (None, Some(true)) => return Err("its URL is https: give the CA's certificate too".into()),
             (Some(_), Some(false)) => return Err("TLS files were given, but its URL is http: say https".into()),
+            _ if login.is_some() && tls.is_none() => {
+                return Err(
+                    "a password is sent by TLS only, but its URL is http: say https, and give the CA's certificate"
+                        .into(),
+                );
+            }
             _ => {}
         }
         let config = tls
@@ -59,6 +74,7 @@ impl Client {
             endpoints,
             first: 0,
             tls,
+            visitor: login.map(Visitor::new),
             agent: agent(config),
             timeout,
         })
@@ -86,7 +102,11 @@ impl Client {
             let left = self.timeout.saturating_sub(begin.elapsed());
             let share = left / (count - turn) as u32;
             let endpoint = &self.endpoints[index];
-            match exchange(&self.agent, endpoint, path, body, share).and_then(|answer| accept(&answer)) {
+            let answer = match &mut self.visitor {
+                None => exchange(&self.agent, endpoint, path, body, None, share),
+                Some(visitor) => as_visitor(&self.agent, endpoint, path, body, visitor, share),
+            };
+            match answer.and_then(|answer| accept(&answer)) {
                 Ok(taken) => {
                     self.first = index;
                     return Ok(taken);
@@ -95,7 +115,9 @@ impl Client {
                     unknown = true;
                     reasons.push(format!("{endpoint}: {reason}"));
                 }
-                Err(Failure::Refused(reason)) => reasons.push(format!("{endpoint}: {reason}")),
+                Err(Failure::Refused(reason) | Failure::Stranger(reason)) => {
+                    reasons.push(format!("{endpoint}: {reason}"))
+                }
             }
         }
         let reasons = reasons.join("; ");
@@ -131,13 +153,45 @@ fn agent(tls: Option<Arc<ClientConfig>>) -> Agent {
     }
 }
 
-fn exchange(agent: &Agent, endpoint: &Endpoint, path: &str, body: &str, timeout: Duration) -> Result<Vec<u8>, Failure> {
+/// As a user: with the token that is there, or else a new one. A request whose token is not known was not carried out, so
+/// it can be sent again.
+fn as_visitor(
+    agent: &Agent,
+    endpoint: &Endpoint,
+    path: &str,
+    body: &str,
+    visitor: &mut Visitor,
+    timeout: Duration,
+) -> Result<Vec<u8>, Failure> {
+    let begin = Instant::now();
+    let left = || timeout.saturating_sub(begin.elapsed());
+    if let Some(token) = visitor.token() {
+        match exchange(agent, endpoint, path, body, Some(token), left()) {
+            Err(Failure::Stranger(reason)) => tracing::debug!("a new token is asked for: {reason}"),
+            answer => return answer,
+        }
+    }
+    visitor.enter(|path, body| exchange(agent, endpoint, path, body, None, left()))?;
+    exchange(agent, endpoint, path, body, visitor.token(), left())
+}
+
+fn exchange(
+    agent: &Agent,
+    endpoint: &Endpoint,
+    path: &str,
+    body: &str,
+    token: Option<&str>,
+    timeout: Duration,
+) -> Result<Vec<u8>, Failure> {
     if timeout.is_zero() {
         return Err(Failure::Unknown("no time was left to ask".into()));
     }
-    let request = agent
+    let mut request = agent
         .post(format!("{endpoint}{path}"))
         .header("content-type", "application/json");
+    if let Some(token) = token {
+        request = request.header("authorization", token);
+    }
     let request = request.config().timeout_global(Some(timeout)).build();
     let failed = |error: ureq::Error| match certificate_trouble(&error) {
         Some(reason) => Failure::Refused(reason),
@@ -150,8 +204,10 @@ fn exchange(agent: &Agent, endpoint: &Endpoint, path: &str, body: &str, timeout:
         200 => Ok(answer),
         status => {
             let shown: String = String::from_utf8_lossy(&answer).chars().take(MAX_SHOWN).collect();
-            let reason = format!("HTTP status {status}: {}", shown.trim().escape_debug());
+            let remedy = login::remedy(&shown);
+            let reason = format!("HTTP status {status}: {}{remedy}", shown.trim().escape_debug());
             Err(match status {
+                _ if login::is_strange(status, &shown) => Failure::Stranger(reason),
                 // Not now: a timeout on the way, or too much to do.
                 408 | 429 => Failure::Unknown(reason),
                 400..=499 => Failure::Refused(reason),
@@ -223,7 +279,7 @@ mod tests {
     }
 
     fn ask(endpoints: Vec<Endpoint>, timeout: Duration) -> Result<String, Failure> {
-        let mut client = Client::new(endpoints, None, timeout).unwrap();
+        let mut client = Client::new(endpoints, None, None, timeout).unwrap();
         client.post("/path", "{}", |answer| Ok(String::from_utf8_lossy(answer).into_owned()))
     }
 
@@ -234,7 +290,7 @@ mod tests {
     fn the_next_endpoint_is_asked_and_remembered() {
         let endpoints = vec![silent(), says("200 OK", "answer")];
         // The silent one takes half of it.
-        let mut client = Client::new(endpoints, None, LONG).unwrap();
+        let mut client = Client::new(endpoints, None, None, LONG).unwrap();
         for expected_first in [1, 1] {
             assert_eq!(
                 client.post("/path", "{}", |answer| Ok(answer.to_vec())).unwrap(),

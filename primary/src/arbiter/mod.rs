@@ -16,6 +16,7 @@ mod endpoint;
 mod etcd;
 mod file;
 mod http;
+mod login;
 mod spec;
 mod thread;
 mod tls;
@@ -24,6 +25,7 @@ pub use endpoint::{Endpoint, TlsError, TlsFiles};
 pub use etcd::{Etcd, REQUEST_TIMEOUT};
 pub use file::{FileArbiter, LOCK_TIMEOUT};
 pub use lockstep_proto::session::Record;
+pub use login::{HalfLogin, Login};
 pub use spec::{Spec, SpecError, open};
 pub use thread::{Answer, ArbiterThread, NotQueued, QUEUE};
 

@@ -7,7 +7,7 @@ use lockstep_proto::session::MAX_NAME_BYTES;
 use thiserror::Error;
 
 use super::endpoint::Endpoint;
-use super::{Arbiter, ArbiterError, Etcd, FileArbiter, TlsFiles};
+use super::{Arbiter, ArbiterError, Etcd, FileArbiter, Login, TlsFiles};
 
 /// Most endpoints of one etcd cluster; etcd advises against more than seven members.
 const MAX_ENDPOINTS: usize = 9;
@@ -59,7 +59,12 @@ impl FromStr for Spec {
 }
 
 /// Opens the record of the machine `name`. Nothing is sent yet: an arbiter that is down now may be up later.
-pub fn open(spec: &Spec, tls: Option<&TlsFiles>, name: &str) -> Result<Box<dyn Arbiter>, ArbiterError> {
+pub fn open(
+    spec: &Spec,
+    tls: Option<&TlsFiles>,
+    login: Option<&Login>,
+    name: &str,
+) -> Result<Box<dyn Arbiter>, ArbiterError> {
     let config = |reason: &str| {
         Err(ArbiterError::Config {
             arbiter: match spec {
@@ -75,10 +80,12 @@ pub fn open(spec: &Spec, tls: Option<&TlsFiles>, name: &str) -> Result<Box<dyn A
             name.escape_debug().take(2 * MAX_NAME_BYTES).collect::<String>()
         ));
     }
-    Ok(match (spec, tls) {
-        (Spec::File(_), Some(_)) => return config("TLS files were given, but a directory needs none; leave them out"),
-        (Spec::File(directory), None) => Box::new(FileArbiter::new(directory, name)?),
-        (Spec::Etcd(endpoints), tls) => Box::new(Etcd::new(endpoints.clone(), tls.cloned(), name)?),
+    Ok(match spec {
+        Spec::File(_) if tls.is_some() || login.is_some() => {
+            return config("TLS files or a user were given, but a directory needs none; leave them out");
+        }
+        Spec::File(directory) => Box::new(FileArbiter::new(directory, name)?),
+        Spec::Etcd(endpoints) => Box::new(Etcd::new(endpoints.clone(), tls.cloned(), login.cloned(), name)?),
     })
 }
 
@@ -113,7 +120,7 @@ mod tests {
             ("etcd:http://a:1,,http://b:1", "is not a URL"),
             ("etcd:http://a:1/v3", "a path"),
             ("etcd:http://a:1/?x", "a path"),
-            ("etcd:http://user:word@a:1", "a user name"),
+            ("etcd:http://user:word@a:1", "arbiter-user"),
             ("etcd:http://a:1,https://b:1", "some are https"),
             (&format!("etcd:{}", ["http://a"; 10].join(",")), "more than 9"),
         ] {
@@ -126,9 +133,9 @@ mod tests {
     fn a_machines_name_cannot_leave_the_directory_or_the_keys() {
         let directory = tempfile::tempdir().unwrap();
         for spec in [Spec::File(directory.path().into()), "etcd:http://a:1".parse().unwrap()] {
-            assert!(open(&spec, None, "db-1.example_x").is_ok());
+            assert!(open(&spec, None, None, "db-1.example_x").is_ok());
             for name in ["", "..", ".a", "a/b", "-a", "a b", "ä", &"x".repeat(65)] {
-                let error = open(&spec, None, name).err().unwrap().to_string();
+                let error = open(&spec, None, None, name).err().unwrap().to_string();
                 assert!(error.contains("machine's name"), "{name}: {error}");
             }
         }

@@ -11,7 +11,7 @@ use lockstep_proto::session::{Commit, Record, Timing, Unprotected, Verdict};
 
 use super::role::{self, Part};
 use super::sockets;
-use crate::arbiter::{self, Arbiter, ArbiterThread, Outcome, Spec, TlsFiles};
+use crate::arbiter::{self, Arbiter, ArbiterThread, HalfLogin, Login, Outcome, Spec, TlsFiles};
 use crate::link::watch::{ArbiterPort, Uplink};
 use crate::link::{Control, Status};
 use crate::pair::Pair;
@@ -77,6 +77,12 @@ pub struct PairArgs {
     /// Its key (PEM).
     #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
     pub arbiter_key: Option<PathBuf>,
+    /// The user of an etcd that has users.
+    #[arg(long, value_name = "USER", requires = "arbiter_password_file")]
+    pub arbiter_user: Option<String>,
+    /// File with its password, which nobody but its owner can read.
+    #[arg(long, value_name = "FILE", requires = "arbiter_user")]
+    pub arbiter_password_file: Option<PathBuf>,
     // No defaults for clap: they would count as given, and a machine that is not of a pair would need all the others.
     /// Milliseconds from one heartbeat to the next [default: 200].
     #[arg(long, value_name = "MS", requires = "peer", value_parser = clap::value_parser!(u64).range(1..=60_000))]
@@ -132,7 +138,13 @@ impl PairArgs {
             self.arbiter_cert.clone(),
             self.arbiter_key.clone(),
         )?;
-        Ok(arbiter::open(&self.arbiter, tls.as_ref(), &self.name)?)
+        let login = self.login()?;
+        Ok(arbiter::open(&self.arbiter, tls.as_ref(), login.as_ref(), &self.name)?)
+    }
+
+    /// The arbiter's user.
+    pub fn login(&self) -> Result<Option<Login>, HalfLogin> {
+        Login::from_options(self.arbiter_user.clone(), self.arbiter_password_file.clone())
     }
 
     /// The service uplink.

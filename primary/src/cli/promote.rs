@@ -14,7 +14,7 @@ use lockstep_proto::session::Record;
 use super::args::parse_disk;
 use super::sockets;
 use crate::api::{self, ClientError};
-use crate::arbiter::{self, Arbiter, Outcome, Spec, TlsFiles};
+use crate::arbiter::{self, Arbiter, Login, Outcome, Spec, TlsFiles};
 use crate::say;
 use crate::session::HostDevices;
 use crate::start::DiskOption;
@@ -49,6 +49,12 @@ pub struct PromoteOptions {
     /// Its key (PEM).
     #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
     arbiter_key: Option<PathBuf>,
+    /// The user of an etcd that has users.
+    #[arg(long, value_name = "USER", requires = "arbiter_password_file")]
+    arbiter_user: Option<String>,
+    /// File with its password, which nobody but its owner can read.
+    #[arg(long, value_name = "FILE", requires = "arbiter_user")]
+    arbiter_password_file: Option<PathBuf>,
     /// Where the other node listens: nothing is done if its host answers there.
     #[arg(long, value_name = "IP:PORT")]
     peer: Option<SocketAddr>,
@@ -96,7 +102,8 @@ pub fn run(options: &PromoteOptions) -> Result<ExitCode> {
         options.arbiter_cert.clone(),
         options.arbiter_key.clone(),
     )?;
-    let mut arbiter = arbiter::open(&options.arbiter, tls.as_ref(), &options.name)?;
+    let login = Login::from_options(options.arbiter_user.clone(), options.arbiter_password_file.clone())?;
+    let mut arbiter = arbiter::open(&options.arbiter, tls.as_ref(), login.as_ref(), &options.name)?;
     let (old, new) = take(arbiter.as_mut(), &options.node)?;
     tracing::warn!(?old, ?new, "the record was rewritten by force");
     devices
@@ -189,7 +196,7 @@ mod tests {
     #[test]
     fn the_record_is_taken_from_a_dead_owner_and_from_nobody_else() {
         let home = tempfile::tempdir().unwrap();
-        let mut arbiter = arbiter::open(&Spec::File(home.path().into()), None, "m").unwrap();
+        let mut arbiter = arbiter::open(&Spec::File(home.path().into()), None, None, "m").unwrap();
         let theirs = Record {
             term: 7,
             owner: "a".into(),

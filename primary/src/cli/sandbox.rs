@@ -120,7 +120,12 @@ impl Finder {
     pub(super) fn pair(&mut self, pair: &PairArgs, api: &ApiArgs) {
         let needs = &mut self.0;
         needs.read.push(pair.pki.clone());
-        for file in [&pair.arbiter_ca, &pair.arbiter_cert, &pair.arbiter_key] {
+        for file in [
+            &pair.arbiter_ca,
+            &pair.arbiter_cert,
+            &pair.arbiter_key,
+            &pair.arbiter_password_file,
+        ] {
             // Renewed ones take their places.
             needs.read.extend(file.as_deref().map(home));
         }

@@ -111,7 +111,7 @@ pub(super) fn init_for(directory: &Path, validity: Validity) -> Result<Issued, P
         return Err(PkiError::Validity("the kernel gave no random bytes".into()));
     }
     let name = format!("Lockstep CA {:08x}", u32::from_be_bytes(random));
-    let mut params = params(&name, validity);
+    let mut params = params(DnType::CommonName, &name, validity);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate()?;
@@ -161,7 +161,8 @@ fn sign(writer: &Writer, pair: Pair, name: &str, validity: Validity) -> Result<I
     let text = String::from_utf8(pem::bytes(&authority.key)?);
     let text = text.map_err(|_| PkiError::pem(&authority.key, "it is not text"))?;
     let issuer = Issuer::from_ca_cert_der(ca, KeyPair::from_pem(&text)?)?;
-    let mut params = params(name, Validity { not_after, ..validity });
+    // Without a common name: TLS looks at the alternative names alone, and an etcd with users refuses whoever has one.
+    let mut params = params(DnType::OrganizationalUnitName, name, Validity { not_after, ..validity });
     params.subject_alt_names = CertificateParams::new([name.to_owned()])?.subject_alt_names;
     params.use_authority_key_identifier_extension = true;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -172,10 +173,10 @@ fn sign(writer: &Writer, pair: Pair, name: &str, validity: Validity) -> Result<I
     Ok(Issued::new(pair, not_after))
 }
 
-fn params(name: &str, validity: Validity) -> CertificateParams {
+fn params(kind: DnType, name: &str, validity: Validity) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
+    params.distinguished_name.push(kind, name);
     params.not_before = validity.not_before;
     params.not_after = validity.not_after;
     params

@@ -59,7 +59,7 @@ pub enum PkiError {
         path: PathBuf,
     },
     /// A key that others can read.
-    #[error("others can read the key {path} (mode {mode:04o}): if nobody has, `chmod 600` it, else make a new one", path = path.display())]
+    #[error("others can read {path}, which is secret (mode {mode:04o}): if nobody has, `chmod 600` it, else make a new one", path = path.display())]
     KeyMode {
         /// The file.
         path: PathBuf,
@@ -90,6 +90,14 @@ pub enum PkiError {
     /// A file's content is not what its name says.
     #[error("{path} cannot be used: {reason}. Make it again, or copy it again from where it was made", path = path.display())]
     Pem {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file without a password in it.
+    #[error("{path} cannot be used: {reason}. It has to have the password and nothing else", path = path.display())]
+    Password {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.

@@ -37,8 +37,8 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     }
 }
 
-/// The private key in a file that nobody but its owner can read.
-pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, PkiError> {
+/// The bytes of a file that nobody but its owner can read.
+pub(crate) fn private(path: &Path) -> Result<Vec<u8>, PkiError> {
     if let Ok(metadata) = path.metadata() {
         let mode = metadata.permissions().mode() & 0o7777;
         if mode & 0o077 != 0 {
@@ -48,5 +48,10 @@ pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, PkiError> {
             });
         }
     }
-    PrivateKeyDer::from_pem_slice(&bytes(path)?).map_err(|error| PkiError::pem(path, error.to_string()))
+    bytes(path)
+}
+
+/// The private key in such a file.
+pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, PkiError> {
+    PrivateKeyDer::from_pem_slice(&private(path)?).map_err(|error| PkiError::pem(path, error.to_string()))
 }

@@ -10,7 +10,7 @@ use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::probe;
 
 use super::Finding;
-use crate::arbiter::{Endpoint, Spec};
+use crate::arbiter::{Endpoint, Login, Spec};
 use crate::cli::node::NodeArgs;
 use crate::cli::promote;
 use crate::link::greet::{self, Greeting};
@@ -38,6 +38,9 @@ pub(super) fn check_files(node: &NodeArgs) -> Vec<Finding> {
     }];
     findings.push(certificate(node));
     findings.extend(node.pair.arbiter_cert.as_deref().map(arbiter_certificate));
+    if let Ok(Some(login)) = node.pair.login() {
+        findings.push(arbiter_password(&login));
+    }
     findings.push(witness(node));
     findings
 }
@@ -67,6 +70,24 @@ fn arbiter_certificate(path: &Path) -> Finding {
     match last_second(path) {
         Ok(not_after) => lasts("arbiter-cert", &path.display().to_string(), not_after, renew),
         Err(error) => Finding::fail("arbiter-cert", format!("{error:#}"), renew),
+    }
+}
+
+/// The password of the arbiter's user. Whether it is the right one the arbiter tells.
+fn arbiter_password(login: &Login) -> Finding {
+    match login.check() {
+        Ok(()) => Finding::pass(
+            "arbiter-password-file",
+            format!(
+                "{} can be read, and by its owner alone",
+                login.password_file().display()
+            ),
+        ),
+        Err(error) => Finding::fail(
+            "arbiter-password-file",
+            error.to_string(),
+            "write the password of arbiter-user into it, give it to the user that runs the machine, and `chmod 600` it",
+        ),
     }
 }
 
@@ -165,7 +186,8 @@ pub(super) fn check_others(node: &NodeArgs) -> Vec<Finding> {
 }
 
 fn arbiter(node: &NodeArgs) -> Finding {
-    let remedy = "start it, and see that this host reaches it and its certificates are those that it wants";
+    let remedy =
+        "start it, and see that this host reaches it and its certificates, user and password are those that it wants";
     let record = node.pair.open_arbiter().and_then(|mut arbiter| Ok(arbiter.read()?));
     match record {
         Err(error) => Finding::fail("arbiter", format!("{error:#}"), remedy),

@@ -1,0 +1,200 @@
+//! An etcd with users and client certificates as the arbiter: who is let in, tokens that end, and what is said to whom it
+//! refuses.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lockstep_integration::etcd::{Etcd, Tls};
+use lockstep_integration::gate::require_program;
+use lockstep_primary::arbiter::{Arbiter, ArbiterError, Login, Outcome, Record, TlsFiles, open};
+use lockstep_primary::pki::{self, Validity};
+
+/// How long a token may take until it has ended; etcd is told a second, and looks every second.
+const LIMIT: Duration = Duration::from_secs(60);
+/// By how much each pause is longer than the one before.
+const LONGER: Duration = Duration::from_millis(300);
+/// What etcd says of a token that it does not know.
+const STRANGE: &str = "invalid auth token";
+
+/// An etcd whose user `lockstep` may use the keys under `lockstep/` and no others.
+struct World {
+    home: tempfile::TempDir,
+    etcd: Etcd,
+}
+
+impl World {
+    fn new() -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let pki = home.path().join("pki");
+        pki::init(&pki)?;
+        for name in ["localhost", "node"] {
+            pki::issue(&pki, name, Validity::days(1)?)?;
+        }
+        let mut etcd = Etcd::start(home.path(), None)?;
+        for (path, body) in [
+            ("user/add", r#"{"name":"root","password":"of root"}"#),
+            ("role/add", r#"{"name":"root"}"#),
+            ("user/grant", r#"{"user":"root","role":"root"}"#),
+            ("role/add", r#"{"name":"lockstep"}"#),
+            // `lockstep/` to `lockstep0`.
+            (
+                "role/grant",
+                r#"{"name":"lockstep","perm":{"permType":"READWRITE","key":"bG9ja3N0ZXAv","range_end":"bG9ja3N0ZXAw"}}"#,
+            ),
+            ("user/add", r#"{"name":"lockstep","password":"pass \"word"}"#),
+            ("user/grant", r#"{"user":"lockstep","role":"lockstep"}"#),
+            ("user/add", r#"{"name":"other","password":"pass \"word"}"#),
+            ("enable", "{}"),
+        ] {
+            let answer = etcd.post(&format!("/v3/auth/{path}"), body)?;
+            ensure!(answer.contains("200 OK"), "{path}: {answer}");
+        }
+        let tls = Tls {
+            ca: pki.join("ca.pem"),
+            cert: pki.join("localhost.pem"),
+            key: pki.join("localhost.key"),
+        };
+        etcd.run_with(tls, &["--auth-token-ttl", "1", "--bcrypt-cost", "4"])?;
+        let world = Self { home, etcd };
+        world.put_password("pass \"word\n")?;
+        Ok(world)
+    }
+
+    fn password_file(&self) -> PathBuf {
+        self.home.path().join("password")
+    }
+
+    fn put_password(&self, text: &str) -> Result<()> {
+        fs::write(self.password_file(), text)?;
+        fs::set_permissions(self.password_file(), Permissions::from_mode(0o600))?;
+        Ok(())
+    }
+
+    fn open_as(&self, user: Option<&str>, certificate: &str) -> Result<Box<dyn Arbiter>> {
+        let file = |name: String| Some(self.home.path().join("pki").join(name));
+        let tls = TlsFiles::from_paths(
+            file("ca.pem".into()),
+            file(format!("{certificate}.pem")),
+            file(format!("{certificate}.key")),
+        )?;
+        let login = Login::from_options(user.map(Into::into), user.map(|_| self.password_file()))?;
+        let spec = format!("etcd:{}", self.etcd.url()).parse()?;
+        Ok(open(&spec, tls.as_ref(), login.as_ref(), "m")?)
+    }
+
+    /// Makes a certificate as other tools do: with a common name.
+    fn certificate_with_a_common_name(&self, name: &str) -> Result<()> {
+        let pki = self.home.path().join("pki");
+        fs::write(pki.join("extensions"), format!("subjectAltName=DNS:{name}\n"))?;
+        let key = format!("{name}.key");
+        openssl(
+            &pki,
+            &format!(
+                "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} -keyout {key} -out request"
+            ),
+        )?;
+        openssl(
+            &pki,
+            &format!(
+                "x509 -req -in request -CA ca.pem -CAkey ca.key -set_serial 7 -days 1 -extfile extensions -out {name}.pem"
+            ),
+        )?;
+        Ok(fs::set_permissions(pki.join(key), Permissions::from_mode(0o600))?)
+    }
+}
+
+/// Ever longer ones: a token that is used lives on.
+fn pauses() -> impl Iterator<Item = Duration> {
+    (1..).map(|number| LONGER * number)
+}
+
+fn openssl(directory: &Path, words: &str) -> Result<()> {
+    let mut command = Command::new("openssl");
+    let output = command.args(words.split(' ')).current_dir(directory).output();
+    let output = output.context("openssl")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn record(term: u64) -> Record {
+    Record {
+        term,
+        owner: "a".into(),
+        peer: None,
+    }
+}
+
+/// What a node is told that is refused.
+fn refused(arbiter: &mut dyn Arbiter, words: &str) -> Result<()> {
+    let set = arbiter.compare_and_set(None, &record(9));
+    let why = match &set {
+        Err(ArbiterError::Refused { reason, .. }) => reason.as_str(),
+        _ => "",
+    };
+    ensure!(why.contains(words) && !why.contains("pass \"word"), "{words}: {set:?}");
+    Ok(())
+}
+
+#[test]
+fn an_etcd_with_users_lets_in_who_has_the_password_and_a_token_that_ended_is_renewed() -> Result<()> {
+    if !require_program("etcd", "etcd-server") {
+        return Ok(());
+    }
+    let mut world = World::new()?;
+    let mut arbiter = world.open_as(Some("lockstep"), "node")?;
+    ensure!(arbiter.read()?.is_none());
+    ensure!(arbiter.compare_and_set(None, &record(1))? == Outcome::Done);
+
+    // Nobody waits for a token that has ended, and nothing is done twice.
+    let begin = Instant::now();
+    for pause in pauses() {
+        ensure!(begin.elapsed() < LIMIT, "the token does not end");
+        std::thread::sleep(pause);
+        ensure!(arbiter.read()? == Some(record(1)));
+        if world.etcd.said()?.contains(STRANGE) {
+            break;
+        }
+    }
+    ensure!(arbiter.compare_and_set(Some(&record(1)), &record(2))? == Outcome::Done);
+    ensure!(arbiter.compare_and_set(Some(&record(1)), &record(3))? == Outcome::Changed(Some(record(2))));
+    world.etcd.kill();
+    world.etcd.run()?;
+    ensure!(arbiter.read()? == Some(record(2)));
+
+    // A password that is wrong now, and right again, without a new start of the node.
+    world.put_password("wrong")?;
+    let begin = Instant::now();
+    for pause in pauses() {
+        ensure!(begin.elapsed() < LIMIT, "the token does not end");
+        std::thread::sleep(pause);
+        if arbiter.read().is_err() {
+            break;
+        }
+    }
+    refused(arbiter.as_mut(), "user `lockstep` with the password in")?;
+    world.put_password("pass \"word")?;
+    ensure!(arbiter.read()? == Some(record(2)));
+    Ok(())
+}
+
+#[test]
+fn whom_an_etcd_with_users_refuses_is_told_why() -> Result<()> {
+    if !require_program("etcd", "etcd-server") || !require_program("openssl", "openssl") {
+        return Ok(());
+    }
+    let world = World::new()?;
+    refused(world.open_as(None, "node")?.as_mut(), "give arbiter-user")?;
+    refused(world.open_as(Some("nobody"), "node")?.as_mut(), "is not let in")?;
+    refused(world.open_as(Some("other"), "node")?.as_mut(), "begin with `lockstep/`")?;
+    world.certificate_with_a_common_name("named")?;
+    for user in [Some("lockstep"), None] {
+        refused(world.open_as(user, "named")?.as_mut(), "made without one")?;
+    }
+    fs::set_permissions(world.password_file(), Permissions::from_mode(0o644))?;
+    refused(world.open_as(Some("lockstep"), "node")?.as_mut(), "others can read")?;
+    Ok(())
+}
