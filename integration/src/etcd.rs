@@ -120,7 +120,7 @@ impl Etcd {
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--listen-metrics-urls", &format!("http://{ip}:{health}"), "--data-dir"])
-            .arg(self.directory.join("data"));
+            .arg(self.data());
         if self.durability == Durability::Process {
             // Debian's has it, though 3.4 does not tell of it in its help.
             command.arg("--unsafe-no-fsync");
@@ -165,6 +165,11 @@ impl Etcd {
         std::fs::read_to_string(self.directory.join("etcd.log")).context("no log of etcd")
     }
 
+    /// Where its data are.
+    pub fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
     /// Its URL for clients. With TLS by the name that its certificate has: `localhost`.
     pub fn url(&self) -> String {
         match &self.tls {
@@ -200,7 +205,11 @@ impl Etcd {
     pub fn post(&self, path: &str, body: &str) -> Result<String> {
         let length = body.len();
         let request = format!("POST {path} HTTP/1.0\r\nhost: etcd\r\ncontent-length: {length}\r\n\r\n{body}");
-        ask(self.address(), &request)
+        let ask = || ask(self.address(), &request);
+        match &self.place {
+            None => ask(),
+            Some((namespace, _)) => inside(namespace, ask),
+        }
     }
 
     fn is_healthy(&self) -> bool {

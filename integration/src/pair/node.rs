@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use super::Network;
@@ -28,7 +28,7 @@ pub const PORT: u16 = 7700;
 /// A pair's network, certificates and arbiter.
 pub struct Pair {
     // Ends before its namespace.
-    _etcd: Option<Etcd>,
+    etcd: Option<Etcd>,
     /// Where it runs.
     pub network: Network,
     dir: PathBuf,
@@ -97,7 +97,7 @@ impl Pair {
             dir: dir.to_owned(),
             sockets: tempfile::Builder::new().prefix("lockstep-").tempdir()?,
             arbiter,
-            _etcd: etcd,
+            etcd,
             timing: [
                 "--heartbeat-ms".into(),
                 heartbeat.as_millis().to_string(),
@@ -150,6 +150,11 @@ impl Pair {
     /// The operations API's socket of the machine on `host`.
     pub fn socket(&self, host: usize) -> PathBuf {
         self.run_dir(host).join(format!("{MACHINE}.sock"))
+    }
+
+    /// The etcd, where there is one.
+    pub fn etcd(&mut self) -> Result<&mut Etcd> {
+        self.etcd.as_mut().context("the arbiter is a file")
     }
 
     /// What `--arbiter` says.

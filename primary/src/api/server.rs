@@ -1,7 +1,7 @@
 //! The answering side: one thread with a runtime of its own.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::http::{self, READ, RECEIVING, is_read, json, only, refuse};
 use super::report::{Rates, Report, SAMPLING, Sample};
-use super::socket::{self, SocketError};
+use super::socket::{self, Place, SocketError};
 use super::view::{self, Identity};
 use super::{MAX_SHUTDOWN_SECONDS, Route, STATUS, ShutdownBody};
 use crate::link::{Control, Request as Asked, Status};
@@ -75,18 +75,25 @@ impl ApiServer {
             crashes: AtomicBool::new(false),
         });
         let (stop, stopped) = oneshot::channel();
+        let path = path.to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(MAX_ASKING)
             .build()
             .map_err(|cause| failed("cannot make its runtime", cause))?;
         let thread = sandbox::spawn(Kind::Network, "api", move || {
-            if let Err(error) = runtime.block_on(serve(listener, shared, stopped)) {
+            let mut door = Door {
+                path,
+                place: Some(place),
+                listener,
+                told: false,
+            };
+            if let Err(error) = runtime.block_on(serve(&mut door, shared, stopped)) {
                 tracing::error!("the operations API has failed: {error}; the machine goes on without it");
             }
             // A request that still waits for the link does not keep the process.
             runtime.shutdown_background();
-            drop(place);
+            drop(door);
         });
         Ok(Self {
             stop: Some(stop),
@@ -104,12 +111,48 @@ impl Drop for ApiServer {
     }
 }
 
-async fn serve(
+/// Where requests come in.
+struct Door {
+    path: PathBuf,
+    /// `None`: what was removed could not be made again.
+    place: Option<Place>,
     listener: std::os::unix::net::UnixListener,
-    shared: Arc<Shared>,
-    mut stopped: oneshot::Receiver<()>,
-) -> io::Result<()> {
-    let listener = UnixListener::from_std(listener)?;
+    told: bool,
+}
+
+impl Door {
+    /// Makes the socket again if it was removed: nobody could ask how the machine is. True: it is another one now.
+    fn mend(&mut self) -> bool {
+        if self.place.as_ref().is_some_and(|place| !place.is_gone()) {
+            return false;
+        }
+        // First, as it removes what has its name.
+        self.place = None;
+        match socket::listen(&self.path) {
+            Ok((place, listener)) => {
+                tracing::warn!("{} was removed, and is made again", self.path.display());
+                (self.place, self.listener, self.told) = (Some(place), listener, false);
+                true
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    tracing::error!(
+                        "{error}: it was removed, and nobody can ask how the machine is, which goes on. Start this process \
+                         anew, while it stands by"
+                    );
+                }
+                false
+            }
+        }
+    }
+
+    fn listener(&self) -> io::Result<UnixListener> {
+        UnixListener::from_std(self.listener.try_clone()?)
+    }
+}
+
+async fn serve(door: &mut Door, shared: Arc<Shared>, mut stopped: oneshot::Receiver<()>) -> io::Result<()> {
+    let mut listener = door.listener()?;
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut sampling = tokio::time::interval(SAMPLING);
     sampling.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -124,6 +167,9 @@ async fn serve(
             _ = sampling.tick() => {
                 let sample = Sample::of(shared.status.gauges(), Instant::now());
                 shared.rates.lock().unwrap_or_else(PoisonError::into_inner).sample(sample);
+                if door.mend() {
+                    listener = door.listener()?;
+                }
             }
             (accepted, permit) = next => match accepted {
                 Ok((stream, _)) => {

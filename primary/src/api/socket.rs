@@ -54,14 +54,34 @@ impl SocketError {
 pub struct Place {
     path: PathBuf,
     // Given back after the socket is gone.
-    _lock: Lock,
+    lock: Lock,
 }
 
 /// The right to a place. Dropping it removes its file.
 #[derive(Debug)]
 struct Lock {
     path: PathBuf,
-    _file: File,
+    file: File,
+}
+
+impl Place {
+    /// Whether the socket's file or its lock's is gone, as when somebody cleans /run. False where another process has taken
+    /// the place.
+    pub fn is_gone(&self) -> bool {
+        match self.lock.stands() {
+            Some(ours) => ours && self.path.symlink_metadata().is_err(),
+            None => true,
+        }
+    }
+}
+
+impl Lock {
+    /// Whether what lies in its place is this one; `None`: nothing does.
+    fn stands(&self) -> Option<bool> {
+        let there = self.path.symlink_metadata().ok()?;
+        let held = self.file.metadata().ok();
+        Some(held.is_some_and(|held| (held.dev(), held.ino()) == (there.dev(), there.ino())))
+    }
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -99,7 +119,7 @@ pub fn listen(path: &Path) -> Result<(Place, UnixListener), SocketError> {
     let listener = bind(path).map_err(failed("cannot make the socket"))?;
     let place = Place {
         path: path.into(),
-        _lock: lock,
+        lock,
     };
     Ok((place, listener))
 }
@@ -146,25 +166,26 @@ fn lock(path: &Path) -> Result<Lock, SocketError> {
         let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
         let held = file.metadata().map(id).ok();
         if held.is_some() && held == lock_path.metadata().map(id).ok() {
-            return Ok(Lock {
-                path: lock_path,
-                _file: file,
-            });
+            return Ok(Lock { path: lock_path, file });
         }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // One that is gone is as good.
-        let _ = std::fs::remove_file(&self.path);
+        // One that is gone is as good; another process' stays.
+        if self.lock.stands() != Some(false) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         // Still held: whoever opens it now finds that it is no lock any more.
-        let _ = std::fs::remove_file(&self.path);
+        if self.stands() == Some(true) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -201,6 +222,23 @@ mod tests {
         std::fs::rename(beside(&lock, ".kept"), &lock).unwrap();
         assert!(UnixStream::connect(&path).is_err());
         let _held = listen(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_place_that_was_cleaned_away_is_gone_and_one_that_another_took_is_theirs() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("m.sock");
+        let (place, _listener) = listen(&path).unwrap();
+        assert!(!place.is_gone());
+        std::fs::remove_file(&path).unwrap();
+        assert!(place.is_gone());
+        std::fs::remove_file(beside(&path, ".lock")).unwrap();
+        assert!(place.is_gone());
+        let (theirs, _listener) = listen(&path).unwrap();
+        assert!(!place.is_gone());
+        drop(place);
+        assert!(!theirs.is_gone());
         UnixStream::connect(&path).unwrap();
     }
 

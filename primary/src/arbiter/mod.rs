@@ -17,6 +17,7 @@ mod etcd;
 mod file;
 mod http;
 mod login;
+mod seen;
 mod spec;
 mod thread;
 mod tls;
@@ -26,6 +27,7 @@ pub use etcd::{Etcd, REQUEST_TIMEOUT};
 pub use file::{FileArbiter, LOCK_TIMEOUT};
 pub use lockstep_proto::session::Record;
 pub use login::{HalfLogin, Login};
+pub use seen::Seen;
 pub use spec::{Spec, SpecError, open};
 pub use thread::{Answer, ArbiterThread, NotQueued, QUEUE};
 

@@ -11,7 +11,7 @@ use lockstep_proto::session::{Commit, Record, Timing, Unprotected, Verdict};
 
 use super::role::{self, Part};
 use super::sockets;
-use crate::arbiter::{self, Arbiter, ArbiterThread, HalfLogin, Login, Outcome, Spec, TlsFiles};
+use crate::arbiter::{self, Arbiter, ArbiterThread, HalfLogin, Login, Outcome, Seen, Spec, TlsFiles};
 use crate::link::watch::{ArbiterPort, Uplink};
 use crate::link::{Control, Status};
 use crate::pair::Pair;
@@ -163,20 +163,32 @@ impl PairArgs {
     pub fn arbiter_port(&self) -> Result<ArbiterPort> {
         let thread = ArbiterThread::start(self.open_arbiter()?).context("the arbiter's thread")?;
         let looker = thread.clone();
+        // Answers come on one thread, in the order of the questions.
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let looked = seen.clone();
         let look = Box::new(move |then: Box<dyn FnOnce(bool) + Send>| {
             let then = Once::new(then);
-            let answer = then.clone();
-            if looker.read(move |said| answer.call(said.is_ok())).is_err() {
+            let (answer, seen) = (then.clone(), looked.clone());
+            let asked = looker.read(move |said| {
+                let answers = seen.lock().is_ok_and(|mut seen| seen.look(said));
+                answer.call(answers);
+            });
+            if asked.is_err() {
                 // As many questions wait as may.
                 then.call(false);
             }
         });
-        let ask = Box::new(move |expected, new, then| {
+        let ask = Box::new(move |expected, new: Record, then| {
             let then = Once::new(then);
-            let answer = then.clone();
+            let (answer, seen, wanted) = (then.clone(), seen.clone(), new.clone());
             let result = thread.compare_and_set(Some(expected), new, move |said| {
                 let verdict = match said {
-                    Ok(Outcome::Done) => Verdict::Won,
+                    Ok(Outcome::Done) => {
+                        if let Ok(mut seen) = seen.lock() {
+                            seen.set(wanted);
+                        }
+                        Verdict::Won
+                    }
                     Ok(Outcome::Changed(found)) => {
                         tracing::warn!(?found, "the arbiter's record was changed by another node");
                         Verdict::Lost
