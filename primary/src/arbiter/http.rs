@@ -116,7 +116,7 @@ impl Client {
                     reasons.push(format!("{endpoint}: {reason}"));
                 }
                 Err(Failure::Refused(reason) | Failure::Stranger(reason)) => {
-                    reasons.push(format!("{endpoint}: {reason}"))
+                    reasons.push(format!("{endpoint}: {reason}"));
                 }
             }
         }

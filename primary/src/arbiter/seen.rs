@@ -32,9 +32,10 @@ impl Seen {
             }
         };
         if trouble != self.trouble {
-            match &trouble {
-                Some(trouble) => tracing::error!("{trouble}"),
-                None => tracing::info!("the arbiter answers as it should again"),
+            if let Some(trouble) = &trouble {
+                tracing::error!("{trouble}");
+            } else {
+                tracing::info!("the arbiter answers as it should again");
             }
         }
         self.trouble = trouble;
