@@ -59,33 +59,33 @@ fn follows(before: Option<&Record>, now: Option<&Record>) -> bool {
 mod tests {
     use super::*;
 
-    fn record(term: u64, owner: &str, peer: Option<&str>) -> Option<Record> {
-        Some(Record {
+    fn record(term: u64, owner: &str, peer: Option<&str>) -> Record {
+        Record {
             term,
             owner: owner.into(),
             peer: peer.map(Into::into),
-        })
+        }
     }
 
     #[test]
     fn a_record_that_goes_back_blocks_until_it_is_as_it_was() {
         let mut seen = Seen::default();
-        let newest = record(4, "b", Some("a"));
+        let newest = Some(record(4, "b", Some("a")));
         for now in [
             None,
-            record(2, "a", None),
-            record(2, "a", Some("b")),
-            record(4, "b", None),
+            Some(record(2, "a", None)),
+            Some(record(2, "a", Some("b"))),
+            Some(record(4, "b", None)),
             newest.clone(),
         ] {
             assert!(seen.look(Ok(now.clone())), "{now:?}");
         }
         for now in [
             None,
-            record(3, "b", None),
-            record(4, "b", None),
-            record(4, "b", Some("c")),
-            record(4, "a", Some("b")),
+            Some(record(3, "b", None)),
+            Some(record(4, "b", None)),
+            Some(record(4, "b", Some("c"))),
+            Some(record(4, "a", Some("b"))),
         ] {
             assert!(!seen.look(Ok(now.clone())), "{now:?}");
         }
@@ -94,8 +94,8 @@ mod tests {
             reason: "y".into()
         })));
         assert!(seen.look(Ok(newest)));
-        seen.set(record(6, "a", None).unwrap_or_default());
-        assert!(!seen.look(Ok(record(5, "b", None))));
-        assert!(seen.look(Ok(record(7, "b", None))));
+        seen.set(record(6, "a", None));
+        assert!(!seen.look(Ok(Some(record(5, "b", None)))));
+        assert!(seen.look(Ok(Some(record(7, "b", None)))));
     }
 }
