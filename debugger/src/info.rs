@@ -122,7 +122,7 @@ impl Info {
             return Vec::new();
         };
         let booted = !self.identity.kernel_digest.is_empty();
-        let goes_on = self.identity.part > 0 && self.identity.disk_digest_chunk > 0;
+        let goes_on = self.identity.part > 0 && self.identity.disk_digest_chunk > 0 && !self.identity.from_start;
         let mut terms = vec![Term {
             number: tenure.term,
             began: Some((self.identity.start_stop, self.start_ns)),

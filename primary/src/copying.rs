@@ -7,12 +7,13 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use lockstep_vmm::machine::{Machine, MachineError, Transfer};
 use lockstep_vmm::memory::{DirtyWatch, Memory, PAGE_SIZE};
 
-use crate::host::chunks::{ChunkWatch, read_chunk};
+use crate::host::chunks::{ChunkWatch, Piece, read_chunks};
 use crate::host::disk::Disks;
 
 /// Most rounds that only copy.
@@ -20,7 +21,7 @@ const MAX_ROUNDS: u32 = 8;
 /// A round that finds no more pages than this is the last: the pause takes them in some milliseconds.
 const FEW_PAGES: usize = 512;
 /// The same for chunks of disks.
-const FEW_CHUNKS: usize = 16;
+const FEW_CHUNKS: u64 = 16;
 
 /// What is copied, and what tells of writes meanwhile.
 pub struct Sources {
@@ -57,8 +58,8 @@ pub trait Copier {
     /// The pages with these indices. `first`: it gets every page, once.
     fn pages(&mut self, sources: &Sources, indices: &[u64], first: bool) -> Result<(), Self::Error>;
 
-    /// Chunks of disks: disk and number. `first`: as above.
-    fn chunks(&mut self, sources: &Sources, chunks: &[(u32, u64)], first: bool) -> Result<(), Self::Error>;
+    /// Chunks of disks, in runs: disk and numbers. `first`: as above.
+    fn chunks(&mut self, sources: &Sources, runs: &[(u32, Range<u64>)], first: bool) -> Result<(), Self::Error>;
 }
 
 /// Gives `copier` everything, until little is missing.
@@ -71,7 +72,8 @@ pub fn copy<C: Copier>(sources: &Sources, copier: &mut C) -> Result<(), C::Error
         let (dirty, written) = (sources.watch.take(), sources.chunks.take());
         copier.chunks(sources, &written, false)?;
         copier.pages(sources, &dirty, false)?;
-        if dirty.len() <= FEW_PAGES && written.len() <= FEW_CHUNKS {
+        let chunks: u64 = written.iter().map(|(_, run)| run.end - run.start).sum();
+        if dirty.len() <= FEW_PAGES && chunks <= FEW_CHUNKS {
             break;
         }
     }
@@ -84,8 +86,8 @@ pub struct Rest {
     pub transfer: Transfer,
     /// The contents of the transfer's frames.
     pub pages: Vec<u8>,
-    /// Chunks of disks that were written since they were last copied: disk, number, content.
-    pub chunks: Vec<(u32, u64, Vec<u8>)>,
+    /// Chunks of disks that were written since they were last copied, and the disks that they are of.
+    pub chunks: Vec<(u32, Piece)>,
 }
 
 impl Rest {
@@ -98,12 +100,20 @@ impl Rest {
             machine.memory().read_page(*frame, page);
         }
         // Read here, while nothing is submitted: what comes later is the log's.
-        let written = sources.chunks.take().into_iter();
-        let read = written.map(|(disk, chunk)| Ok((disk, chunk, read_chunk(&sources.images[disk as usize], chunk)?)));
-        Ok(read.collect::<io::Result<Vec<_>>>().map(|chunks| Self {
+        Ok(read_written(sources).map(|chunks| Self {
             transfer,
             pages,
             chunks,
         }))
     }
+}
+
+fn read_written(sources: &Sources) -> io::Result<Vec<(u32, Piece)>> {
+    let mut read = Vec::new();
+    for (disk, run) in sources.chunks.take() {
+        for piece in read_chunks(&sources.images[disk as usize], run)? {
+            read.push((disk, piece?));
+        }
+    }
+    Ok(read)
 }

@@ -264,8 +264,8 @@ impl HostDevices {
     }
 
     /// The disk images, to read.
-    pub fn images(&mut self) -> &mut [Image] {
-        &mut self.images
+    pub fn images(&self) -> &[Image] {
+        &self.images
     }
 
     /// Makes a replica's disks those of a machine that is owned here by force. `why` is kept beside them.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use lockstep_logcodec::{StreamChecker, record::unpack_pages};
 use lockstep_primary::history::History;
-use lockstep_primary::host::chunks::CHUNK;
+use lockstep_primary::host::chunks::{CHUNK, Piece};
 use lockstep_primary::host::disk::Disks;
 use lockstep_primary::host::image::{Image, SECTOR};
 use lockstep_primary::link::have::Packer;
@@ -353,7 +353,7 @@ fn prepare(hello: &Hello, mut inlet: Inlet, devices: &mut HostDevices, retained:
     // From here on the images are neither what they were nor what they will be.
     devices.mark_replica(&hello.node)?;
     if let Some(have) = inlet.have.take() {
-        tell_have(&have, retained.as_ref(), devices.images())?;
+        tell_have(&have, retained.as_ref(), devices.images(), hello.knows_zeroes)?;
     }
     let memory = match retained {
         Some(memory) => memory,
@@ -370,24 +370,24 @@ fn prepare(hello: &Hello, mut inlet: Inlet, devices: &mut HostDevices, retained:
 }
 
 /// Tells the primary what is here already.
-fn tell_have(have: &mpsc::Sender<Bytes>, memory: Option<&Memory>, images: &mut [Image]) -> Result<()> {
+fn tell_have(have: &mpsc::Sender<Bytes>, memory: Option<&Memory>, images: &[Image], knows_zeroes: bool) -> Result<()> {
     // A connection that is gone is told of by an order.
     let mut send = |frame| drop(have.blocking_send(frame));
     if let Some(memory) = memory {
         Packer::memory(memory, &mut send);
     }
-    for (disk, image) in images.iter_mut().enumerate() {
+    for (disk, image) in (0..).zip(images) {
         let mut packer = Packer::default();
-        let bytes = image.bytes()?;
-        for chunk in 0..bytes.div_ceil(CHUNK) {
-            let op = DiskOp::Read {
-                sector: chunk * CHUNK / SECTOR,
-                bytes: (bytes - chunk * CHUNK).min(CHUNK) as u32,
-            };
-            let data = image.execute(&op).context("the disk's image cannot be read")?;
-            packer.push(&data.unwrap_or_default(), Some(disk as u32), &mut send);
+        let cannot_be_read = "the disk's image cannot be read";
+        for piece in image.chunks().context(cannot_be_read)? {
+            match piece.context(cannot_be_read)? {
+                Piece::Holes(chunks) => {
+                    packer.push_zeroes(chunks.end - chunks.start, disk, knows_zeroes, &mut send);
+                }
+                Piece::Data(_, data) => packer.push(&data, Some(disk), &mut send),
+            }
         }
-        packer.flush(Some(disk as u32), &mut send);
+        packer.flush(Some(disk), &mut send);
     }
     Ok(())
 }
@@ -416,7 +416,13 @@ fn take_pages(
 
 fn take_chunk(arriving: &mut Arriving, chunk: &DiskChunk, weight: u32) -> Result<()> {
     arriving.inlet.rooms.bulk.give_back(weight);
-    let image = arriving.images.get_mut(chunk.disk as usize);
+    write_chunk(&mut arriving.images, chunk)?;
+    arriving.came.chunks += 1;
+    Ok(())
+}
+
+fn write_chunk(images: &mut [Image], chunk: &DiskChunk) -> Result<()> {
+    let image = images.get_mut(chunk.disk as usize);
     let image = image.with_context(|| format!("a chunk of disk {}, which the machine does not have", chunk.disk))?;
     let bytes = image.bytes()?;
     let data = zstd::bulk::decompress(&chunk.data, CHUNK as usize).context("a chunk of a disk does not unpack")?;
@@ -428,8 +434,13 @@ fn take_chunk(arriving: &mut Arriving, chunk: &DiskChunk, weight: u32) -> Result
         chunk.offset
     );
     let sector = chunk.offset / SECTOR;
-    image.execute(&DiskOp::Write { sector, data })?;
-    arriving.came.chunks += 1;
+    image.execute(&if data.iter().all(|&byte| byte == 0) {
+        // What was here goes, and the image stays as thin as the primary's.
+        let sectors = (expected / SECTOR) as u32;
+        DiskOp::Discard { sector, sectors }
+    } else {
+        DiskOp::Write { sector, data }
+    })?;
     Ok(())
 }
 
@@ -463,7 +474,37 @@ fn take_whole(arriving: &mut Option<Arriving>) -> Option<Whole> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
+
+    /// Whatever a disk had before: it has the primary's zeroes then, and they take no room.
+    #[test]
+    fn zeroes_that_come_replace_what_was_there() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("disk");
+        let chunk = CHUNK as usize;
+        std::fs::write(&path, vec![9; 2 * chunk + 512]).unwrap();
+        let mut images = vec![Image::open(&path, false).unwrap()];
+        let full = std::fs::metadata(&path).unwrap().blocks();
+        let mut write = |disk, offset, data: &[u8]| {
+            let data = zstd::bulk::compress(data, 1).unwrap().into();
+            write_chunk(&mut images, &DiskChunk { disk, offset, data })
+        };
+        write(0, CHUNK, &vec![0; chunk]).unwrap();
+        write(0, 2 * CHUNK, &[0; 512]).unwrap();
+        let mut expected = vec![0; 2 * chunk + 512];
+        expected[..chunk].fill(9);
+        assert!(std::fs::read(&path).unwrap() == expected);
+        assert!(std::fs::metadata(&path).unwrap().blocks() + CHUNK / 512 <= full);
+        write(0, 2 * CHUNK, &[7; 512]).unwrap();
+        expected[2 * chunk..].fill(7);
+        assert!(std::fs::read(&path).unwrap() == expected);
+        write(1, 0, &vec![0; chunk]).unwrap_err();
+        write(0, 3 * CHUNK, &vec![0; chunk]).unwrap_err();
+        write(0, 0, &[0; 512]).unwrap_err();
+        write(0, 512, &vec![0; chunk]).unwrap_err();
+    }
 
     #[test]
     fn a_machine_is_whole_with_all_pages_and_all_chunks() {

@@ -83,6 +83,7 @@ impl Backup {
                     memory: true,
                     disk: 0,
                     digests: vec![0; 4096 * 16].into(),
+                    zeroes: 0,
                 };
                 let frame = wire::frame(HAVE, &have);
                 let stream = line.stream(HAVE_STREAM, &frame.repeat(pages / 4096 + 1)).await?;

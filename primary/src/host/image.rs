@@ -2,13 +2,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use lockstep_vmm::devices::DiskOp;
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::chunks::{CHUNK, Piece, read_chunks};
+use super::holes::{data_from, punch};
 use super::size::bytes_of;
 
 /// Bytes of a sector, the unit of virtio block requests.
@@ -109,10 +112,7 @@ impl Image {
                 top, written, touched, ..
             } => {
                 top.write_all_at(data, sector * SECTOR)?;
-                for at in sector..sector + data.len() as u64 / SECTOR {
-                    set(written, at);
-                    set(touched, at / (BLOCK / SECTOR));
-                }
+                note(written, touched, sector..sector + data.len() as u64 / SECTOR);
                 Ok(())
             }
         }
@@ -124,7 +124,8 @@ impl Image {
             return Vec::new();
         };
         let mut blocks = Vec::new();
-        for (word, bits) in touched.iter_mut().enumerate() {
+        // What is not set is not written to either: memory for it has never been taken.
+        for (word, bits) in touched.iter_mut().enumerate().filter(|(_, bits)| **bits != 0) {
             let mut bits = std::mem::take(bits);
             while bits != 0 {
                 blocks.push(word as u64 * 64 + u64::from(bits.trailing_zeros()));
@@ -132,6 +133,14 @@ impl Image {
             }
         }
         blocks
+    }
+
+    /// Reads all chunks of a raw image as they are now, all but its holes.
+    pub fn chunks(&self) -> io::Result<impl Iterator<Item = io::Result<Piece>> + '_> {
+        match self {
+            Self::Raw(file) => read_chunks(file, 0..bytes_of(file)?.div_ceil(CHUNK)),
+            Self::Overlay { .. } => Err(io::Error::other("a replay's disk is not copied")),
+        }
     }
 
     /// One block as it is now; beyond the image's end it reads as zeroes.
@@ -173,10 +182,19 @@ impl Image {
 
     /// Reads as zeroes from now on, on every replica: a discard must not leave the content to the file system.
     fn zero(&mut self, sector: u64, sectors: u64, unmap: bool) -> io::Result<()> {
-        if let (Self::Raw(file), true) = (&*self, unmap) {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            if fallocate(file, flags, sector * SECTOR, sectors * SECTOR).is_ok() {
-                return Ok(());
+        match self {
+            Self::Raw(file) => {
+                if unmap && punch(file, sector * SECTOR, sectors * SECTOR).is_ok() {
+                    return Ok(());
+                }
+            }
+            Self::Overlay {
+                top, written, touched, ..
+            } => {
+                if punch(top, sector * SECTOR, sectors * SECTOR).is_ok() {
+                    note(written, touched, sector..sector + sectors);
+                    return Ok(());
+                }
             }
         }
         let zeroes = vec![0; ZERO_PIECE];
@@ -188,6 +206,14 @@ impl Image {
             done += piece;
         }
         Ok(())
+    }
+}
+
+/// These sectors of an overlay are its own, and have been written.
+fn note(written: &mut [u64], touched: &mut [u64], sectors: Range<u64>) {
+    for at in sectors {
+        set(written, at);
+        set(touched, at / (BLOCK / SECTOR));
     }
 }
 
@@ -218,16 +244,21 @@ pub fn keep_copy(from: &Path, to: &Path) -> io::Result<()> {
     let bytes = bytes_of(&source)?;
     target.set_len(bytes)?;
     let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < bytes {
-        let piece = (bytes - at).min(buffer.len() as u64) as usize;
-        source.read_exact_at(&mut buffer[..piece], at)?;
-        for (index, block) in buffer[..piece].chunks(4096).enumerate() {
-            if block.iter().any(|&byte| byte != 0) {
-                target.write_all_at(block, at + index as u64 * 4096)?;
+    let mut data = data_from(&source, 0, bytes);
+    while data.start < bytes {
+        // Blocks begin where the file system's do.
+        let mut at = data.start - data.start % BLOCK;
+        while at < data.end {
+            let piece = (data.end - at).min(buffer.len() as u64) as usize;
+            source.read_exact_at(&mut buffer[..piece], at)?;
+            for (index, block) in buffer[..piece].chunks(BLOCK as usize).enumerate() {
+                if block.iter().any(|&byte| byte != 0) {
+                    target.write_all_at(block, at + index as u64 * BLOCK)?;
+                }
             }
+            at += piece as u64;
         }
-        at += piece as u64;
+        data = data_from(&source, data.end, bytes);
     }
     target.sync_all()
 }
@@ -235,6 +266,7 @@ pub fn keep_copy(from: &Path, to: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::size::allocated;
 
     fn pattern(sectors: usize, seed: u8) -> Vec<u8> {
         (0..sectors * SECTOR as usize)
@@ -341,6 +373,55 @@ mod tests {
         keep_copy(&from, &to).unwrap();
         assert_eq!(std::fs::read(&to).unwrap(), data);
         assert!(keep_copy(&from, &to).is_err());
+    }
+
+    /// Of a thin image only what it has is read and written.
+    #[test]
+    fn a_kept_copy_of_a_thin_image_is_thin() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
+        let file = File::create(&from).unwrap();
+        file.set_len(300 << 30).unwrap();
+        for at in [0, (100 << 30) - 700, (300 << 30) - 512] {
+            file.write_all_at(&pattern(1, 9), at).unwrap();
+        }
+        keep_copy(&from, &to).unwrap();
+        let copy = File::open(&to).unwrap();
+        assert_eq!(bytes_of(&copy).unwrap(), 300 << 30);
+        assert!(allocated(&copy).unwrap() <= 64 << 10);
+        for at in [0, (100 << 30) - 700, (300 << 30) - 512] {
+            let mut data = vec![0; 512];
+            copy.read_exact_at(&mut data, at).unwrap();
+            assert_eq!(data, pattern(1, 9), "{at}");
+        }
+    }
+
+    /// What a guest discards is not written by its replay.
+    #[test]
+    fn an_overlay_takes_no_room_for_what_is_discarded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let base = File::create(&path).unwrap();
+        base.set_len(300 << 30).unwrap();
+        base.write_all_at(&pattern(2, 9), 1 << 20).unwrap();
+        let mut image = Image::overlay(&path, dir.path()).unwrap();
+        for number in 0..16 {
+            let sector = number * (64 << 20) / SECTOR;
+            image
+                .execute(&DiskOp::Discard {
+                    sector,
+                    sectors: (64 << 20) / SECTOR as u32,
+                })
+                .unwrap();
+        }
+        let Image::Overlay { top, .. } = &image else {
+            unreachable!()
+        };
+        assert_eq!(allocated(top).unwrap(), 0);
+        let (sector, bytes) = ((1 << 20) / SECTOR, 1024);
+        let read = image.execute(&DiskOp::Read { sector, bytes }).unwrap().unwrap();
+        assert_eq!(read, [0; 1024], "what was there is gone");
+        assert_eq!(image.take_touched().len(), 16 * (64 << 20) / BLOCK as usize);
     }
 
     #[test]

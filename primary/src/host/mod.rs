@@ -3,7 +3,9 @@
 pub mod chunks;
 pub mod clock;
 pub mod console;
+pub mod digests;
 pub mod disk;
+pub mod holes;
 pub mod image;
 pub mod inbox;
 pub mod outputs;

@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::net::FrameStream;
 use super::wire::{self, HAVE, HAVE_STREAM};
+use crate::host::digests::{Digest, Digests, ZEROES, chunk_digest};
 
 /// Bytes of a digest.
 const DIGEST: usize = 16;
@@ -25,8 +26,32 @@ const FRAME_DIGESTS: usize = 4096;
 pub struct Had {
     /// Digest of each page of memory; empty for memory that is all zeroes.
     pages: Vec<Option<u128>>,
-    /// Digest of each chunk of each disk, as far as they were told.
-    disks: Vec<Vec<Option<u128>>>,
+    disks: Vec<HadDisk>,
+}
+
+/// What it has of a disk.
+#[derive(Debug)]
+struct HadDisk {
+    digests: Digests,
+    /// So many were told.
+    told: u64,
+    /// One bit for each chunk: another content was sent since.
+    sent: Vec<u64>,
+}
+
+impl HadDisk {
+    fn new(chunks: u64) -> Self {
+        Self {
+            digests: Digests::new(chunks),
+            told: 0,
+            sent: vec![0; chunks.div_ceil(64) as usize],
+        }
+    }
+
+    fn knows(&self, chunk: u64) -> bool {
+        let sent = self.sent.get((chunk / 64) as usize);
+        chunk < self.told && sent.is_some_and(|word| word >> (chunk % 64) & 1 == 0)
+    }
 }
 
 impl Had {
@@ -50,38 +75,58 @@ impl Had {
 
     /// Whether it has this content in a chunk of a disk.
     pub fn has_chunk(&self, disk: u32, chunk: u64, data: &[u8]) -> bool {
-        let digest = self.disks.get(disk as usize).and_then(|disk| disk.get(chunk as usize));
-        digest.copied().flatten().is_some_and(|digest| digest == xxh3_128(data))
+        let disk = self.disks.get(disk as usize);
+        disk.is_some_and(|disk| disk.knows(chunk) && disk.digests.get(chunk) == Some(chunk_digest(data)))
+    }
+
+    /// Whether it has zeroes in a whole chunk of a disk.
+    pub fn has_zeroes(&self, disk: u32, chunk: u64) -> bool {
+        let disk = self.disks.get(disk as usize);
+        disk.is_some_and(|disk| disk.knows(chunk) && disk.digests.is_zeroes(chunk))
     }
 
     /// A chunk of a disk is on its way there.
     pub fn send_chunk(&mut self, disk: u32, chunk: u64) {
         let disk = self.disks.get_mut(disk as usize);
-        if let Some(digest) = disk.and_then(|disk| disk.get_mut(chunk as usize)) {
-            *digest = None;
+        if let Some(word) = disk.and_then(|disk| disk.sent.get_mut((chunk / 64) as usize)) {
+            *word |= 1 << (chunk % 64);
         }
     }
 
     /// Takes a frame. `pages` and `chunks` are how many there are of each.
-    fn take(&mut self, have: &Have, pages: u64, chunks: &[u64]) -> Result<()> {
+    pub(super) fn take(&mut self, have: &Have, pages: u64, chunks: &[u64]) -> Result<()> {
         ensure!(have.digests.len().is_multiple_of(DIGEST), "half a digest");
         if self.disks.is_empty() {
-            self.disks = vec![Vec::new(); chunks.len()];
+            self.disks = chunks.iter().map(|chunks| HadDisk::new(*chunks)).collect();
         }
-        let (list, most) = if have.memory {
-            (&mut self.pages, pages)
-        } else {
-            match (self.disks.get_mut(have.disk as usize), chunks.get(have.disk as usize)) {
-                (Some(list), Some(most)) => (list, *most),
-                _ => bail!("digests of disk {}, which the machine does not have", have.disk),
-            }
-        };
         let (digests, _) = have.digests.as_chunks::<DIGEST>();
-        ensure!(
-            (list.len() + digests.len()) as u64 <= most,
-            "more digests than there are pages or chunks"
-        );
-        list.extend(digests.iter().map(|digest| Some(u128::from_be_bytes(*digest))));
+        let more = have.zeroes.saturating_add(digests.len() as u64);
+        let fits = |told: u64, most| {
+            let total = told.saturating_add(more);
+            ensure!(total <= most, "more digests than there are pages or chunks");
+            Ok(())
+        };
+        if have.memory {
+            ensure!(have.zeroes == 0, "pages of zeroes that are not told by their digests");
+            fits(self.pages.len() as u64, pages)?;
+            let digests = digests.iter().map(|digest| Some(u128::from_be_bytes(*digest)));
+            self.pages.extend(digests);
+            return Ok(());
+        }
+        let Some((disk, most)) = self
+            .disks
+            .get_mut(have.disk as usize)
+            .zip(chunks.get(have.disk as usize))
+        else {
+            bail!("digests of disk {}, which the machine does not have", have.disk);
+        };
+        fits(disk.told, *most)?;
+        // They are zeroes from the beginning.
+        let first = disk.told + have.zeroes;
+        for (chunk, digest) in (first..).zip(digests) {
+            disk.digests.set(chunk, *digest);
+        }
+        disk.told += more;
         Ok(())
     }
 }
@@ -89,6 +134,8 @@ impl Had {
 /// Packs digests into frames, as the backup does.
 #[derive(Default)]
 pub struct Packer {
+    /// Chunks of zeroes that come before them.
+    zeroes: u64,
     digests: Vec<u8>,
 }
 
@@ -104,9 +151,25 @@ impl Packer {
         packer.flush(None, send);
     }
 
+    /// So many more whole chunks of a disk are zeroes. A primary that does not know them so is told their digests.
+    pub fn push_zeroes(&mut self, chunks: u64, disk: u32, knows_zeroes: bool, send: &mut dyn FnMut(Bytes)) {
+        if knows_zeroes {
+            if !self.digests.is_empty() {
+                self.flush(Some(disk), send);
+            }
+            self.zeroes += chunks;
+        } else {
+            (0..chunks).for_each(|_| self.push_digest(*ZEROES, Some(disk), send));
+        }
+    }
+
     /// One more chunk of a disk; `None` stands for memory.
     pub fn push(&mut self, data: &[u8], disk: Option<u32>, send: &mut dyn FnMut(Bytes)) {
-        self.digests.extend(xxh3_128(data).to_be_bytes());
+        self.push_digest(chunk_digest(data), disk, send);
+    }
+
+    fn push_digest(&mut self, digest: Digest, disk: Option<u32>, send: &mut dyn FnMut(Bytes)) {
+        self.digests.extend(digest);
         if self.digests.len() == FRAME_DIGESTS * DIGEST {
             self.flush(disk, send);
         }
@@ -114,11 +177,12 @@ impl Packer {
 
     /// What has not been sent.
     pub fn flush(&mut self, disk: Option<u32>, send: &mut dyn FnMut(Bytes)) {
-        if !self.digests.is_empty() {
+        if self.zeroes > 0 || !self.digests.is_empty() {
             let have = Have {
                 memory: disk.is_none(),
                 disk: disk.unwrap_or(0),
                 digests: std::mem::take(&mut self.digests).into(),
+                zeroes: std::mem::take(&mut self.zeroes),
             };
             send(wire::frame(HAVE, &have));
         }
@@ -174,6 +238,7 @@ mod tests {
                 .flat_map(|content| xxh3_128(content).to_be_bytes())
                 .collect::<Vec<_>>()
                 .into(),
+            zeroes: 0,
         }
     }
 
@@ -201,11 +266,50 @@ mod tests {
         assert!(had.take(&have(Some(1), &[b"a"]), 1, &[5]).is_err());
         had.take(&have(Some(0), &[b"a"]), 1, &[1]).unwrap();
         assert!(had.take(&have(Some(0), &[b"a"]), 1, &[1]).is_err());
+        let zeroes = |zeroes, disk| Have {
+            zeroes,
+            ..have(disk, &[])
+        };
+        let mut had = Had::default();
+        had.take(&zeroes(4, Some(0)), 1, &[5]).unwrap();
+        assert!(had.take(&zeroes(2, Some(0)), 1, &[5]).is_err());
+        assert!(had.take(&zeroes(u64::MAX, Some(0)), 1, &[5]).is_err());
+        assert!(had.take(&zeroes(1, None), 1, &[5]).is_err(), "of memory");
         let half = Have {
             digests: vec![0; 15].into(),
             ..Have::default()
         };
         assert!(had.take(&half, 1, &[1]).is_err());
+    }
+
+    /// Zeroes are told so to who knows them so, else by their digests; both say the same.
+    #[test]
+    fn zeroes_are_told_in_runs() {
+        for (knows_zeroes, expected) in [(true, 3), (false, 2)] {
+            let mut frames = Vec::new();
+            let mut send = |frame| frames.push(frame);
+            let mut packer = Packer::default();
+            packer.push_zeroes(3, 0, knows_zeroes, &mut send);
+            packer.push(b"a", Some(0), &mut send);
+            packer.push(b"b", Some(0), &mut send);
+            packer.push_zeroes(4000, 0, knows_zeroes, &mut send);
+            packer.push_zeroes(1000, 0, knows_zeroes, &mut send);
+            packer.push(b"c", Some(0), &mut send);
+            packer.push_zeroes(1, 0, knows_zeroes, &mut send);
+            packer.flush(Some(0), &mut send);
+            assert_eq!(frames.len(), expected);
+            let mut had = Had::default();
+            for frame in frames {
+                had.take(&wire::decode(frame.slice(5..)).unwrap(), 0, &[6000]).unwrap();
+            }
+            let not_zeroes: Vec<_> = (0..6000).filter(|at| !had.has_zeroes(0, *at)).collect();
+            let expected: Vec<_> = [3, 4, 5005].into_iter().chain(5007..6000).collect();
+            assert_eq!(not_zeroes, expected);
+            assert!(had.has_chunk(0, 4, b"b") && had.has_chunk(0, 5005, b"c"));
+            assert!(had.has_chunk(0, 5006, &vec![0; 64 << 10]) && !had.has_chunk(0, 5007, &vec![0; 64 << 10]));
+            had.send_chunk(0, 5006);
+            assert!(!had.has_zeroes(0, 5006));
+        }
     }
 
     #[test]

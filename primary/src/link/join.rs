@@ -2,6 +2,7 @@
 //! does not have; the log goes on from the pause.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -16,7 +17,7 @@ use super::have::Had;
 use super::port::{JoinChannels, LogItem};
 use super::wire::{self, BULK_CHUNK, BULK_PAGES};
 use crate::copying::{Rest, Sources, copy};
-use crate::host::chunks::{CHUNK, read_chunk};
+use crate::host::chunks::{CHUNK, Piece, read_chunks};
 use crate::host::inbox::Bell;
 use crate::sandbox::{self, Kind};
 
@@ -134,8 +135,8 @@ impl Copier {
             let pages = frames.iter().copied().zip(pages.chunks(PAGE_SIZE));
             self.send_pages(&packer.pack(pages)?, frames.len())?;
         }
-        for (disk, chunk, data) in chunks {
-            self.send_chunk(disk, chunk, &data)?;
+        for (disk, piece) in chunks {
+            self.send_piece(disk, piece)?;
         }
         tracing::info!(
             sent_pages = self.pages,
@@ -158,12 +159,38 @@ impl Copier {
         self.send(wire::frame(BULK_PAGES, chunk))
     }
 
-    fn send_chunk(&mut self, disk: u32, chunk: u64, data: &[u8]) -> Result<(), Stopped> {
+    /// Sends what the backup does not have of it. A hole is sent as zeroes: there may be something else.
+    fn send_piece(&mut self, disk: u32, piece: Piece) -> Result<(), Stopped> {
+        match piece {
+            Piece::Data(chunk, data) => {
+                if self.had.has_chunk(disk, chunk, &data) {
+                    self.same_chunks += 1;
+                    return Ok(());
+                }
+                self.send_chunk(disk, chunk, pack(&data)?)
+            }
+            Piece::Holes(chunks) => {
+                let mut packed = None;
+                for chunk in chunks {
+                    if self.had.has_zeroes(disk, chunk) {
+                        self.same_chunks += 1;
+                        continue;
+                    }
+                    let zeroes = match &packed {
+                        Some(zeroes) => zeroes,
+                        None => packed.insert(pack(&vec![0; CHUNK as usize])?),
+                    };
+                    self.send_chunk(disk, chunk, zeroes.clone())?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn send_chunk(&mut self, disk: u32, chunk: u64, data: Bytes) -> Result<(), Stopped> {
+        self.had.send_chunk(disk, chunk);
         self.chunks += 1;
-        let data = zstd::bulk::compress(data, ZSTD_LEVEL)
-            .map_err(|error| Stopped(format!("a chunk cannot be packed: {error}")))?;
         let offset = chunk * CHUNK;
-        let data = data.into();
         self.send(wire::frame(BULK_CHUNK, &DiskChunk { disk, offset, data }))
     }
 
@@ -172,6 +199,12 @@ impl Copier {
             .blocking_send(frame)
             .map_err(|_| Stopped("the backup is gone".into()))
     }
+}
+
+fn pack(data: &[u8]) -> Result<Bytes, Stopped> {
+    let packed = zstd::bulk::compress(data, ZSTD_LEVEL);
+    let packed = packed.map_err(|error| Stopped(format!("a chunk cannot be packed: {error}")))?;
+    Ok(packed.into())
 }
 
 impl crate::copying::Copier for Copier {
@@ -204,18 +237,119 @@ impl crate::copying::Copier for Copier {
         Ok(())
     }
 
-    fn chunks(&mut self, sources: &Sources, chunks: &[(u32, u64)], _first: bool) -> Result<(), Stopped> {
-        for &(disk, chunk) in chunks {
-            let image = &sources.images[disk as usize];
-            let data = read_chunk(image, chunk)
-                .map_err(|error| Stopped(format!("this host's disk {disk} cannot be read: {error}")))?;
-            if self.had.has_chunk(disk, chunk, &data) {
-                self.same_chunks += 1;
-            } else {
-                self.had.send_chunk(disk, chunk);
-                self.send_chunk(disk, chunk, &data)?;
+    fn chunks(&mut self, sources: &Sources, runs: &[(u32, Range<u64>)], _first: bool) -> Result<(), Stopped> {
+        for (disk, run) in runs {
+            let cannot_be_read = |error| Stopped(format!("this host's disk {disk} cannot be read: {error}"));
+            for piece in read_chunks(&sources.images[*disk as usize], run.clone()).map_err(cannot_be_read)? {
+                self.send_piece(*disk, piece.map_err(cannot_be_read)?)?;
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+
+    use lockstep_proto::Have;
+    use lockstep_vmm::memory::Memory;
+    use xxhash_rust::xxh3::xxh3_128;
+
+    use super::*;
+    use crate::copying::Copier as _;
+    use crate::host::chunks::ChunkWatch;
+    use crate::host::holes::punch;
+
+    /// Chunks of the disk, and half a one.
+    const CHUNKS: u64 = (300 << 30) / CHUNK;
+
+    fn fill(disk: &File, chunk: u64, byte: u8) {
+        disk.write_all_at(&vec![byte; CHUNK as usize], chunk * CHUNK).unwrap();
+    }
+
+    fn sources(image: &Path) -> Sources {
+        let images = vec![File::open(image).unwrap()];
+        let mut memory = Memory::new(16 << 20).unwrap();
+        Sources {
+            watch: memory.start_watch(),
+            memory: memory.share(),
+            chunks: Arc::new(ChunkWatch::of(&images).unwrap()),
+            images: Arc::new(images),
+        }
+    }
+
+    /// What is sent: chunk and first byte.
+    fn sent(bulk: &mut mpsc::Receiver<Bytes>) -> Vec<(u64, u8)> {
+        let frames = std::iter::from_fn(|| bulk.try_recv().ok());
+        frames
+            .map(|frame| {
+                let chunk: DiskChunk = wire::decode(frame.slice(5..)).unwrap();
+                let data = zstd::bulk::decompress(&chunk.data, CHUNK as usize).unwrap();
+                assert!(data.iter().all(|byte| *byte == data[0]));
+                assert_eq!(
+                    data.len() as u64,
+                    if chunk.offset == CHUNKS * CHUNK { 512 } else { CHUNK }
+                );
+                (chunk.offset / CHUNK, data[0])
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_thin_disk_is_sent_without_its_holes_and_what_lies_in_them_there_is_zeroed() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("disk");
+        File::create(&path).unwrap().set_len(CHUNKS * CHUNK + 512).unwrap();
+        let disk = OpenOptions::new().write(true).open(&path).unwrap();
+        for (chunk, byte) in [(1000, 1), (1001, 2), (2_000_000, 3)] {
+            fill(&disk, chunk, byte);
+        }
+        let sources = sources(&path);
+        // The backup has the same in one chunk, and something where there are holes here.
+        let mut had = Had::default();
+        let mut tell = |zeroes, bytes: &[u8]| {
+            let digest = |byte: &u8| xxh3_128(&vec![*byte; CHUNK as usize]).to_be_bytes();
+            let digests: Vec<u8> = bytes.iter().flat_map(digest).collect();
+            let have = Have {
+                digests: digests.into(),
+                zeroes,
+                ..Have::default()
+            };
+            had.take(&have, 0, &[CHUNKS + 1]).unwrap();
+        };
+        tell(1001, &[2, 9]);
+        tell(3_000_000, &[9]);
+        tell(CHUNKS - 1001 - 2 - 3_000_000 - 1, &[]);
+        let (bulk, mut frames) = mpsc::channel(64);
+        let mut copier = Copier {
+            sources: Arc::new(self::sources(&path)),
+            had,
+            bulk,
+            pages: 0,
+            chunks: 0,
+            same_pages: 0,
+            same_chunks: 0,
+        };
+        let mut copy = |runs: &[(u32, Range<u64>)], first| {
+            assert!(copier.chunks(&sources, runs, first).is_ok());
+            sent(&mut frames)
+        };
+        let all = copy(&sources.chunks.all(), true);
+        // The last half of a chunk was not told of.
+        let expected = [(1000, 1), (1002, 0), (2_000_000, 3), (3_001_003, 0), (CHUNKS, 0)];
+        assert_eq!(all, expected);
+        // Meanwhile one hole was filled, one made, and one made where the backup had none.
+        fill(&disk, 77, 5);
+        punch(&disk, 1000 * CHUNK, 2 * CHUNK).unwrap();
+        assert_eq!(
+            copy(&[(0, 77..78), (0, 999..1002)], false),
+            [(77, 5), (1000, 0), (1001, 0)]
+        );
+        // What has been sent is known to nobody: it is sent again.
+        assert_eq!(copy(&[(0, 76..79)], false), [(77, 5)]);
+        assert_eq!(copier.chunks, 9);
     }
 }

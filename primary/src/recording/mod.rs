@@ -15,7 +15,8 @@ use lockstep_proto::{Identity, Tenure};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::snapshot;
 
-pub use self::digest::{digest_of, digest_of_disk};
+pub use self::digest::digest_of_disk;
+use crate::host::chunks::CHUNK;
 use crate::host::image::keep_copy;
 use crate::start::{DiskOption, Started, realtime_seconds};
 
@@ -55,7 +56,18 @@ pub fn prepare(
     }
     let machine: &Machine = &started.machine;
     let start_digest = snapshot::save(machine, host_class, &start_snapshot(directory))?;
-    let mut disk_digests = Vec::new();
+    let mut identity = Identity {
+        created: realtime_seconds(),
+        kernel_digest: started.kernel_digest.clone().into(),
+        initrd_digest: started.initrd_digest.clone().into(),
+        disk_digest_chunk: CHUNK as u32,
+        from_start: true,
+        kernel_path: started.kernel_path.clone(),
+        start_digest: start_digest.to_vec().into(),
+        start_stop: machine.stop(),
+        start_chain: machine.chain().to_message(),
+        ..subject(machine, host_class, tenure)
+    };
     for (index, disk) in disks.iter().enumerate() {
         let copy = start_disk(directory, index);
         keep_copy(&disk.path, &copy).with_context(|| {
@@ -64,19 +76,10 @@ pub fn prepare(
                 disk.path.display()
             )
         })?;
-        disk_digests.push(digest_of(&copy)?.to_vec().into());
+        let digest = digest_of_disk(&copy, &identity)?;
+        identity.disk_digests.push(digest.to_vec().into());
     }
-    Ok(Identity {
-        created: realtime_seconds(),
-        kernel_digest: started.kernel_digest.clone().into(),
-        initrd_digest: started.initrd_digest.clone().into(),
-        disk_digests,
-        kernel_path: started.kernel_path.clone(),
-        start_digest: start_digest.to_vec().into(),
-        start_stop: machine.stop(),
-        start_chain: machine.chain().to_message(),
-        ..subject(machine, host_class, tenure)
-    })
+    Ok(identity)
 }
 
 /// Who is recorded, where that is all that is known.

@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,11 +18,12 @@ use lockstep_vmm::machine::{Machine, MachineError};
 use lockstep_vmm::memory::PAGE_SIZE;
 use lockstep_vmm::snapshot::{Growing, Sealed};
 
-use super::digest::{chunk_digest, digest_of_chunks};
 use super::ring::{Ring, remove};
 use super::{start_disk, start_snapshot};
 use crate::copying::{Copier, Rest, Sources, copy};
-use crate::host::chunks::{CHUNK, read_chunk};
+use crate::host::chunks::{CHUNK, Piece, read_chunks};
+use crate::host::digests::{Digests, chunk_digest};
+use crate::host::holes::punch;
 use crate::host::size::{allocated, bytes_of};
 use crate::sandbox::{self, Kind};
 use crate::start::realtime_seconds;
@@ -159,8 +161,8 @@ impl Drop for Unfinished {
 
 /// A disk's copy, and the digests of its chunks.
 struct DiskCopy {
-    file: File,
-    digests: Vec<[u8; 16]>,
+    file: Arc<File>,
+    digests: Digests,
     /// It shares the image's blocks as they were when the copying began.
     is_clone: bool,
 }
@@ -172,21 +174,41 @@ impl DiskCopy {
         let is_clone = rustix::fs::ioctl_ficlone(&file, image).is_ok();
         file.set_len(bytes)?;
         Ok(Self {
-            file,
-            digests: vec![[0; 16]; bytes.div_ceil(CHUNK) as usize],
+            file: Arc::new(file),
+            digests: Digests::new(bytes.div_ceil(CHUNK)),
             is_clone,
         })
     }
 
-    fn take(&mut self, chunk: u64, data: &[u8], is_there: bool) -> io::Result<()> {
-        if let Some(digest) = self.digests.get_mut(chunk as usize) {
-            *digest = chunk_digest(data);
+    /// `is_whole`: it has what the image had when the copying began. `is_blank`: it has nothing here yet.
+    fn take(&mut self, piece: &Piece, is_whole: bool, is_blank: bool) -> io::Result<()> {
+        match piece {
+            Piece::Holes(chunks) => {
+                self.digests.set_zeroes(chunks.clone());
+                if is_whole || is_blank {
+                    return Ok(());
+                }
+                zero(&self.file, chunks)
+            }
+            Piece::Data(chunk, data) => {
+                self.digests.set(*chunk, chunk_digest(data));
+                if is_whole || (is_blank && data.iter().all(|&byte| byte == 0)) {
+                    return Ok(());
+                }
+                self.file.write_all_at(data, chunk * CHUNK)
+            }
         }
-        if is_there {
-            return Ok(());
-        }
-        self.file.write_all_at(data, chunk * CHUNK)
     }
+}
+
+/// Makes these chunks read as zeroes: holes, where the file system can.
+fn zero(file: &File, chunks: &Range<u64>) -> io::Result<()> {
+    if punch(file, chunks.start * CHUNK, (chunks.end - chunks.start) * CHUNK).is_ok() {
+        return Ok(());
+    }
+    let zeroes = vec![0; CHUNK as usize];
+    let mut chunks = chunks.clone();
+    chunks.try_for_each(|chunk| file.write_all_at(&zeroes, chunk * CHUNK))
 }
 
 /// A start state, as far as it has been copied.
@@ -224,17 +246,15 @@ impl Prepared {
             chunks,
         } = start.rest;
         self.growing.pages(&transfer.frames, &pages)?;
-        for (disk, chunk, data) in chunks {
-            self.take_chunk(disk, chunk, &data, false)?;
+        for (disk, piece) in chunks {
+            self.take_piece(disk, &piece, false)?;
         }
         let (stop, chain) = (transfer.header.stop, transfer.header.chain.clone());
         let (start_digest, sealed) = self.growing.seal(transfer.header, &transfer.memory_digest);
         let disks = self.disks.iter();
         let identity = Identity {
             created: realtime_seconds(),
-            disk_digests: disks
-                .map(|disk| digest_of_chunks(&disk.digests).to_vec().into())
-                .collect(),
+            disk_digests: disks.map(|disk| disk.digests.total().to_vec().into()).collect(),
             disk_digest_chunk: CHUNK as u32,
             start_digest: start_digest.to_vec().into(),
             start_stop: stop,
@@ -254,9 +274,9 @@ impl Prepared {
         Ok((identity, sealed))
     }
 
-    fn take_chunk(&mut self, disk: u32, chunk: u64, data: &[u8], is_there: bool) -> Result<()> {
+    fn take_piece(&mut self, disk: u32, piece: &Piece, first: bool) -> Result<()> {
         let copy = self.disks.get_mut(disk as usize).context("there is no such disk")?;
-        copy.take(chunk, data, is_there).with_context(|| {
+        copy.take(piece, first && copy.is_clone, first).with_context(|| {
             format!(
                 "cannot write {}",
                 start_disk(&self.directory.0, disk as usize).display()
@@ -289,18 +309,15 @@ impl Copier for Prepared {
         Ok(())
     }
 
-    fn chunks(&mut self, sources: &Sources, chunks: &[(u32, u64)], first: bool) -> Result<()> {
-        for &(disk, chunk) in chunks {
-            let copy = self.disks.get(disk as usize).context("there is no such disk")?;
-            let from_clone = first && copy.is_clone;
-            let image = if from_clone {
-                &copy.file
-            } else {
-                &sources.images[disk as usize]
-            };
-            let data = read_chunk(image, chunk).with_context(|| format!("disk {disk} cannot be read"))?;
-            let is_there = from_clone || (first && data.iter().all(|&byte| byte == 0));
-            self.take_chunk(disk, chunk, &data, is_there)?;
+    fn chunks(&mut self, sources: &Sources, runs: &[(u32, Range<u64>)], first: bool) -> Result<()> {
+        for (disk, run) in runs {
+            let copy = self.disks.get(*disk as usize).context("there is no such disk")?;
+            let clone = (first && copy.is_clone).then(|| copy.file.clone());
+            let image = clone.as_deref().unwrap_or(&sources.images[*disk as usize]);
+            let cannot_be_read = || format!("disk {disk} cannot be read");
+            for piece in read_chunks(image, run.clone()).with_context(cannot_be_read)? {
+                self.take_piece(*disk, &piece.with_context(cannot_be_read)?, first)?;
+            }
         }
         Ok(())
     }
@@ -309,7 +326,7 @@ impl Copier for Prepared {
 /// A start state that is complete, and not yet on the disk.
 struct SealedPart {
     sealed: Sealed,
-    disks: Vec<File>,
+    disks: Vec<Arc<File>>,
     directory: Unfinished,
 }
 

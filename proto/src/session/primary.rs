@@ -243,6 +243,7 @@ impl Primary {
             heartbeat_ns: self.timing.heartbeat,
             deadline_ns: self.timing.deadline,
             inquiry: false,
+            knows_zeroes: true,
             ..self.hello.clone()
         };
         self.send(to_backup::Kind::Hello(hello));

@@ -48,6 +48,7 @@ pub fn hello() -> Hello {
         heartbeat_ns: TIMING.heartbeat,
         deadline_ns: TIMING.deadline,
         inquiry: false,
+        knows_zeroes: true,
     }
 }
 
