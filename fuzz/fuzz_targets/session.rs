@@ -70,6 +70,7 @@ fn hello() -> Hello {
         heartbeat_ns: Timing::CALM.heartbeat,
         deadline_ns: Timing::CALM.deadline,
         inquiry: false,
+        knows_zeroes: true,
     }
 }
 

@@ -4,7 +4,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use lockstep_integration::gate::{require_file, require_root_net, soak};
-use lockstep_integration::pair::{Alone, FAKETIME, LIMIT, Protected, Scene, Setup, TimeWatch, set_clocks};
+use lockstep_integration::http::{body, get_unix};
+use lockstep_integration::pair::{
+    Alone, FAKETIME, HostCalendar, LIMIT, Node, Protected, Scene, Setup, TimeWatch, set_clocks,
+};
 use lockstep_integration::snapshot::BOOT_LIMIT;
 
 const DAY: u64 = 86_400;
@@ -90,6 +93,14 @@ const APART: i64 = 40;
 /// What stands before how far the guest's clock was behind its new host's, in milliseconds.
 const BEHIND: &str = "the guest's clock follows this host's behind_ms=";
 
+fn behind_ms(node: &Node) -> Result<i64> {
+    let messages = node.run.messages.text();
+    let told = messages
+        .split_once(BEHIND)
+        .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
+    told.context("it does not tell by how much")
+}
+
 /// The guest comes from a host whose calendar is ahead: its clock is brought back, and slowly, so that it never steps.
 #[test]
 fn a_promoted_guests_clock_follows_its_new_hosts() -> Result<()> {
@@ -99,11 +110,7 @@ fn a_promoted_guests_clock_follows_its_new_hosts() -> Result<()> {
     let mut scene = Setup::new("pair-slew").build()?;
     scene.pair.prepare(0, set_clocks(APART, 0));
     let alone = with_clocks(scene)?.kill_primary()?;
-    let messages = alone.live.run.messages.text();
-    let told = messages
-        .split_once(BEHIND)
-        .and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
-    let behind_ms: i64 = told.context("it does not tell by how much")?;
+    let behind_ms = behind_ms(&alone.live)?;
     // The guest has read whole seconds from its clock chip when it booted.
     ensure!(
         (-APART * 1000 - 500..=-APART * 1000 + 2000).contains(&behind_ms),
@@ -115,4 +122,70 @@ fn a_promoted_guests_clock_follows_its_new_hosts() -> Result<()> {
         "a clock went back"
     );
     alone.settle()
+}
+
+/// Two hours, in seconds: more than is made good.
+const FAR: i64 = 7200;
+
+/// How far the machine's clock is behind its host's calendar, as Prometheus is told.
+fn behind_seconds(scene: &Scene) -> Result<f64> {
+    let answer = get_unix(&scene.pair.socket(0), "/metrics")?;
+    let line = body(&answer)
+        .lines()
+        .find(|line| line.starts_with("lockstep_clock_behind_seconds{"));
+    let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+    value.with_context(|| format!("no clock_behind_seconds: {answer}"))
+}
+
+/// The host's calendar is wrong when the machine is booted, and is put right while it runs: the guest's follows, and slowly. One
+/// that is set far off is left alone, and told.
+#[test]
+fn a_guests_clock_follows_a_calendar_that_is_set() -> Result<()> {
+    if !require_root_net() || !require_file(FAKETIME, "libfaketime") {
+        return Ok(());
+    }
+    let mut scene = Setup::new("clock-set").build()?;
+    let calendar = HostCalendar::new(scene.pair.dir(), -APART)?;
+    scene.pair.prepare(0, calendar.script());
+    let mut primary = scene.boot_primary(0)?;
+    primary.run.wait_for("LOCKSTEP-READY", BOOT_LIMIT)?;
+    primary.run.type_text(CLOCKS)?;
+    primary.run.wait_for("CLOCK ", LIMIT)?;
+    let watch = TimeWatch::start(&scene.pair.network.client)?;
+    watch.wait_for(SOME, LIMIT)?;
+    ensure!(
+        !primary.run.messages.text().contains(BEHIND),
+        "nobody has set the calendar yet"
+    );
+    calendar.set(0)?;
+    primary
+        .run
+        .messages
+        .wait_for("calendar was set while the machine runs", LIMIT)?;
+    primary.run.messages.wait_for(BEHIND, LIMIT)?;
+    let behind_ms = behind_ms(&primary)?;
+    ensure!(
+        (APART * 1000 - 500..=APART * 1000 + 2000).contains(&behind_ms),
+        "{behind_ms} ms behind"
+    );
+    // In four minutes no more than 0.12 s of it is made good.
+    let behind = behind_seconds(&scene)?;
+    ensure!(
+        behind > APART as f64 - 1.0 && behind < APART as f64 + 2.0,
+        "{behind} s behind"
+    );
+    watch.wait_for(SOME, LIMIT)?;
+    calendar.set(FAR)?;
+    primary
+        .run
+        .messages
+        .wait_for("the guest's clock is left as it is", LIMIT)?;
+    let behind = behind_seconds(&scene)?;
+    let far = (FAR + APART) as f64;
+    ensure!(behind > far - 1.0 && behind < far + 2.0, "{behind} s behind");
+    watch.wait_for(SOME, LIMIT)?;
+    // It finds each answer to be not before, and not much after, the one before it.
+    watch.finish()?;
+    ensure!(!primary.run.console.text().contains("CLOCK-FAIL"), "a clock went back");
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -26,6 +27,34 @@ pub fn set_clocks(calendar: i64, since_start: u64) -> String {
         "set -- unshare --time --monotonic {since_start} --boottime {since_start} \
          env LD_PRELOAD={FAKETIME} FAKETIME={calendar:+} FAKETIME_DONT_FAKE_MONOTONIC=1 LOCKSTEP_SANDBOX=off \"$@\""
     )
+}
+
+/// A host's calendar that can be set while its programs run.
+pub struct HostCalendar(PathBuf);
+
+impl HostCalendar {
+    /// With its file in `dir`, and off by so many seconds.
+    pub fn new(dir: &Path, seconds: i64) -> Result<Self> {
+        let calendar = Self(dir.join("calendar"));
+        calendar.set(seconds)?;
+        Ok(calendar)
+    }
+
+    /// The script, for [`super::Pair::prepare`].
+    pub fn script(&self) -> String {
+        format!(
+            "set -- env LD_PRELOAD={FAKETIME} FAKETIME_TIMESTAMP_FILE={} FAKETIME_NO_CACHE=1 \
+             FAKETIME_DONT_FAKE_MONOTONIC=1 LOCKSTEP_SANDBOX=off \"$@\"",
+            self.0.display()
+        )
+    }
+
+    /// From now on it is off by so many seconds.
+    pub fn set(&self, seconds: i64) -> Result<()> {
+        let new = self.0.with_extension("new");
+        std::fs::write(&new, format!("{seconds:+}\n"))?;
+        Ok(std::fs::rename(&new, &self.0)?)
+    }
 }
 
 /// Asks a guest's Redis for the time again and again, on one connection, in a thread.

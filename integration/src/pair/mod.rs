@@ -15,7 +15,7 @@ mod slow;
 mod status;
 
 pub use client::{Counter, Tally};
-pub use clocks::{FAKETIME, TimeWatch, set_clocks};
+pub use clocks::{FAKETIME, HostCalendar, TimeWatch, set_clocks};
 pub use debian::{boot_debian, copy_debian, rounds};
 pub use disks::{FailingDisk, Journal, check_equal};
 pub use faulty::{Fault, FaultyDisk};

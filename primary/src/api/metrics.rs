@@ -220,6 +220,11 @@ impl Moment {
                 report.recording.parts as f64,
             ),
             (
+                "clock_behind_seconds",
+                "How far the machine's clock is behind this host's calendar; less than 0: ahead.",
+                self.status.gauges().behind_ns.load(Ordering::Relaxed) as f64 / 1e9,
+            ),
+            (
                 "certificate_expiry_timestamp_seconds",
                 "When this node's certificate ends; 0: it cannot be read.",
                 ends,

@@ -1,7 +1,7 @@
 //! Guest time from the host's monotonic clock.
 //!
-//! Guest time never steps. Where it is off the host's calendar (the machine has changed hosts, or stood still), it goes a
-//! little faster or slower until it is not: it is *slewed*.
+//! Guest time never steps. Where it is off the host's calendar (the machine has changed hosts, or stood still, or the calendar
+//! was set), it goes a little faster or slower until it is not: it is *slewed*.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,6 +13,8 @@ const SLEW: u64 = 2000;
 /// A calendar that is further off, in nanoseconds, is set wrong: nobody is helped by slewing for weeks. NTP clients give
 /// up here too.
 pub const INSANE: i64 = 1_000_000_000_000;
+/// Two clocks that are not read at one moment, within so many nanoseconds, are not compared.
+const ONE_MOMENT: u64 = 10_000_000;
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
 pub fn monotonic() -> u64 {
@@ -31,6 +33,11 @@ pub fn realtime() -> Duration {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
+}
+
+/// Nanoseconds from the calendar's `base` (seconds since 1970-01-01) to what the host's shows now.
+fn calendar_since(base: i64) -> i128 {
+    realtime().as_nanos() as i128 - i128::from(base) * 1_000_000_000
 }
 
 /// Maps host time to guest time: guest time goes on from where the machine stands, at the host's pace, or slewed.
@@ -56,13 +63,26 @@ impl GuestClock {
     /// calendar. Returns how far it is behind (or ahead) in nanoseconds; more than [`INSANE`] stays as it is.
     pub fn slew_to_calendar(&mut self, base: i64) -> i64 {
         let host = monotonic();
-        self.slew_at(host, realtime().as_nanos() as i128 - i128::from(base) * 1_000_000_000)
+        self.slew_at(host, calendar_since(base))
+    }
+
+    /// How far guest time, counted from the calendar's `base`, is behind the host's calendar, and how much of that is being
+    /// made good, in nanoseconds; and when, host time. `None`: this thread was held up while it looked.
+    pub fn behind_calendar(&self, base: i64) -> Option<(i64, i64, u64)> {
+        let host = monotonic();
+        let goal = calendar_since(base);
+        let is_good = monotonic() - host < ONE_MOMENT;
+        is_good.then(|| (self.behind_at(host, goal), self.left_at(host), host))
+    }
+
+    fn behind_at(&self, host: u64, goal: i128) -> i64 {
+        (goal - i128::from(self.at(host))).clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
     }
 
     /// The same at this host time, where guest time should be `goal`.
     fn slew_at(&mut self, host: u64, goal: i128) -> i64 {
         let guest = self.at(host);
-        let gap = (goal - i128::from(guest)).clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
+        let gap = self.behind_at(host, goal);
         let sane = gap.unsigned_abs() <= INSANE as u64;
         *self = Self {
             guest,
@@ -80,9 +100,23 @@ impl GuestClock {
     /// Guest time at this host time, which is not before the last call's.
     fn at(&self, host: u64) -> u64 {
         let passed = host - self.host;
-        let slewed = (passed / SLEW).min(self.gap.unsigned_abs());
+        let slewed = self.slewed_in(passed);
         let guest = self.guest + passed;
         if self.gap < 0 { guest - slewed } else { guest + slewed }
+    }
+
+    fn slewed_in(&self, passed: u64) -> u64 {
+        (passed / SLEW).min(self.gap.unsigned_abs())
+    }
+
+    /// What is left of the gap at this host time.
+    fn left_at(&self, host: u64) -> i64 {
+        let slewed = self.slewed_in(host - self.host) as i64;
+        if self.gap < 0 {
+            self.gap + slewed
+        } else {
+            self.gap - slewed
+        }
     }
 
     /// Host time (`CLOCK_MONOTONIC`) at which guest time will be `guest`.
@@ -149,6 +183,20 @@ mod tests {
         assert_eq!(clock.slew_at(71 * SECOND, i128::from(before)), 0);
         assert_eq!(clock.at(71 * SECOND), before);
         assert_eq!(clock.at(72 * SECOND), before + SECOND);
+    }
+
+    /// What is left of a gap and how far the clock is behind are the same, as long as nobody sets the calendar.
+    #[test]
+    fn what_is_left_is_what_it_is_behind() {
+        for gap in [40 * SECOND as i64, -40 * SECOND as i64, 0] {
+            let clock = clock(gap);
+            for passed in [0, SECOND, 1000 * SECOND, 100_000 * SECOND] {
+                let goal = i128::from(5 * SECOND + passed) + i128::from(gap);
+                let host = 70 * SECOND + passed;
+                assert_eq!(clock.behind_at(host, goal), clock.left_at(host));
+                assert_eq!(clock.behind_at(host, goal + 7), clock.left_at(host) + 7);
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a node tells about itself: the pair's state in the words that operators know, and what the vCPU thread counts.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -139,6 +139,8 @@ pub struct Gauges {
     pub throttled_ns: AtomicU64,
     /// Since when something has been due that no stop has served, host time; 0: nothing is.
     pub due_since: AtomicU64,
+    /// How far guest time, counted from the machine's calendar at its start, is behind this host's calendar, in nanoseconds.
+    pub behind_ns: AtomicI64,
     /// How often the guest was found not to move though something was due; the first may be the other node's.
     pub stalls: AtomicU64,
     /// Divergences found.

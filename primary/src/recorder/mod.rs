@@ -9,6 +9,7 @@
 //!   machine's time: after an expensive one the next waits longer.
 
 mod batches;
+mod calendar;
 mod errands;
 mod inputs;
 mod log;
@@ -30,6 +31,7 @@ use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Flow, Machine, MachineError, Oracle, Slice, Stop, StopKind, Taken};
 use thiserror::Error;
 
+use self::calendar::Calendar;
 pub use self::inputs::fill_random;
 pub use self::log::{LogOptions, LogSummary, LogThread};
 pub use self::outlet::Outlet;
@@ -109,6 +111,7 @@ pub struct Recorder {
     world: World,
     policy: Policy,
     clock: GuestClock,
+    calendar: Calendar,
     due: DueTimer,
     log: Option<LogThread>,
     host_class: String,
@@ -165,6 +168,7 @@ impl Recorder {
             world,
             policy,
             clock: GuestClock::starting_at(machine.now()),
+            calendar: Calendar::default(),
             due: DueTimer::new(timer, policy.grace, policy.beat),
             log,
             host_class,
@@ -199,10 +203,13 @@ impl Recorder {
         self.clock = GuestClock::starting_at(self.clock.now() + time.as_nanos() as u64);
     }
 
-    /// Lets guest time come back to the host's calendar without a step: the machine was on another host, or stood still.
+    /// Lets guest time come back to the host's calendar without a step: the machine was on another host, or stood still, or
+    /// the calendar was set.
     pub fn follow_the_calendar(&mut self, machine: &Machine) {
         let gap = self.clock.slew_to_calendar(machine.config().rtc_base);
         let (behind_ms, slewed) = (gap / 1_000_000, gap.unsigned_abs() <= INSANE.unsigned_abs());
+        self.calendar.settle(if slewed { 0 } else { gap });
+        self.status.gauges().behind_ns.store(gap, Ordering::Relaxed);
         if slewed {
             tracing::info!(behind_ms, "the guest's clock follows this host's");
         } else {
@@ -210,6 +217,21 @@ impl Recorder {
                 behind_ms,
                 "the guest's clock is left as it is: too far from this host's, which is set wrong, or the machine was started from an old snapshot"
             );
+        }
+    }
+
+    /// Looks now and then whether somebody has set the host's calendar.
+    fn look_at_the_calendar(&mut self, machine: &Machine) {
+        if !self.calendar.is_due(self.turn_since + self.idle) {
+            return;
+        }
+        let Some((behind, slewing, now)) = self.clock.behind_calendar(machine.config().rtc_base) else {
+            return;
+        };
+        self.status.gauges().behind_ns.store(behind, Ordering::Relaxed);
+        if self.calendar.look(now, behind, slewing) {
+            tracing::warn!("this host's calendar was set while the machine runs");
+            self.follow_the_calendar(machine);
         }
     }
 
@@ -341,6 +363,7 @@ impl Oracle for Recorder {
         count(&self.status.gauges().run_ns, ran);
         loop {
             self.status.pulses().vcpu.beat();
+            self.look_at_the_calendar(machine);
             if self.world.inbox.bell.wants_quit() {
                 self.quitting = true;
             }
