@@ -44,6 +44,7 @@ pub fn run(options: &NodeArgs) -> Result<()> {
     options.pair.timing()?;
     let _api = options.api.serve(&options.pair, &node.status, &node.control)?;
     let mut devices = HostDevices::open(&options.devices.disk, &options.devices.net)?;
+    node.status.look_at(devices.taps());
     match node.part(&devices)? {
         Some(record) => node.boot(record, devices),
         None => match node.stand_by(&mut devices)? {

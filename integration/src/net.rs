@@ -20,7 +20,7 @@ const HOST: &str = "10.77.0.1/24";
 /// The tap device, the same in every namespace.
 pub const TAP: &str = "tap0";
 /// The bridge of a namespace that has one.
-pub(crate) const BRIDGE: &str = "br0";
+pub const BRIDGE: &str = "br0";
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -34,25 +34,30 @@ impl Namespace {
     /// Makes one with a tap device whose other side is the namespace itself.
     pub fn create() -> Result<Self> {
         let namespace = Self::empty()?;
-        namespace.add_tap()?;
-        namespace.ip(&["addr", "add", HOST, "dev", TAP])?;
+        namespace.add_own_tap()?;
         Ok(namespace)
     }
 
+    /// Adds the tap device with the namespace itself on the other side.
+    pub fn add_own_tap(&self) -> Result<()> {
+        self.add_tap()?;
+        self.ip(&["addr", "add", HOST, "dev", TAP])
+    }
+
     /// Adds the tap device, and brings it up.
-    pub(crate) fn add_tap(&self) -> Result<()> {
+    pub fn add_tap(&self) -> Result<()> {
         self.ip(&["tuntap", "add", TAP, "mode", "tap"])?;
         self.ip(&["link", "set", TAP, "addrgenmode", "none"])?;
         self.ip(&["link", "set", TAP, "up"])
     }
 
     /// Runs `ip` with these words in the namespace.
-    pub(crate) fn ip(&self, words: &[&str]) -> Result<()> {
+    pub fn ip(&self, words: &[&str]) -> Result<()> {
         check(Command::new("ip").args(["-n", &self.name]).args(words)).map(drop)
     }
 
     /// Makes an empty one whose name no other process uses, and removes what killed processes left.
-    pub(crate) fn empty() -> Result<Self> {
+    pub fn empty() -> Result<Self> {
         remove_stale();
         let name = format!(
             "lockstep-{}-{}",
@@ -67,7 +72,7 @@ impl Namespace {
     }
 
     /// Adds a bridge, and brings it up.
-    pub(crate) fn add_bridge(&self) -> Result<()> {
+    pub fn add_bridge(&self) -> Result<()> {
         // No spanning tree: a port forwards as soon as it is up.
         let kind = ["type", "bridge", "forward_delay", "0", "mcast_snooping", "0"];
         self.ip(&[&["link", "add", BRIDGE][..], &kind].concat())?;

@@ -208,8 +208,27 @@ fn a_lost_carrier_hands_over() -> Result<()> {
     let network = &protected.scene.pair.network;
     let mut command = network.hosts[protected.primary.host].namespace.command("ip");
     check(command.args(["link", "set", "switch", "down"]))?;
-    protected.primary.run.messages.wait_for("has no carrier", LIMIT)?;
-    has_changed_hands(protected, 2)?.settle()
+    protected
+        .primary
+        .wait_for_state("cut-off (uplink service has no carrier)", LIMIT)?;
+    let Protected {
+        counter,
+        primary: old,
+        backup: new,
+        scene,
+        ..
+    } = protected;
+    // Neither says that the machine could go back.
+    new.wait_for_state("protected, failover blocked (cut-off-there)", LIMIT)?;
+    old.wait_for_state(
+        "standby: protected, failover blocked (uplink service has no carrier)",
+        LIMIT,
+    )?;
+    counter.wait_for(SOME, LIMIT)?;
+    let mut command = scene.pair.network.hosts[old.host].namespace.command("ip");
+    check(command.args(["link", "set", "switch", "up"]))?;
+    new.wait_for_state("protected term=2", LIMIT)?;
+    Protected::new(scene, new, old, counter)?.settle()
 }
 
 /// Output may wait until the backup has executed the log, too.

@@ -20,9 +20,9 @@ use crate::host::image::Image;
 use crate::host::inbox::{Bell, Outside, inbox};
 use crate::host::outputs::Outputs;
 use crate::host::size::{allocated, marked_as};
-use crate::host::tap::{Tap, TapSender};
+use crate::host::tap::{Tap, TapKeeper, TapSender, Taps};
 use crate::link::status::count;
-use crate::link::{LinkPort, Live, Status};
+use crate::link::{LinkPort, Live, Status, macs};
 use crate::pair::Pair;
 use crate::recorder::{LogOptions, LogSummary, LogThread, Outlet, Policy, RecordError, Recorder, World};
 use crate::recording::ring::Ring;
@@ -152,6 +152,7 @@ fn record(place: &Place, started: &Started, options: &Options, status: Status) -
 /// What a machine's devices need of the host, opened.
 pub struct HostDevices {
     taps: Vec<TapSender>,
+    keeper: TapKeeper,
     images: Vec<Image>,
     paths: Vec<PathBuf>,
     /// What each disk's marks are named after.
@@ -159,11 +160,11 @@ pub struct HostDevices {
 }
 
 impl HostDevices {
-    /// Opens tap devices and disk images.
+    /// Opens tap devices and disk images. A tap device that does not exist is waited for: a node can stand by without.
     pub fn open(disks: &[DiskOption], nics: &[NicOption]) -> Result<Self> {
         let taps = nics
             .iter()
-            .map(|nic| TapSender::open(&nic.tap))
+            .map(|nic| TapSender::open_or_wait(&nic.tap))
             .collect::<std::io::Result<Vec<_>>>()?;
         let images = disks
             .iter()
@@ -178,6 +179,7 @@ impl HostDevices {
             .map(|path| marked_as(path))
             .collect::<std::io::Result<_>>()?;
         Ok(Self {
+            keeper: TapKeeper::start(&taps)?,
             taps,
             images,
             paths,
@@ -214,8 +216,15 @@ impl HostDevices {
         Ok(())
     }
 
-    /// Whether a machine may boot from the disks: those of a replica are behind, or in the middle of being copied.
+    /// How the tap devices are.
+    pub fn taps(&self) -> Taps {
+        self.keeper.taps()
+    }
+
+    /// Whether a machine may boot with them: its tap devices exist, and no disk is a replica's, which is behind, or in the
+    /// middle of being copied.
     pub fn check_bootable(&self) -> Result<()> {
+        self.taps.iter().try_for_each(TapSender::check)?;
         for (path, marked) in self.paths.iter().zip(&self.marked_as) {
             let mark = mark_of(marked);
             let of = match fs::read_to_string(&mark) {
@@ -324,6 +333,7 @@ pub fn go_live(
     let first_stop = machine.stop();
     let first_ns = machine.now();
     let status = options.status();
+    status.look_at(devices.taps());
     let macs = macs(machine.config());
     let term = options.pair.as_ref().map_or(0, |pair| pair.record.term);
     let kicks = machine.attach_to_this_thread()?;
@@ -370,6 +380,7 @@ pub fn go_live(
         images: Arc::new(devices.paths.iter().map(File::open).collect::<std::io::Result<_>>()?),
         inbox,
         taps,
+        keeper: devices.keeper,
         outlet,
     };
     // A replica keeps epochs already.
@@ -448,13 +459,4 @@ fn drive(machine: &mut Machine, recorder: &mut Recorder) -> Result<(), RecordErr
             return Ok(());
         }
     }
-}
-
-/// The machine's network addresses.
-pub fn macs(config: &MachineConfig) -> Vec<[u8; 6]> {
-    config
-        .nics
-        .iter()
-        .map(|nic| <[u8; 6]>::try_from(&nic.mac[..]).unwrap_or_default())
-        .collect()
 }

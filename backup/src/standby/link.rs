@@ -167,7 +167,7 @@ async fn run(
         orders: ends.orders,
         released: ends.released,
         arbiter: options.arbiter,
-        watch: Watch::new(options.uplink)?,
+        watch: Watch::new(options.uplink, options.status.taps())?,
         status: options.status,
         events: events.clone(),
         peer: None,
@@ -248,7 +248,7 @@ fn refuse(asked: Asked) {
 }
 
 impl Loop {
-    /// Looks at the uplink, and now and then at the arbiter.
+    /// Looks at the ways to a machine here, and now and then at the arbiter.
     fn look(&mut self) {
         if self.watch.look() {
             let events = self.events.clone();
@@ -256,7 +256,7 @@ impl Loop {
                 let _ = events.send(Event::Arbiter(answers));
             }));
         }
-        self.session.set_uplink_down(self.watch.is_down());
+        self.session.set_uplink_down(self.watch.cut_off().is_some());
     }
 
     fn is_current(&self, number: u64) -> bool {
@@ -449,12 +449,19 @@ impl Loop {
         let gauges = self.status.gauges();
         count(&gauges.heartbeats_missed, self.session.take_missed_heartbeats());
         let session = &self.session;
+        let cut_off;
         let state = match session.state() {
             BackupState::Waiting | BackupState::Connected => "starting",
             BackupState::Syncing | BackupState::Joined => "syncing",
             BackupState::Protected if session.is_stalled() => "stalled (on-the-other-node)",
             BackupState::Protected if self.watch.is_blocked() => "protected, failover blocked (no-arbiter)",
-            BackupState::Protected => "protected",
+            BackupState::Protected => {
+                cut_off = self
+                    .watch
+                    .cut_off()
+                    .map(|why| format!("protected, failover blocked ({why})"));
+                cut_off.as_deref().unwrap_or("protected")
+            }
             BackupState::Claiming => "failing-over",
             BackupState::Frozen => "frozen (no-arbiter)",
             BackupState::Live => "live",
@@ -470,6 +477,7 @@ impl Loop {
             verified: session.ack().verified,
             released: session.released(),
             ends_at: None,
+            cut_off: self.watch.cut_off().map(str::to_owned),
             stalled: false,
         });
         if changed {

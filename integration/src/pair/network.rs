@@ -56,8 +56,7 @@ impl Network {
         let host = |name, ip| -> Result<Host> {
             let namespace = Namespace::empty()?;
             namespace.add_bridge()?;
-            namespace.add_tap()?;
-            namespace.ip(&["link", "set", TAP, "master", BRIDGE])?;
+            add_tap(&namespace)?;
             namespace.plug(UPLINK, &switch, name)?;
             namespace.ip(&["link", "set", UPLINK, "master", BRIDGE])?;
             namespace.ip(&["addr", "add", &format!("{ip}/{PREFIX}"), "dev", BRIDGE])?;
@@ -82,6 +81,11 @@ impl Network {
     pub fn set_cable(&self, host: usize, plugged: bool) -> Result<()> {
         let state = if plugged { "up" } else { "down" };
         self.hosts[host].namespace.ip(&["link", "set", UPLINK, state])
+    }
+
+    /// Makes the guest's tap device on a host again.
+    pub fn make_tap(&self, host: usize) -> Result<()> {
+        add_tap(&self.hosts[host].namespace)
     }
 
     /// From now on these, and only these, do not hear each other. The guest and its clients are not cut off.
@@ -185,6 +189,12 @@ impl Network {
             Place::Witness => WITNESS.to_string(),
         }
     }
+}
+
+/// The guest's tap device, in its host's bridge.
+fn add_tap(namespace: &Namespace) -> Result<()> {
+    namespace.add_tap()?;
+    namespace.ip(&["link", "set", TAP, "master", BRIDGE])
 }
 
 /// What fits all that comes to the switch from a host.

@@ -79,7 +79,7 @@ fn every_thread_of_a_pair_is_confined_before_and_after_a_failover() -> Result<()
         let told = node.run.messages.text();
         ensure!(told.contains("the sandbox is on"), "{told}");
         let names = confined(node.run.pid())?;
-        for wanted in ["link", "api", "arbiter", "threads"] {
+        for wanted in ["link", "api", "arbiter", "taps", "threads"] {
             ensure!(names.iter().any(|name| name == wanted), "no {wanted}: {names:?}");
         }
     }

@@ -39,8 +39,13 @@ impl Health {
             let reason = report.reason.as_deref().unwrap_or_default();
             format!("the guest does not move though something is due ({reason})")
         });
+        let cut_off = (report.state == "cut-off").then(|| {
+            let reason = report.reason.as_deref().unwrap_or_default();
+            format!("the machine's clients cannot reach it here ({reason})")
+        });
         let problem = frozen
             .or(stalled)
+            .or(cut_off)
             .or_else(|| silent("the link's thread", &pulses.link, LINK))
             .or_else(|| silent("the vCPU", &pulses.vcpu, VCPU));
         Self {

@@ -200,6 +200,11 @@ impl Moment {
                 f64::from(u8::from(report.peer.is_some())),
             ),
             (
+                "cut_off",
+                "Whether clients would not reach the machine on this host: a tap device or the uplink is gone or down.",
+                f64::from(u8::from(self.status.get().cut_off.is_some())),
+            ),
+            (
                 "lag_seconds",
                 "Age of the oldest log that the backup has not executed.",
                 report.lag_ms / 1e3,
@@ -263,6 +268,7 @@ mod tests {
         let status = Status::default();
         status.set(StatusInner {
             state: "protected, failover blocked (no-arbiter)".into(),
+            cut_off: Some("tap vm0 is gone".into()),
             ..StatusInner::default()
         });
         count(&status.gauges().log_bytes, 1000);
@@ -290,6 +296,7 @@ mod tests {
             format!(r#"lockstep_exit_seconds_count{{{node},kind="halt"}} 1"#),
             format!(r#"lockstep_recording_state{{{node},state="off"}} 1"#),
             format!("lockstep_recording_parts{{{node}}} 3.0"),
+            format!("lockstep_cut_off{{{node}}} 1.0"),
             format!("lockstep_stalls_total{{{node}}} 2.0"),
             format!(r#"lockstep_state{{{node},state="stalled"}} 0"#),
             format!("lockstep_certificate_expiry_timestamp_seconds{{{node}}} 12.0"),

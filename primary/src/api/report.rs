@@ -9,12 +9,13 @@ use super::view::Identity;
 use crate::link::{Gauges, Recording, Role, Status};
 
 /// Every state, without its reason.
-pub const STATES: [&str; 12] = [
+pub const STATES: [&str; 13] = [
     "starting",
     "syncing",
     "protected",
     "protected, failover blocked",
     "switching-over",
+    "cut-off",
     "stalled",
     "stalled, also after a handover",
     "not-protected",
@@ -253,6 +254,7 @@ mod tests {
             ("protected", true),
             ("protected, failover blocked (no-arbiter)", true),
             ("frozen (lost-term)", true),
+            ("cut-off (tap vm0 is gone)", true),
             ("stalled, also after a handover (no-stop)", true),
             ("protectd", false),
             ("(lost-term)", false),

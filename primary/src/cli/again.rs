@@ -12,6 +12,7 @@ use anyhow::Result;
 use super::leave::Leave;
 use crate::host::console::restore_terminal;
 use crate::host::inbox::Bell;
+use crate::host::tap;
 use crate::link::{Role, Status};
 use crate::sandbox::{self, Kind};
 
@@ -47,6 +48,7 @@ fn replace() -> anyhow::Error {
         if let Some(mark) = sandbox::mark() {
             command.env(sandbox::MARK, mark);
         }
+        command.env(tap::BRIDGED, tap::bridged());
         failed = Some(command.args(arguments).exec());
     }
     let cause = failed.map_or_else(String::new, |error| error.to_string());

@@ -8,6 +8,7 @@ pub mod disk;
 pub mod holes;
 pub mod image;
 pub mod inbox;
+pub mod interface;
 pub mod outputs;
 pub mod size;
 pub mod tap;

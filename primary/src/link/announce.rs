@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use lockstep_proto::MachineConfig;
+
 use super::live::Loop;
 use crate::host::clock::boottime;
 
@@ -46,4 +48,13 @@ impl Announcements {
             state.outputs.announce(&self.macs);
         }
     }
+}
+
+/// The machine's network addresses.
+pub fn macs(config: &MachineConfig) -> Vec<[u8; 6]> {
+    config
+        .nics
+        .iter()
+        .map(|nic| <[u8; 6]>::try_from(&nic.mac[..]).unwrap_or_default())
+        .collect()
 }

@@ -1,9 +1,10 @@
 //! The primary's end of the link: a thread that runs the session over QUIC and lets effects go.
 
+mod look;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,14 +17,14 @@ use lockstep_vmm::memory::PAGE_SIZE;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
-use super::announce::Announcements;
+use super::announce::{Announcements, macs};
 use super::control::Control;
 use super::have::{Had, read_have};
 use super::net;
 use super::peer::{Heard, Peer};
 use super::port::{Command, Held, JoinChannels, LinkState, PortEnds, log_channel};
-use super::stall::{self, Stalls};
-use super::status::{Role, STATE_MESSAGES, Status, StatusInner, count, describe};
+use super::stall::Stalls;
+use super::status::{Status, count};
 use super::streams::{write_bulk, write_log};
 use super::watch::{self, ArbiterPort, Uplink, Watch};
 use crate::host::chunks::CHUNK;
@@ -197,6 +198,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     let told_term = session.record().term;
     let mut requests = options.control.connect();
     let mut announcements = Announcements::new(options.announce);
+    let macs = macs(&machine);
     let mut state = Loop {
         session,
         pages: machine.memory_bytes / PAGE_SIZE as u64,
@@ -207,7 +209,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         link_state: ends.state,
         bell: options.bell,
         arbiter: options.arbiter,
-        watch: Watch::new(options.uplink)?,
+        watch: Watch::new(options.uplink, options.status.taps())?,
         stalls,
         reports: options.reports,
         status: options.status,
@@ -274,7 +276,10 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
             },
             Some(asked) = requests.recv() => state.asked(asked),
             Some(()) = ends.disk_errors.recv() => state.disk_failed(),
-            _ = look.tick() => state.look(),
+            _ = look.tick() => if state.look() {
+                announcements = Announcements::new(macs.clone());
+                announcements.make(&mut state);
+            },
             () = announcements.due() => announcements.make(&mut state),
             _ = redial.tick() => state.dial(&endpoint, &credentials, idle, options.peer),
             () = tokio::time::sleep(wake) => {}
@@ -494,21 +499,6 @@ impl Loop {
         }
     }
 
-    /// Looks at the guest, the uplink, and now and then at the arbiter.
-    fn look(&mut self) {
-        self.look_at_guest();
-        if self.watch.look() {
-            let events = self.events.clone();
-            (self.arbiter.look)(Box::new(move |answers| {
-                let _ = events.send(Event::Arbiter(answers));
-            }));
-        }
-        if self.watch.is_cut_off() && self.session.peer_has_uplink() && self.link_state.is_protected() {
-            // Refused where it would not help; the next look asks again.
-            let _ = self.switch_over("the service uplink has no carrier");
-        }
-    }
-
     fn begin_join(&mut self) {
         let Some(peer) = &mut self.peer else { return };
         let (bulk, chunks) = mpsc::channel(BULK_QUEUE);
@@ -530,70 +520,5 @@ impl Loop {
             let _ = events.send(Event::State(number, Result::map(state, Box::new)));
         });
         self.command(Command::BeginJoin(JoinChannels { had, bulk, log, state }));
-    }
-
-    /// Tells the recording of a term that was won, and why it had to be.
-    fn tell_term(&mut self) {
-        let term = self.session.record().term;
-        let state = self.session.state();
-        if term > self.told_term {
-            self.told_term = term;
-            let PrimaryState::Alone(why) = state else {
-                return self.command(Command::Term(term, String::new()));
-            };
-            let mut why = describe(&PrimaryState::Fencing(why.clone()));
-            if self.handing_over {
-                why.push_str(" after a handover that the backup did not take");
-            }
-            self.handing_over = false;
-            self.command(Command::Term(term, why));
-        } else if !matches!(state, PrimaryState::Fencing(_) | PrimaryState::Frozen(_)) {
-            self.handing_over = *state == PrimaryState::HandingOver;
-        }
-    }
-
-    fn tell(&mut self) {
-        // Before the status has the term: whoever reads it there finds it among the commands.
-        self.tell_term();
-        count(
-            &self.status.gauges().heartbeats_missed,
-            self.session.take_missed_heartbeats(),
-        );
-        let session = &self.session;
-        let is_protected = *session.state() == PrimaryState::Protected;
-        let mut state = describe(session.state());
-        if is_protected && self.watch.is_blocked() {
-            state.push_str(", failover blocked (no-arbiter)");
-        }
-        let stall = self.stalls.now();
-        if let Some(words) = stall::words_instead(stall, session.state()) {
-            state = words;
-        }
-        let lag_ns = if session.peer().is_empty() {
-            0
-        } else {
-            session.ack().lag_ns
-        };
-        if is_protected {
-            self.joins = 0;
-        }
-        self.link_state.protected.store(is_protected, Ordering::Release);
-        self.link_state.lag_ns.store(lag_ns, Ordering::Relaxed);
-        let changed = self.status.set(StatusInner {
-            role: Role::Primary,
-            state: state.clone(),
-            term: session.record().term,
-            held: self.gate.len() as u64,
-            lag_ns,
-            received: session.ack().received,
-            verified: session.ack().verified,
-            released: self.gate.released(),
-            peer: session.peer().into(),
-            ends_at: self.ends_at,
-            stalled: stall.is_some(),
-        });
-        if changed {
-            tracing::info!(target: STATE_MESSAGES, term = session.record().term, "{state}");
-        }
     }
 }

@@ -6,7 +6,7 @@
 //! - [`control`], [`status`], [`times`], [`pulse`], [`stall`], [`watch`]: operators, what they are told, and what is looked at for
 //!   them.
 //! - [`greet`]: a look at the peer before there is a session.
-//! - [`live`]: the primary's end. The backup's is in the backup crate.
+//! - [`live`]: the primary's end; `look`: what it looks at, and tells. The backup's is in the backup crate.
 //!
 //! Invariants: nothing leaves the machine but through the gate, and the gate asks the session before each turn's effects;
 //! the vCPU thread never waits for the network but when a bounded queue is full.
@@ -32,6 +32,7 @@ pub mod wire;
 /// Why a connection is closed by a node that has one already.
 pub const BUSY: &str = "another connection is in use";
 
+pub use announce::macs;
 pub use control::{Asked, Control, Request};
 pub use live::{Live, LiveOptions};
 pub use port::LinkState;

@@ -60,6 +60,12 @@ impl Loop {
     /// Has the machine stand still and the backup go on with it.
     pub(super) fn switch_over(&mut self, why: &str) -> Result<(), String> {
         self.must_be_protected()?;
+        if !self.session.peer_has_uplink() && self.watch.cut_off().is_none() {
+            return Err(
+                "the other node's network is cut off (its own status says how): the machine would not be reached there"
+                    .into(),
+            );
+        }
         let lag = Duration::from_nanos(self.session.ack().lag_ns);
         if lag > MOST_LAG {
             return Err(format!(

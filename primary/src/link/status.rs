@@ -1,10 +1,11 @@
 //! What a node tells about itself: the pair's state in the words that operators know, and what the vCPU thread counts.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::history::History;
+use crate::host::tap::Taps;
 use lockstep_proto::session::{Freeze, PrimaryState, Unprotected};
 
 use super::pulse::Pulse;
@@ -25,6 +26,7 @@ struct Shared {
     gauges: Gauges,
     history: History,
     pulses: Pulses,
+    taps: OnceLock<Taps>,
 }
 
 /// The threads that must not stand still.
@@ -69,6 +71,8 @@ pub struct StatusInner {
     pub lag_ns: u64,
     /// The guest was asked to shut down, and is ended by force then.
     pub ends_at: Option<Instant>,
+    /// Why clients would not reach the machine on this host, if that is so.
+    pub cut_off: Option<String>,
     /// The machine does not move, whatever the state says: its thread hears nothing.
     pub stalled: bool,
 }
@@ -233,6 +237,17 @@ impl Status {
     /// Whether the threads live.
     pub fn pulses(&self) -> &Pulses {
         &self.0.pulses
+    }
+
+    /// From now on it tells of these tap devices, which are the machine's.
+    pub fn look_at(&self, taps: Taps) {
+        // A node that goes live has the same as when it stood by.
+        let _ = self.0.taps.set(taps);
+    }
+
+    /// The machine's tap devices on this host, once there are any.
+    pub fn taps(&self) -> Taps {
+        self.0.taps.get().cloned().unwrap_or_default()
     }
 
     /// The vCPU thread's registers at the last stops.

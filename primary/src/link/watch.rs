@@ -1,10 +1,12 @@
-//! What an end of the link looks at now and then: the arbiter, and the service uplink.
+//! What an end of the link looks at now and then: the arbiter, and the ways to the machine: the service uplink and the tap
+//! devices.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use lockstep_proto::session::{Record, Verdict};
 
+use crate::host::tap::Taps;
 use crate::sys::uplink::has_carrier;
 
 /// From one look to the next.
@@ -35,40 +37,61 @@ pub struct Uplink {
     pub grace: Duration,
 }
 
-/// Keeps an eye on the arbiter and the uplink.
+/// How long a tap device may be gone, or in no bridge: what sets a network up anew takes it away for a moment.
+const TAP_GRACE: Duration = Duration::from_secs(2);
+
+/// Keeps an eye on the arbiter, the uplink and the tap devices.
 pub struct Watch {
     uplink: Option<Uplink>,
-    down_since: Option<Instant>,
+    taps: Taps,
+    /// What is wrong with the uplink, since when, and the same of the tap devices.
+    uplink_down: Option<Down>,
+    taps_down: Option<Down>,
     looks: u32,
     is_looking: bool,
     blocked: bool,
 }
 
+/// A way to the machine that is cut.
+struct Down {
+    why: String,
+    since: Instant,
+}
+
+impl Down {
+    /// What follows from what was seen before and from what is wrong now.
+    fn after(was: Option<Self>, why: Option<String>) -> Option<Self> {
+        let since = was.map_or_else(Instant::now, |was| was.since);
+        why.map(|why| Self { why, since })
+    }
+}
+
 impl Watch {
     /// Fails if the uplink cannot be looked at.
-    pub fn new(uplink: Option<Uplink>) -> io::Result<Self> {
+    pub fn new(uplink: Option<Uplink>, taps: Taps) -> io::Result<Self> {
         if let Some(uplink) = &uplink {
             has_carrier(&uplink.interface)?;
         }
         Ok(Self {
             uplink,
-            down_since: None,
+            taps,
+            uplink_down: None,
+            taps_down: None,
             looks: 0,
             is_looking: false,
             blocked: false,
         })
     }
 
-    /// Looks at the uplink. True when it is time to look at the arbiter; [`Watch::arbiter`] takes the answer.
+    /// Looks at the uplink and the tap devices. True when it is time to look at the arbiter; [`Watch::arbiter`] takes the
+    /// answer.
     pub fn look(&mut self) -> bool {
-        if let Some(uplink) = &self.uplink {
-            // An interface that has vanished carries nothing.
-            if has_carrier(&uplink.interface).unwrap_or(false) {
-                self.down_since = None;
-            } else {
-                self.down_since.get_or_insert_with(Instant::now);
-            }
-        }
+        // An interface that has vanished carries nothing.
+        let has_none = |uplink: &&Uplink| !has_carrier(&uplink.interface).unwrap_or(false);
+        let uplink = self.uplink.as_ref().filter(has_none);
+        let why = uplink.map(|uplink| format!("uplink {} has no carrier", uplink.interface));
+        self.uplink_down = Down::after(self.uplink_down.take(), why);
+        self.taps_down = Down::after(self.taps_down.take(), self.taps.trouble());
         let due = !self.is_looking && self.looks.is_multiple_of(ARBITER_EVERY);
         self.looks = self.looks.wrapping_add(1);
         self.is_looking |= due;
@@ -86,15 +109,20 @@ impl Watch {
         self.blocked
     }
 
-    /// Whether the uplink is without a carrier.
-    pub fn is_down(&self) -> bool {
-        self.down_since.is_some()
+    /// Why clients do not reach a machine on this host, if that is so.
+    pub fn cut_off(&self) -> Option<&str> {
+        let down = self.taps_down.as_ref().or(self.uplink_down.as_ref());
+        down.map(|down| down.why.as_str())
     }
 
-    /// Whether it has been for longer than the grace.
-    pub fn is_cut_off(&self) -> bool {
+    /// The same where it has been so for longer than it may.
+    pub fn cut_off_for_long(&self) -> Option<&str> {
         let grace = self.uplink.as_ref().map_or(Duration::MAX, |uplink| uplink.grace);
-        self.down_since.is_some_and(|since| since.elapsed() >= grace)
+        let ways = [(&self.taps_down, TAP_GRACE), (&self.uplink_down, grace)];
+        let late = ways
+            .into_iter()
+            .filter_map(|(down, grace)| down.as_ref().filter(|down| down.since.elapsed() >= grace));
+        late.map(|down| down.why.as_str()).next()
     }
 }
 
@@ -104,7 +132,7 @@ mod tests {
 
     #[test]
     fn asks_the_arbiter_every_few_looks_one_question_at_a_time() {
-        let mut watch = Watch::new(None).unwrap();
+        let mut watch = Watch::new(None, Taps::default()).unwrap();
         assert!(watch.look());
         assert!((0..2 * ARBITER_EVERY).all(|_| !watch.look()), "no answer has come");
         watch.arbiter(false);
@@ -120,7 +148,7 @@ mod tests {
             interface: "no-such-nic".into(),
             grace: Duration::ZERO,
         };
-        assert!(Watch::new(Some(uplink)).is_err());
+        assert!(Watch::new(Some(uplink), Taps::default()).is_err());
     }
 
     #[test]
@@ -130,8 +158,8 @@ mod tests {
             interface: "lo".into(),
             grace: Duration::ZERO,
         };
-        let mut watch = Watch::new(Some(uplink)).unwrap();
+        let mut watch = Watch::new(Some(uplink), Taps::default()).unwrap();
         watch.look();
-        assert_eq!(watch.is_cut_off(), watch.is_down());
+        assert_eq!(watch.cut_off_for_long(), watch.cut_off());
     }
 }

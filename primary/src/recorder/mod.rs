@@ -40,7 +40,7 @@ use self::timers::DueTimer;
 use crate::host::clock::{GuestClock, INSANE, monotonic};
 use crate::host::disk::Disks;
 use crate::host::inbox::Inbox;
-use crate::host::tap::Tap;
+use crate::host::tap::{Tap, TapKeeper};
 use crate::link::Status;
 use crate::link::port::LogItem;
 use crate::link::status::{count, describe};
@@ -87,6 +87,8 @@ pub struct World {
     pub images: Arc<Vec<File>>,
     /// One for each NIC: they live as long as the machine.
     pub taps: Vec<Tap>,
+    /// Keeps their devices bound.
+    pub keeper: TapKeeper,
     /// Where effects go.
     pub outlet: Outlet,
 }
