@@ -97,6 +97,7 @@ impl Node<'_> {
                 machine_name: options.pair.name.clone(),
                 host_class: self.host.class.clone(),
                 model_revisions: MODEL_REVISIONS,
+                nic_mtus: options.devices.net.iter().map(|nic| nic.mtu.unwrap_or(0)).collect(),
             },
             listen: options.listen,
             peer_name: options.pair.peer_name.clone(),

@@ -196,7 +196,12 @@ impl Info {
             say!("disk {index}        {} bytes{read_only}", disk.bytes);
         }
         for (index, nic) in machine.nics.iter().enumerate() {
-            say!("network {index}     {}", mac(&nic.mac));
+            let mtu = if nic.mtu == 0 {
+                String::new()
+            } else {
+                format!(", MTU {}", nic.mtu)
+            };
+            say!("network {index}     {}{mtu}", mac(&nic.mac));
         }
         if !identity.kernel_path.is_empty() {
             say!("kernel        {}", one_line(&identity.kernel_path));
@@ -262,7 +267,7 @@ impl Info {
             "model_revision": machine.model_revision,
             "cmdline": machine.cmdline,
             "disks": machine.disks.iter().map(|disk| json!({ "bytes": disk.bytes, "read_only": disk.read_only })).collect::<Vec<_>>(),
-            "nics": machine.nics.iter().map(|nic| json!({ "mac": mac(&nic.mac) })).collect::<Vec<_>>(),
+            "nics": machine.nics.iter().map(|nic| json!({ "mac": mac(&nic.mac), "mtu": nic.mtu })).collect::<Vec<_>>(),
             "kernel": identity.kernel_path,
             "kernel_digest": hex(&identity.kernel_digest),
             "initrd_digest": hex(&identity.initrd_digest),

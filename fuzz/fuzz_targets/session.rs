@@ -174,6 +174,7 @@ fn backup(mut bytes: &[u8]) {
         machine_name: "m".into(),
         host_class: "c".into(),
         model_revisions: 0..=0,
+        nic_mtus: Vec::new(),
     });
     let (mut now, mut asked, mut named) = (1, 0, false);
     while let Some(step) = Step::take(&mut bytes) {

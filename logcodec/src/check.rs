@@ -3,6 +3,7 @@
 //! The writer runs these checks before it appends and the reader after it decodes. Whoever takes a record from a
 //! [`crate::LogReader`] can rely on them: lengths of digests, sizes, and device indices within the machine's devices.
 
+use lockstep_proto::model::MTUS;
 use lockstep_proto::{Batch, End, Epoch, Forced, Identity, MachineConfig, SegmentHeader, Turn, VcpuState, end};
 
 use crate::error::Violation;
@@ -129,6 +130,9 @@ pub fn identity(identity: &Identity) -> Checked {
     for nic in &machine.nics {
         if nic.mac.len() != 6 {
             return Err(Violation::Rule("a MAC address has not six bytes"));
+        }
+        if nic.mtu != 0 && !MTUS.contains(&nic.mtu) {
+            return Err(Violation::Rule("a network card's MTU is none"));
         }
     }
     if let Some(tenure) = &identity.tenure {

@@ -152,6 +152,8 @@ fn record(place: &Place, started: &Started, options: &Options, status: Status) -
 /// What a machine's devices need of the host, opened.
 pub struct HostDevices {
     taps: Vec<TapSender>,
+    /// What each card tells the guest; 0: nothing.
+    mtus: Vec<u32>,
     keeper: TapKeeper,
     images: Vec<Image>,
     paths: Vec<PathBuf>,
@@ -181,6 +183,7 @@ impl HostDevices {
         Ok(Self {
             keeper: TapKeeper::start(&taps)?,
             taps,
+            mtus: nics.iter().map(|nic| nic.mtu.unwrap_or(0)).collect(),
             images,
             paths,
             marked_as,
@@ -202,6 +205,22 @@ impl HostDevices {
                 config.nics.len(),
                 self.taps.len()
             );
+        }
+        for (index, (nic, mtu)) in config.nics.iter().zip(&self.mtus).enumerate() {
+            if nic.mtu != *mtu {
+                let told = |mtu: u32| {
+                    if mtu == 0 {
+                        "no mtu=".into()
+                    } else {
+                        format!("mtu={mtu}")
+                    }
+                };
+                bail!(
+                    "the machine's NIC {index} was made with {}, and --net has {}: give it as the machine has it",
+                    told(nic.mtu),
+                    told(*mtu)
+                );
+            }
         }
         for ((image, path), config) in self.images.iter().zip(&self.paths).zip(&config.disks) {
             if image.bytes()? != config.bytes {

@@ -32,6 +32,8 @@ pub struct NicOption {
     pub tap: String,
     /// The guest's address, where one was given.
     pub mac: Option<[u8; 6]>,
+    /// Most bytes of a packet, which the guest is told, where that was given.
+    pub mtu: Option<u32>,
 }
 
 /// What a machine is booted from.
@@ -134,8 +136,10 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
     }
     let nics = macs(&options.nics, options.name.as_deref())?
         .iter()
-        .map(|mac| NicConfig {
+        .zip(&options.nics)
+        .map(|(mac, nic)| NicConfig {
             mac: mac.to_vec().into(),
+            mtu: nic.mtu.unwrap_or(0),
         })
         .collect();
     let memory_bytes = options
@@ -194,7 +198,11 @@ mod tests {
 
     #[test]
     fn cards_without_an_address_differ_and_equal_ones_are_refused() {
-        let nic = |tap: &str, mac| NicOption { tap: tap.into(), mac };
+        let nic = |tap: &str, mac| NicOption {
+            tap: tap.into(),
+            mac,
+            mtu: None,
+        };
         let two = [nic("t0", None), nic("t1", None)];
         let of = |name| macs(&two, name).unwrap();
         let all = [of(None), of(Some("vm")), of(Some("db"))].concat();

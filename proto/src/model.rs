@@ -1,39 +1,44 @@
 //! The revisions of the device model, as QEMU's machine types: a machine keeps its own from its boot on, through
-//! snapshots, recordings and joins. A change that a guest can see is a new revision. A program has the newest and the one
+//! snapshots, recordings and joins. A change that a guest can see is a new revision. A program has the newest and those
 //! before, so that a pair can be upgraded one host after the other.
 //!
 //! | revision | what it added |
 //! | --- | --- |
 //! | 1 | |
 //! | 2 | a keyboard |
+//! | 3 | network cards that tell the guest their MTU |
 
 use std::ops::RangeInclusive;
 
 use crate::MachineConfig;
 
 /// The revisions that this program has.
-pub const MODEL_REVISIONS: RangeInclusive<u32> = before(NEWEST_REVISION)..=NEWEST_REVISION;
+pub const MODEL_REVISIONS: RangeInclusive<u32> = 1..=NEWEST_REVISION;
 
 /// What a machine gets that is booted anew. LOCKSTEP_NEWEST_REVISION at the time of the build makes a program that knows none
 /// after that one, as an older program: with it an upgrade that brings a revision is tried.
 pub const NEWEST_REVISION: u32 = newest(option_env!("LOCKSTEP_NEWEST_REVISION"));
 
 /// The newest that there is.
-const NEWEST_MADE: u32 = 2;
+const NEWEST_MADE: u32 = 3;
 
 /// The first revision with a keyboard.
 const KEYBOARD: u32 = 2;
+
+/// The first revision whose network cards may tell the guest their MTU.
+pub const MTU_REVISION: u32 = 3;
+
+/// What a card may tell: IPv6 needs the least (RFC 8200), and a tap device has no more.
+pub const MTUS: RangeInclusive<u32> = 1280..=65_521;
+
+/// What a card takes of which the guest was told nothing: Ethernet's.
+pub const DEFAULT_MTU: u32 = 1500;
 
 impl MachineConfig {
     /// Whether the machine has a keyboard.
     pub fn has_keyboard(&self) -> bool {
         self.model_revision >= KEYBOARD
     }
-}
-
-/// The revision before `newest`, if there was one.
-const fn before(newest: u32) -> u32 {
-    if newest > 1 { newest - 1 } else { 1 }
 }
 
 /// The newest revision of a build that was told this.
@@ -69,9 +74,7 @@ mod tests {
         assert_eq!(newest(None), NEWEST_MADE);
         assert_eq!(newest(Some("")), NEWEST_MADE);
         assert_eq!(newest(Some("1")), 1);
-        assert_eq!(before(1)..=1, 1..=1);
-        assert_eq!(before(2)..=2, 1..=2);
-        for wrong in ["0", "3", "two", "-1", "11111111111"] {
+        for wrong in ["0", "4", "two", "-1", "11111111111"] {
             assert!(std::panic::catch_unwind(|| newest(Some(wrong))).is_err(), "{wrong}");
         }
     }

@@ -314,7 +314,10 @@ fn identities() {
         serial: serial.into(),
         ..DiskConfig::default()
     };
-    let nic = |bytes| NicConfig { mac: zeros(bytes) };
+    let nic = |bytes| NicConfig {
+        mac: zeros(bytes),
+        ..NicConfig::default()
+    };
     identity(&who()).unwrap();
     let full = MachineConfig {
         memory_bytes: MAX_FRAME_NUMBER * 4096,
@@ -362,6 +365,9 @@ fn identities() {
         machine.disks = vec![disk("123456789012345678901")];
     });
     refused("MAC address", |_, machine| machine.nics = vec![nic(5)]);
+    refused("MTU", |_, machine| {
+        machine.nics = vec![NicConfig { mtu: 1279, ..nic(6) }];
+    });
     refused("kernel's digest", |who, _| who.kernel_digest = zeros(15));
     refused("initrd's digest", |who, _| who.initrd_digest = zeros(17));
     refused("disk's digest", |who, _| who.disk_digests = vec![zeros(16), zeros(1)]);

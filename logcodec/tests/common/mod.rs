@@ -25,6 +25,7 @@ pub fn identity() -> Identity {
             }],
             nics: vec![NicConfig {
                 mac: vec![2, 0, 0, 0, 0, 1].into(),
+                ..Default::default()
             }],
             model_revision: 2,
             ..Default::default()

@@ -176,6 +176,17 @@ impl Moment {
         let dropped = gauges.console_dropped.load(Ordering::Relaxed) as f64;
         to.encode_descriptor("console_dropped_bytes_total", help, None, MetricType::Counter)?
             .encode_gauge(&dropped)?;
+        let help = "Frames that were dropped: for the guest, larger than its buffers or without one; of the guest, no frames, or \
+                    not taken by the host's tap device.";
+        let mut family = to.encode_descriptor("frames_dropped_total", help, None, MetricType::Counter)?;
+        for (why, frames) in [
+            ("too-large", gauges.frames_too_large.load(Ordering::Relaxed)),
+            ("no-buffer", gauges.frames_unwanted.load(Ordering::Relaxed)),
+            ("malformed", gauges.frames_malformed.load(Ordering::Relaxed)),
+            ("not-taken", self.status.taps().dropped()),
+        ] {
+            family.encode_family(&[("why", why)])?.encode_gauge(&(frames as f64))?;
+        }
         let ran = gauges.run_ns.load(Ordering::Relaxed);
         let carried = gauges.carried_ns.load(Ordering::Relaxed).min(ran);
         let help = "Running time of the guest that a backup executes itself, and that deltas carry.";
@@ -276,6 +287,7 @@ mod tests {
         count(&status.gauges().carried_ns, 1_000_000_000);
         count(&status.gauges().recording_parts, 3);
         count(&status.gauges().stalls, 2);
+        count(&status.gauges().frames_too_large, 7);
         status.gauges().holds.add(Duration::from_micros(70));
         status
             .gauges()
@@ -297,6 +309,8 @@ mod tests {
             format!(r#"lockstep_recording_state{{{node},state="off"}} 1"#),
             format!("lockstep_recording_parts{{{node}}} 3.0"),
             format!("lockstep_cut_off{{{node}}} 1.0"),
+            format!(r#"lockstep_frames_dropped_total{{{node},why="too-large"}} 7.0"#),
+            format!(r#"lockstep_frames_dropped_total{{{node},why="not-taken"}} 0.0"#),
             format!("lockstep_stalls_total{{{node}}} 2.0"),
             format!(r#"lockstep_state{{{node},state="stalled"}} 0"#),
             format!("lockstep_certificate_expiry_timestamp_seconds{{{node}}} 12.0"),

@@ -70,6 +70,12 @@ pub struct Report {
     pub output_bytes: u64,
     /// The same for each second, over the last one or two.
     pub output_bytes_per_second: f64,
+    /// Frames for the guest that were larger than its buffers.
+    #[serde(default)]
+    pub frames_too_large: u64,
+    /// Frames of the guest's that the tap devices did not take.
+    #[serde(default)]
+    pub frames_not_taken: u64,
     /// Forced stops.
     pub forced_stops: u64,
     /// Pages that deltas carried.
@@ -128,6 +134,8 @@ impl Report {
             log_bytes_per_second: per_second.0,
             output_bytes: get(&gauges.output_bytes),
             output_bytes_per_second: per_second.1,
+            frames_too_large: get(&gauges.frames_too_large),
+            frames_not_taken: status.taps().dropped(),
             forced_stops: get(&gauges.forced),
             carried_pages: get(&gauges.carried_pages),
             executed_share: carried_share.map(|share| 1.0 - share),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use lockstep_proto::model::MTUS;
 
 use crate::recorder::{LogOptions, Policy};
 use crate::recording::Place;
@@ -16,9 +17,10 @@ pub struct DeviceArgs {
     /// A disk: a raw image; `FILE,ro` for a read-only one. Can be given several times.
     #[arg(long, value_name = "FILE[,ro]", value_parser = parse_disk)]
     pub disk: Vec<DiskOption>,
-    /// A network card on an existing tap device: `tap=NAME[,mac=XX:XX:XX:XX:XX:XX]`. Without an
-    /// address it has one that follows from the machine's name and the card's number. Can be given several times.
-    #[arg(long, value_name = "tap=NAME[,mac=MAC]", value_parser = parse_nic)]
+    /// A network card on an existing tap device: `tap=NAME[,mac=XX:XX:XX:XX:XX:XX][,mtu=BYTES]`.
+    /// Without an address it has one that follows from the machine's name and the card's number. An MTU is what the guest is
+    /// told; without one it takes packets of 1500 bytes. Can be given several times.
+    #[arg(long, value_name = "tap=NAME[,mac=MAC][,mtu=BYTES]", value_parser = parse_nic)]
     pub net: Vec<NicOption>,
 }
 
@@ -120,18 +122,29 @@ pub fn parse_disk(text: &str) -> Result<DiskOption, String> {
 }
 
 fn parse_nic(text: &str) -> Result<NicOption, String> {
-    let (mut tap, mut mac) = (None, None);
+    let (mut tap, mut mac, mut mtu) = (None, None, None);
     for part in text.split(',') {
         match part.split_once('=') {
             Some(("tap", name)) if !name.is_empty() => tap = Some(name.to_owned()),
             Some(("mac", text)) => mac = Some(parse_mac(text)?),
-            _ => return Err(format!("`{part}` is not `tap=NAME` or `mac=XX:XX:XX:XX:XX:XX`")),
+            Some(("mtu", text)) => mtu = Some(parse_mtu(text)?),
+            _ => {
+                return Err(format!(
+                    "`{part}` is not `tap=NAME`, `mac=XX:XX:XX:XX:XX:XX` or `mtu=BYTES`"
+                ));
+            }
         }
     }
     Ok(NicOption {
         tap: tap.ok_or("`tap=NAME` is missing")?,
         mac,
+        mtu,
     })
+}
+
+fn parse_mtu(text: &str) -> Result<u32, String> {
+    let mtu = text.parse().ok().filter(|mtu| MTUS.contains(mtu));
+    mtu.ok_or_else(|| format!("`{text}` is not an MTU from {} to {}", MTUS.start(), MTUS.end()))
 }
 
 fn parse_mac(text: &str) -> Result<[u8; 6], String> {
@@ -157,6 +170,11 @@ mod tests {
     fn nics_and_disks_are_parsed() {
         let nic = parse_nic("tap=t0,mac=52:00:00:00:00:0a").unwrap();
         assert_eq!((nic.tap.as_str(), nic.mac), ("t0", Some([0x52, 0, 0, 0, 0, 0xa])));
+        assert_eq!(nic.mtu, None);
+        assert_eq!(parse_nic("tap=t0,mtu=9000").unwrap().mtu, Some(9000));
+        for wrong in ["", "1279", "65522", "-1", "9000.0", "4294968296"] {
+            assert!(parse_nic(&format!("tap=t0,mtu={wrong}")).is_err(), "{wrong}");
+        }
         assert!(parse_nic("tap=").is_err());
         assert!(parse_nic("mac=52:00:00:00:00:0a").is_err());
         assert!(parse_nic("tap=t0,mac=01:00:00:00:00:00").is_err(), "multicast");

@@ -137,6 +137,12 @@ pub struct Gauges {
     pub log_bytes: AtomicU64,
     /// Bytes that the guest sent: frames and console.
     pub output_bytes: AtomicU64,
+    /// Frames for the guest that were larger than its buffers.
+    pub frames_too_large: AtomicU64,
+    /// Frames for the guest that found no buffer, or no driver; since the machine was booted.
+    pub frames_unwanted: AtomicU64,
+    /// Frames of the guest's that were none; since the machine was booted.
+    pub frames_malformed: AtomicU64,
     /// Console bytes that a reader who was too slow did not get.
     pub console_dropped: AtomicU64,
     /// Time that the vCPU was held back for a backup that lags, in nanoseconds.

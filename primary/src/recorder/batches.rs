@@ -104,5 +104,18 @@ impl Recorder {
         gauges.guest_ns.store(machine.now(), Ordering::Relaxed);
         gauges.forced.store(counters.forced, Ordering::Relaxed);
         gauges.carried_pages.store(counters.carried_pages, Ordering::Relaxed);
+        let devices = machine.devices();
+        let (mut dropped, mut too_large, mut malformed) = (0, 0, 0);
+        for nic in 0.. {
+            let (Some(counters), Some(larger)) = (devices.nic_counters(nic), devices.nic_too_large(nic)) else {
+                break;
+            };
+            dropped += counters.rx_dropped;
+            too_large += larger;
+            malformed += counters.tx_dropped;
+        }
+        gauges.frames_too_large.store(too_large, Ordering::Relaxed);
+        gauges.frames_unwanted.store(dropped - too_large, Ordering::Relaxed);
+        gauges.frames_malformed.store(malformed, Ordering::Relaxed);
     }
 }

@@ -26,6 +26,8 @@ pub struct BackupIdentity {
     pub host_class: String,
     /// Revisions of the device model that it has.
     pub model_revisions: RangeInclusive<u32>,
+    /// What its network cards tell the guest that a packet may have; 0: nothing.
+    pub nic_mtus: Vec<u32>,
 }
 
 /// The backup's end.

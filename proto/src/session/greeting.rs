@@ -48,6 +48,15 @@ pub(super) fn check_hello(hello: &Hello, identity: &BackupIdentity, primary: &st
             identity.model_revisions.end()
         ));
     }
+    // Who only asks may have said nothing of them; how many there are is the machine's affair.
+    for (index, (nic, here)) in machine.nics.iter().zip(&identity.nic_mtus).enumerate() {
+        if nic.mtu != *here {
+            return Err(format!(
+                "network card {index} has mtu={} on the primary and mtu={here} on this node (0: none)",
+                nic.mtu
+            ));
+        }
+    }
     if hello.term == 0 || hello.term == u64::MAX {
         return Err(format!("{} is not a term", hello.term));
     }

@@ -1,6 +1,8 @@
 //! The backup's end, case by case.
 
-use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, MAX_REASON_BYTES, Verdict};
+use lockstep_proto::session::{
+    Backup, BackupAction, BackupIdentity, BackupInput, BackupState, MAX_REASON_BYTES, Verdict,
+};
 use lockstep_proto::{Ack, Goodbye, Handover, Heartbeat, Hello, Named, Ready, ToBackup, to_backup, to_primary};
 
 use super::messages::{MS, TERM, TIMING, diverged, hello, identity, record, state, to_backup, unknown};
@@ -231,6 +233,43 @@ fn wrong_messages_end_the_session_with_a_reason() {
                 assert_eq!(session.state(), BackupState::Waiting);
             }
         }
+    }
+}
+
+#[test]
+fn a_backup_whose_cards_tell_another_mtu_refuses() {
+    let hello = |mtus: &[u32]| {
+        let nics = mtus.iter().map(|mtu| lockstep_proto::NicConfig {
+            mtu: *mtu,
+            ..Default::default()
+        });
+        let machine = hello().machine.map(|machine| lockstep_proto::MachineConfig {
+            nics: nics.collect(),
+            ..machine
+        });
+        Hello { machine, ..hello() }
+    };
+    for (primary, fits) in [
+        (&[9000, 0][..], true),
+        (&[9000], true),
+        (&[], true),
+        (&[0, 0], false),
+        (&[9000, 1500], false),
+    ] {
+        let identity = BackupIdentity {
+            nic_mtus: vec![9000, 0],
+            ..identity()
+        };
+        let mut session = Backup::new(identity);
+        does(&mut session, 0, BackupInput::Connected("a".into()));
+        let message = to_backup(to_backup::Kind::Hello(hello(primary)));
+        does(&mut session, 0, BackupInput::Message(message));
+        let state = if fits {
+            BackupState::Syncing
+        } else {
+            BackupState::Waiting
+        };
+        assert_eq!(session.state(), state, "{primary:?}");
     }
 }
 

@@ -29,6 +29,7 @@ pub fn identity() -> BackupIdentity {
         machine_name: "machine".into(),
         host_class: "class".into(),
         model_revisions: 2..=3,
+        nic_mtus: Vec::new(),
     }
 }
 

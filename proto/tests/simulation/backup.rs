@@ -61,6 +61,7 @@ impl BackupDriver {
             machine_name: "machine".into(),
             host_class: "class".into(),
             model_revisions: 0..=0,
+            nic_mtus: Vec::new(),
         };
         Self {
             session: Backup::new(identity),

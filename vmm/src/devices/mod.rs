@@ -104,7 +104,7 @@ impl Devices {
             .map(|(index, disk)| Block::new(index, disk).map(Mmio::new));
         let nics = (0..)
             .zip(&config.nics)
-            .map(|(index, nic)| Net::new(index, nic).map(Mmio::new));
+            .map(|(index, nic)| Net::new(index, nic, config.model_revision).map(Mmio::new));
         Ok(Self {
             pic: Pic::new(),
             pit: Pit::new(),
@@ -404,6 +404,12 @@ impl Devices {
     /// The lengths of the entropy requests that wait for an answer, oldest first.
     pub fn outstanding_entropy_requests(&self) -> impl Iterator<Item = u32> + '_ {
         self.entropy.device().outstanding()
+    }
+
+    /// Frames for the guest that were larger than a network interface's buffers, since this program has the machine; they are
+    /// among those dropped.
+    pub fn nic_too_large(&self, nic: u32) -> Option<u64> {
+        self.nics.get(nic as usize).map(|slot| slot.device().too_large())
     }
 
     /// What a network interface has dropped.

@@ -37,6 +37,7 @@ pub(super) fn config() -> MachineConfig {
         ],
         nics: vec![NicConfig {
             mac: MAC.to_vec().into(),
+            ..NicConfig::default()
         }],
         rtc_base: 1_700_000_000,
         model_revision: NEWEST_REVISION,

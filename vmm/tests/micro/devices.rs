@@ -288,6 +288,7 @@ fn frames_enter_and_leave_at_stops() {
     });
     micro.config.nics = vec![NicConfig {
         mac: vec![2, 0, 0, 0, 0, 1].into(),
+        ..NicConfig::default()
     }];
     let recording = micro.check();
     assert_eq!(recording.world.sent, [frame]);

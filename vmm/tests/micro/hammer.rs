@@ -298,6 +298,7 @@ fn hammered(seed: u64) -> Micro {
     ];
     micro.config.nics = vec![NicConfig {
         mac: vec![2, 0, 0, 0, 0, 1].into(),
+        ..NicConfig::default()
     }];
     micro.images = vec![vec![0; DISK_BYTES as usize]; 2];
     micro

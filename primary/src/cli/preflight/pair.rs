@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use lockstep_proto::{Hello, MachineConfig};
+use lockstep_proto::{Hello, MachineConfig, NicConfig};
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::probe;
 
@@ -15,6 +15,7 @@ use crate::cli::node::NodeArgs;
 use crate::cli::promote;
 use crate::link::greet::{self, Greeting};
 use crate::pki;
+use crate::start::NicOption;
 
 /// A certificate that ends sooner is warned of: renewing it takes a person.
 const SOON: Duration = Duration::from_secs(30 * 86_400);
@@ -211,6 +212,14 @@ fn arbiter(node: &NodeArgs) -> Finding {
     }
 }
 
+/// What counts of a card where two nodes are compared.
+fn of_mtu(nic: &NicOption) -> NicConfig {
+    NicConfig {
+        mtu: nic.mtu.unwrap_or(0),
+        ..NicConfig::default()
+    }
+}
+
 /// What this node would say as the primary.
 fn hello(node: &NodeArgs) -> Result<Hello> {
     let pair = &node.pair;
@@ -222,6 +231,7 @@ fn hello(node: &NodeArgs) -> Result<Hello> {
         machine: Some(MachineConfig {
             cpu_profile: profile.name().into(),
             model_revision: node.boot.model_revision,
+            nics: node.devices.net.iter().map(of_mtu).collect(),
             ..MachineConfig::default()
         }),
         host_class: probe::host_class()?,

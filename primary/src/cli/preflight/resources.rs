@@ -10,10 +10,12 @@ use crate::api;
 use crate::cli::node::NodeArgs;
 use crate::cli::sockets;
 use crate::host::image::Image;
+use crate::host::interface::Interfaces;
 use crate::host::size::allocated;
 use crate::host::tap::TapSender;
 use crate::start::{self, DiskOption, NicOption, disk_bytes, mac_text};
 use crate::sys::uplink::{has_carrier, is_there};
+use lockstep_proto::model::DEFAULT_MTU;
 use lockstep_vmm::snapshot::Restore;
 
 pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
@@ -27,6 +29,7 @@ pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
     findings.extend(boot_files(node));
     findings.extend(node.devices.disk.iter().map(|disk| check_disk(disk, runs)));
     findings.extend(node.devices.net.iter().map(|nic| check_tap(nic, runs)));
+    findings.extend(node.devices.net.iter().filter_map(check_mtu));
     findings.extend(check_macs(node));
     findings.extend(node.pair.uplink.as_deref().map(check_uplink));
     findings.extend(addresses(node, runs));
@@ -155,6 +158,42 @@ fn check_macs(node: &NodeArgs) -> Option<Finding> {
             "give each card of `net` a mac= of its own, or none",
         )),
     }
+}
+
+/// What may be larger than what is told: the card's and the tap device's MTU, and the bridge's.
+fn check_mtu(nic: &NicOption) -> Option<Finding> {
+    let mut interfaces = Interfaces::open().ok()?;
+    let tap = interfaces.by_name(&nic.tap).ok()??;
+    let bridge = tap.master.and_then(|master| interfaces.by_index(master).ok()?);
+    let wanted = nic.mtu.unwrap_or(DEFAULT_MTU);
+    let narrow = [Some(&tap), bridge.as_ref()].into_iter().flatten();
+    if let Some(narrow) = narrow.filter(|one| one.mtu < wanted).min_by_key(|one| one.mtu) {
+        return Some(Finding::fail(
+            "mtu",
+            format!(
+                "{} lets packets of {} bytes pass, and the card on {} takes {wanted}",
+                narrow.name, narrow.mtu, nic.tap
+            ),
+            format!(
+                "ip link set {} mtu {wanted}, or give the card mtu={}",
+                narrow.name, narrow.mtu
+            ),
+        ));
+    }
+    if tap.mtu > wanted {
+        return Some(Finding::warn(
+            "mtu",
+            format!(
+                "{} lets packets of {} bytes pass, and the card takes {wanted}: larger ones are dropped",
+                nic.tap, tap.mtu
+            ),
+            format!(
+                "give the card mtu={}, on both hosts, and boot the machine anew; or ip link set {} mtu {wanted}",
+                tap.mtu, nic.tap
+            ),
+        ));
+    }
+    Some(Finding::pass("mtu", format!("{wanted} bytes on {}", nic.tap)))
 }
 
 fn check_tap(nic: &NicOption, runs: bool) -> Finding {

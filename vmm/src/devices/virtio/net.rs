@@ -4,8 +4,11 @@
 //! that finds no receive buffer, or one that is too small, is dropped and counted (the small buffer stays for the next
 //! frame), as is a frame of the guest's without a whole header or of an impossible length.
 
+use lockstep_proto::model::{MTU_REVISION, MTUS};
 use serde::{Deserialize, Serialize};
-use virtio_bindings::bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP};
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 
 use super::queue::{MAX_QUEUE_SIZE, Malformed, gather, scatter, section, total};
@@ -35,16 +38,42 @@ pub struct NicCounters {
 pub(in crate::devices) struct Net {
     nic: u32,
     mac: [u8; 6],
+    /// What the guest is told that a packet may have, if it is.
+    mtu: Option<u16>,
     counters: NicCounters,
+    /// Of those for the guest, the ones that were larger than its buffer, since this program has the machine: no part of its
+    /// state.
+    too_large: u64,
 }
 
 impl Net {
-    pub(in crate::devices) fn new(nic: u32, config: &lockstep_proto::NicConfig) -> Result<Self, DeviceError> {
+    pub(in crate::devices) fn new(
+        nic: u32,
+        config: &lockstep_proto::NicConfig,
+        revision: u32,
+    ) -> Result<Self, DeviceError> {
+        let mtu = match config.mtu {
+            0 => None,
+            mtu if revision < MTU_REVISION => {
+                return Err(DeviceError::Config(format!(
+                    "network interface {nic} cannot have an MTU of {mtu}: that needs device model revision {MTU_REVISION}, and \
+                     the machine has {revision}"
+                )));
+            }
+            mtu => Some(u16::try_from(mtu).ok().filter(|_| MTUS.contains(&mtu)).ok_or_else(|| {
+                let (least, most) = (MTUS.start(), MTUS.end());
+                DeviceError::Config(format!(
+                    "network interface {nic} cannot have an MTU of {mtu}: it has {least} to {most}"
+                ))
+            })?),
+        };
         match <[u8; 6]>::try_from(config.mac.as_ref()) {
             Ok(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Self {
                 nic,
                 mac,
+                mtu,
                 counters: NicCounters::default(),
+                too_large: 0,
             }),
             _ => Err(DeviceError::Config(format!(
                 "network interface {nic} needs a MAC address of one station"
@@ -54,6 +83,11 @@ impl Net {
 
     pub(in crate::devices) fn counters(&self) -> NicCounters {
         self.counters
+    }
+
+    /// Frames for the guest that were larger than its buffers.
+    pub(in crate::devices) fn too_large(&self) -> u64 {
+        self.too_large
     }
 
     /// Checks a frame for the guest.
@@ -82,6 +116,7 @@ impl Net {
         let length = HEADER + frame.len() as u64;
         if total(&chain.writable) < length {
             io.put_back(RECEIVE);
+            self.too_large += 1;
             self.drop_frame();
             return Ok(());
         }
@@ -101,13 +136,18 @@ impl Device for Net {
     const QUEUES: &'static [u16] = &[MAX_QUEUE_SIZE, MAX_QUEUE_SIZE];
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS
+        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | u64::from(self.mtu.is_some()) << VIRTIO_NET_F_MTU
     }
 
-    /// `struct virtio_net_config` (5.1.4): the address, and the link is up.
+    /// `struct virtio_net_config` (5.1.4): the address, and the link is up; behind the number of queue pairs, which counts for
+    /// nobody, the MTU.
     fn config(&self) -> Vec<u8> {
         let mut config = self.mac.to_vec();
         config.extend((VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+        if let Some(mtu) = self.mtu {
+            config.extend([0; 2]);
+            config.extend(mtu.to_le_bytes());
+        }
         config
     }
 

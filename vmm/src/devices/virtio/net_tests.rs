@@ -138,16 +138,33 @@ fn the_configuration_is_the_interfaces() {
         .mmio_read(crate::devices::bus::slot_address(NIC) + 0x100, &mut config);
     assert_eq!(config, [MAC[0], MAC[1], MAC[2], MAC[3], MAC[4], MAC[5], 1, 0]);
     assert_eq!(rig.read(NIC, 0x10) & !(1 << 28), 1 << 5 | 1 << 16);
+    let new = |mac: &[u8], mtu, revision| {
+        let config = lockstep_proto::NicConfig {
+            mac: mac.to_vec().into(),
+            mtu,
+        };
+        Net::new(0, &config, revision)
+    };
     for mac in [&[][..], &[2, 0, 0, 0, 0], &[3, 0, 0, 0, 0, 1], &[0; 6]] {
-        assert!(
-            Net::new(
-                0,
-                &lockstep_proto::NicConfig {
-                    mac: mac.to_vec().into()
-                }
-            )
-            .is_err(),
-            "{mac:?}"
-        );
+        assert!(new(mac, 0, MTU_REVISION).is_err(), "{mac:?}");
     }
+    for (mtu, revision, fits) in [
+        (0, 1, true),
+        (9000, MTU_REVISION - 1, false),
+        (9000, MTU_REVISION, true),
+        (1279, MTU_REVISION, false),
+        (65_521, MTU_REVISION, true),
+        (65_522, MTU_REVISION, false),
+        (9000 + 65_536, MTU_REVISION, false),
+    ] {
+        assert_eq!(new(&MAC, mtu, revision).is_ok(), fits, "{mtu} {revision}");
+    }
+    // A card that is told no MTU is as it was.
+    let (plain, jumbo) = (new(&MAC, 0, 3).unwrap(), new(&MAC, 9000, 3).unwrap());
+    assert_eq!(jumbo.features() ^ plain.features(), 1 << 3);
+    assert_eq!(plain.config(), [&MAC[..], &[1, 0]].concat());
+    assert_eq!(
+        jumbo.config(),
+        [&MAC[..], &[1, 0, 0, 0], &9000_u16.to_le_bytes()].concat()
+    );
 }
