@@ -183,7 +183,7 @@ fn a_machine_of_revision_1_is_recorded_joined_and_has_no_keyboard() -> Result<()
 #[test]
 fn a_revision_that_is_none_of_ours_is_refused() -> Result<()> {
     let outcome = Run::bare()?
-        .args(["--kernel", "x", "--model-revision", "3"])
+        .args(["--kernel", "x", "--model-revision", "4"])
         .complete(LIMIT)?;
-    outcome.expect_failure(2, &["3 is not in 1..=2"])
+    outcome.expect_failure(2, &["4 is not in 1..=3"])
 }
