@@ -19,6 +19,10 @@ done
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$REPO_DIR" log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH
 umask 022
+mkdir -p "$TARGET_DIR/deb"
+# One at a time; and who reads the package meanwhile has the one before, whole.
+exec 9>"$TARGET_DIR/deb/lock"
+flock 9
 stage=$TARGET_DIR/deb/stage
 rm -rf "$stage"
 mkdir -p "$stage/DEBIAN"
@@ -77,6 +81,7 @@ done
 
 find "$stage" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 package=$TARGET_DIR/deb/lockstep_${version}_amd64.deb
-dpkg-deb --root-owner-group -Zxz --build "$stage" "$package" >/dev/null
+dpkg-deb --root-owner-group -Zxz --build "$stage" "$package.partial" >/dev/null
+mv "$package.partial" "$package"
 rm -rf "$stage" "$TARGET_DIR/deb/shlibs"
 say "the package is $package"

@@ -23,5 +23,6 @@ if [ ! -d "$older/release" ] && [ -d "$TARGET_DIR/release/deps" ]; then
     mv "$older/partial" "$older/release"
 fi
 export CARGO_TARGET_DIR=$older
-cargo build --quiet --release --locked --workspace --bin lockstep-primary --bin lockstep-backup --bin lockstep-debug
+# Tests beside it go first.
+nice -n 19 cargo build --quiet --release --locked --workspace --bin lockstep-primary --bin lockstep-backup --bin lockstep-debug
 "$scripts/package.sh"
