@@ -169,19 +169,19 @@ mod tests {
         let wrong = |words: &str| {
             let error = login.check().unwrap_err().to_string();
             assert!(
-                error.contains(words) && error.contains("password") && !error.contains("secret"),
+                error.contains(words) && error.contains("password") && !error.contains("xyzzy"),
                 "{error}"
             );
         };
         wrong("missing");
-        put(b"secret\n", 0o640);
+        put(b"xyzzy\n", 0o640);
         wrong("others can read");
-        put(b"secret\n", 0o600);
-        assert_eq!(login.password().unwrap(), "secret");
-        put(b"secret", 0o400);
-        assert_eq!(login.password().unwrap(), "secret");
+        put(b"xyzzy\n", 0o600);
+        assert_eq!(login.password().unwrap(), "xyzzy");
+        put(b"xyzzy", 0o400);
+        assert_eq!(login.password().unwrap(), "xyzzy");
         fs::remove_file(&file).unwrap();
-        for text in [&b""[..], b"\n", b"secret\nsecret\n", b"secret\xff"] {
+        for text in [&b""[..], b"\n", b"xyzzy\nxyzzy\n", b"xyzzy\xff"] {
             put(text, 0o600);
             wrong("cannot be used");
         }
