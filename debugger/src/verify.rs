@@ -79,8 +79,18 @@ pub fn verify(directory: &Path, wanted: &Wanted<'_>) -> Result<Verified> {
     let bar = progress_bar(totals.last_stop.saturating_sub(start.0), wanted.quiet);
     let begin = Instant::now();
     let mut shown = begin;
+    // A log that is being written is verified up to where it ended at the beginning: a busy machine is not caught up with.
+    let cut = totals
+        .ending
+        .clone()
+        .filter(|ending| !matches!(ending, Ending::Clean(_)));
+    let mut cut_off = None;
     let result = loop {
         match machine.step(&mut replayer) {
+            Ok(Flow::Continue) if cut.is_some() && machine.stop() > totals.last_stop => {
+                cut_off.clone_from(&cut);
+                break Ok(());
+            }
             Ok(Flow::Continue) => {
                 if shown.elapsed() > Duration::from_millis(100) {
                     shown = Instant::now();
@@ -105,7 +115,7 @@ pub fn verify(directory: &Path, wanted: &Wanted<'_>) -> Result<Verified> {
         wall,
         kicks,
         divergence,
-        ending: replayer.ending(),
+        ending: cut_off.unwrap_or_else(|| replayer.ending()),
         totals,
         progress: replayer.progress(),
         counters: machine.counters(),

@@ -199,3 +199,36 @@ fn a_machine_is_followed_while_it_is_recorded() -> Result<()> {
     ensure!(straight.text() == text, "{text}");
     Ok(())
 }
+
+/// What comes while it is replayed is not waited for: a busy machine would never be caught up with.
+#[test]
+fn what_is_being_recorded_is_verified_up_to_where_it_ended_at_the_beginning() -> Result<()> {
+    if !require_kvm() {
+        return Ok(());
+    }
+    let log = work_dir("verify-live")?.join("log");
+    let mut run = Booted::get(Kind::Shell)?.go_on()?.record(&log).start()?;
+    run.wait_for("lockstep#", LIMIT)?;
+    run.type_text("i=0; while true; do i=$((i + 1)); echo BUSY-$i; done\n")?;
+    run.wait_for("BUSY-1000", LIMIT)?;
+    let verify = Debug::run(["verify".as_ref(), "--json".as_ref(), log.as_os_str()])?;
+    let last = last_stop(&log)?.context("an empty log")?;
+    verify.expect(0, "")?;
+    let report = verify.json()?;
+    ensure!(
+        report["identical"] == true
+            && report["ending"]
+                .as_str()
+                .is_some_and(|ending| !ending.starts_with("in order")),
+        "{report}"
+    );
+    let first = LogReader::open(&log)?.stop();
+    let (compared, all) = (report["stops"].as_u64().context("stops")?, last - first);
+    println!("{compared} of {all} stops");
+    ensure!(
+        compared > 1000 && compared * 10 < all * 9,
+        "{compared} of {all} stops: {report}"
+    );
+    run.terminate()?;
+    Ok(())
+}
