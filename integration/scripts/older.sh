@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # older.sh: makes target/older/deb/lockstep_VERSION_amd64.deb, an older package of the same source, to upgrade from:
 #   LOCKSTEP_VERSION=0.1~older      its version
-#   LOCKSTEP_NEWEST_REVISION=N-1    the newest revision of the device model that it knows
+#   LOCKSTEP_NEWEST_REVISION=1      the newest revision of the device model that it knows
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=lib.sh

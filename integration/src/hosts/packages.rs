@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Result;
-use lockstep_proto::model::NEWEST_REVISION;
 
 use crate::paths::target_dir;
 use crate::process::check;
 
 /// The version of an older package: less than every version that it begins.
 const OLDER: &str = concat!(env!("CARGO_PKG_VERSION"), "~older");
+/// The newest revision of the device model that it knows: one whose machines have no keyboard.
+const OLDER_REVISION: u32 = 1;
 
 fn run(script: &str, version: &str, revision: Option<u32>) -> Result<()> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(script);
@@ -33,9 +34,9 @@ pub fn current_package() -> Result<(PathBuf, String)> {
     ))
 }
 
-/// An older one: the same source, which knows all revisions of the device model but the newest. It is built at the first time.
+/// An older one: the same source, which knows the first revision of the device model alone. It is built at the first time.
 pub fn older_package() -> Result<(PathBuf, String)> {
-    run("older.sh", OLDER, Some(NEWEST_REVISION - 1))?;
+    run("older.sh", OLDER, Some(OLDER_REVISION))?;
     Ok((
         target_dir().join(format!("older/deb/lockstep_{OLDER}_amd64.deb")),
         OLDER.into(),
