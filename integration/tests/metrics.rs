@@ -69,9 +69,9 @@ fn hasty_rules() -> Result<String> {
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-/// No alert fires.
+/// No alert fires, but the one of a machine that goes on from a snapshot: its calendar is that of the time when it was taken.
 fn none(firing: &[&str]) -> bool {
-    firing.is_empty()
+    firing.iter().all(|name| *name == "LockstepClockWrong")
 }
 
 #[test]
