@@ -4,7 +4,7 @@
 # gets over a lost token by killing etcd tests nothing. Its time to live ends it, and that begins anew with each use: a token that is
 # used every second never ends.
 #
-# Seen: Debian 12's etcd 3.4.23 (etcd-server 3.4.23-4+b4), default --auth-token=simple.
+# Seen on 2026-11-29 with Debian 12's etcd 3.4.23 (etcd-server 3.4.23-4+b4), default --auth-token=simple.
 #     before kill: ok
 #     after kill -9 and restart: ok
 #     after 30 s without use, with a time to live of 20 s: "etcdserver: invalid auth token"

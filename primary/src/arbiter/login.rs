@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - The password comes from a file that nobody but its owner can read. Neither it nor the token is printed.
-//! - A token is used until etcd does not know it any more: it has expired, etcd was started again, or its users were
-//!   changed. Then the password is read again, so one that was changed needs no restart.
+//! - A token is used until etcd does not know it any more: it has expired, or its users were changed. A
+//!   restart of etcd ends none: it replays them. Then the password is read again, so one that was changed needs no restart.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
