@@ -101,6 +101,12 @@ impl Totals {
         }
     }
 
+    /// The last stop that a log has which is not closed: it may be written right now.
+    pub fn live_end(&self) -> Option<u64> {
+        let is_closed = matches!(self.ending, Some(Ending::Clean(_)));
+        (!is_closed).then_some(self.last_stop)
+    }
+
     /// All bytes of the log's files.
     pub fn all_bytes(&self) -> u64 {
         self.file_bytes

@@ -80,15 +80,12 @@ pub fn verify(directory: &Path, wanted: &Wanted<'_>) -> Result<Verified> {
     let begin = Instant::now();
     let mut shown = begin;
     // A log that is being written is verified up to where it ended at the beginning: a busy machine is not caught up with.
-    let cut = totals
-        .ending
-        .clone()
-        .filter(|ending| !matches!(ending, Ending::Clean(_)));
-    let mut cut_off = None;
+    let live_end = totals.live_end();
+    let mut ending = None;
     let result = loop {
         match machine.step(&mut replayer) {
-            Ok(Flow::Continue) if cut.is_some() && machine.stop() > totals.last_stop => {
-                cut_off.clone_from(&cut);
+            Ok(Flow::Continue) if live_end.is_some_and(|stop| machine.stop() > stop) => {
+                ending.clone_from(&totals.ending);
                 break Ok(());
             }
             Ok(Flow::Continue) => {
@@ -115,7 +112,7 @@ pub fn verify(directory: &Path, wanted: &Wanted<'_>) -> Result<Verified> {
         wall,
         kicks,
         divergence,
-        ending: cut_off.unwrap_or_else(|| replayer.ending()),
+        ending: ending.unwrap_or_else(|| replayer.ending()),
         totals,
         progress: replayer.progress(),
         counters: machine.counters(),

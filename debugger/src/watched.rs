@@ -11,6 +11,7 @@ use lockstep_vmm::machine::{Flow, Machine, Oracle, Slice, Stop, Taken};
 use lockstep_vmm::probe::at_start;
 
 use crate::position::Position;
+use crate::totals::Totals;
 
 /// What was exchanged at one turn. What left, left before `turn` entered.
 pub struct Exchange<'a> {
@@ -65,17 +66,24 @@ impl<S: FnMut(&Exchange<'_>)> Oracle for Watched<S> {
 }
 
 /// A recording that is about to be replayed.
-pub struct Replay(Opened);
+pub struct Replay {
+    opened: Opened,
+    /// Where a log that is not closed ended then.
+    live_end: Option<u64>,
+}
 
 impl Replay {
     /// Opens the recording in `directory`.
     pub fn open(directory: &Path) -> Result<Self> {
-        Ok(Self(open(directory, &at_start()?)?))
+        Ok(Self {
+            live_end: Totals::of(directory)?.live_end(),
+            opened: open(directory, &at_start()?)?,
+        })
     }
 
     /// Who was recorded.
     pub fn identity(&self) -> &Identity {
-        &self.0.identity
+        &self.opened.identity
     }
 
     /// Replays up to and including `to`, and shows `see` what passes; after every step `go_on` is asked whether to. A
@@ -88,7 +96,12 @@ impl Replay {
     ) -> Result<()> {
         let Opened {
             mut machine, replayer, ..
-        } = self.0;
+        } = self.opened;
+        // What is written meanwhile is not waited for: a busy machine is not caught up with.
+        let to = match (to, self.live_end) {
+            (Position::End, Some(stop)) => Position::Stop(stop),
+            _ => to,
+        };
         let within = |exchange: &Exchange<'_>| !to.order_of(exchange.stop, exchange.guest_ns).is_gt();
         let mut watched = Watched {
             replayer,
