@@ -8,6 +8,7 @@
 //!   goes live.
 //! - Effects are kept until the primary says that they left; what remains is let go when the machine goes live.
 
+mod chunks;
 mod healing;
 mod kept;
 mod link;
