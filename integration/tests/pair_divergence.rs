@@ -1,6 +1,7 @@
 //! What cannot be controlled is found and healed: replicas that went different ways are equal again, and nobody outside
 //! notices.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -199,6 +200,21 @@ fn is_equal(pair: &Pair, primary: &Node) -> Result<u64> {
     }
 }
 
+/// A protected Debian, and the disks of both hosts.
+fn debians(name: &str) -> Result<(Pair, Node, Node, [PathBuf; 2])> {
+    let dir = work_dir(name)?;
+    let disks = [dir.join("a.img"), dir.join("b.img")];
+    copy_debian(&disks[0])?;
+    blank_like(&disks[0], disks[1].clone())?;
+    let guest = Guest::find()?;
+    let pair = Pair::create(&dir, Arbiter::File, Duration::from_millis(100), Duration::from_secs(3))?;
+    let primary = pair.start_primary(0, |run| boot_debian(run, &guest, &disks[0]))?;
+    primary.run.wait_for("DEBIAN-READY", BOOT_LIMIT)?;
+    let backup = pair.start_backup(1, |run| run.disk(&disks[1]))?;
+    primary.wait_for_state("protected", LIMIT)?;
+    Ok((pair, primary, backup, disks))
+}
+
 /// Debian's programs run CPUID and RDTSC as they start: where the host cannot trap them, each of them makes the replicas
 /// differ. All of it is found and healed, and nothing that the guest computes is wrong.
 #[test]
@@ -206,16 +222,7 @@ fn a_debian_under_load_is_healed_again_and_again() -> Result<()> {
     if !require_root_net() || !require_program("debootstrap", "debootstrap") {
         return Ok(());
     }
-    let dir = work_dir("pair-debian")?;
-    let disks = [dir.join("a.img"), dir.join("b.img")];
-    copy_debian(&disks[0])?;
-    blank_like(&disks[0], disks[1].clone())?;
-    let guest = Guest::find()?;
-    let pair = Pair::create(&dir, Arbiter::File, Duration::from_millis(100), Duration::from_secs(3))?;
-    let mut primary = pair.start_primary(0, |run| boot_debian(run, &guest, &disks[0]))?;
-    primary.run.wait_for("DEBIAN-READY", BOOT_LIMIT)?;
-    let mut backup = pair.start_backup(1, |run| run.disk(&disks[1]))?;
-    primary.wait_for_state("protected", LIMIT)?;
+    let (pair, mut primary, mut backup, disks) = debians("pair-debian")?;
     let socket = pair.socket(0);
     let count = if soak() { 100 } else { 2 };
     for _ in 0..count {
@@ -263,16 +270,7 @@ fn a_pair_that_runs_programs_of_glibc_does_not_diverge() -> Result<()> {
     if !require_root_net() || !require_program("debootstrap", "debootstrap") || !ordinary_host()? {
         return Ok(());
     }
-    let dir = work_dir("pair-glibc")?;
-    let disks = [dir.join("a.img"), dir.join("b.img")];
-    copy_debian(&disks[0])?;
-    blank_like(&disks[0], disks[1].clone())?;
-    let guest = Guest::find()?;
-    let pair = Pair::create(&dir, Arbiter::File, Duration::from_millis(100), Duration::from_secs(3))?;
-    let mut primary = pair.start_primary(0, |run| boot_debian(run, &guest, &disks[0]))?;
-    primary.run.wait_for("DEBIAN-READY", BOOT_LIMIT)?;
-    let backup = pair.start_backup(1, |run| run.disk(&disks[1]))?;
-    primary.wait_for_state("protected", LIMIT)?;
+    let (pair, mut primary, backup, _) = debians("pair-glibc")?;
     let (begin, long) = (Instant::now(), Duration::from_secs(if soak() { 600 } else { 60 }));
     let mut rounds = 0;
     while begin.elapsed() < long {

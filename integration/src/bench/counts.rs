@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lockstep_integration::load::{Benchmark, redis_cli};
+use lockstep_integration::load::Benchmark;
 use lockstep_integration::paths::target_dir;
 use lockstep_integration::{Booted, Kind, Namespace, work_dir};
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::Scale;
 use crate::log::Log;
 use crate::pairs::{LIMIT, PROMPT, bench};
+use crate::recorder::recorded_redis;
 use crate::table::{Row, Table};
 
 /// What of it the emulated host does.
@@ -100,11 +101,7 @@ fn measure(scale: Scale) -> Result<Vec<Value>> {
 
     let namespace = Namespace::create()?;
     let redis = dir.join("redis");
-    let run = Booted::get(Kind::Redis)?
-        .go_on_inside(&namespace, &dir)?
-        .record(&redis)
-        .start()?;
-    redis_cli(&namespace, &["PING"])?;
+    let run = recorded_redis(&namespace, &dir, &redis)?;
     let begin = Instant::now();
     while begin.elapsed() < long {
         Benchmark::start(&namespace, REQUESTS)?.wait()?;

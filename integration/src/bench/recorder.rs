@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lockstep_integration::load::Benchmark;
 use lockstep_integration::random::Random;
-use lockstep_integration::{Booted, Debug, Kind, Namespace, gate, work_dir};
+use lockstep_integration::{Booted, Debug, Kind, Namespace, Running, gate, work_dir};
 use serde_json::{Value, json};
 
 use crate::Scale;
@@ -29,11 +29,7 @@ pub fn run(scale: Scale, table: &mut Table) -> Result<()> {
     if gate::root_net().is_ok() {
         let namespace = Namespace::create()?;
         let redis = dir.join("redis");
-        let run = Booted::get(Kind::Redis)?
-            .go_on_inside(&namespace, &dir)?
-            .record(&redis)
-            .start()?;
-        lockstep_integration::load::redis_cli(&namespace, &["PING"])?;
+        let run = recorded_redis(&namespace, &dir, &redis)?;
         Benchmark::start(&namespace, scale.pick(300, 40))?.wait()?;
         run.terminate()?.report()?;
         measure("Redis", &redis, table)?;
@@ -47,6 +43,14 @@ pub fn run(scale: Scale, table: &mut Table) -> Result<()> {
     }
     run.terminate()?.report()?;
     measure("compute", &compute, table)
+}
+
+/// A Redis that is recorded in `log` and has answered.
+pub fn recorded_redis(namespace: &Namespace, dir: &Path, log: &Path) -> Result<Running> {
+    let run = Booted::get(Kind::Redis)?.go_on_inside(namespace, dir)?;
+    let run = run.record(log).start()?;
+    lockstep_integration::load::redis_cli(namespace, &["PING"])?;
+    Ok(run)
 }
 
 fn number(value: &Value, name: &str) -> Result<f64> {
