@@ -1,19 +1,26 @@
 //! `lockstep-backup run`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Result, ensure};
-use lockstep_primary::cli::again::{Watch, start_over};
-use lockstep_primary::cli::leave::Leave;
-use lockstep_primary::cli::node::{NodeArgs, StartRole};
+use lockstep_node::cli::again::{Watch, start_over, start_over_after_reset};
+use lockstep_node::cli::cards;
+use lockstep_node::cli::leave::Leave;
+use lockstep_node::cli::node::{NodeArgs, StartRole};
+use lockstep_node::cli::restart::stay_stopped;
+use lockstep_node::cli::role::{self, Part};
+use lockstep_node::cli::service::Service;
+use lockstep_node::cli::span::Span;
+use lockstep_node::control::Control;
+use lockstep_node::devices::HostDevices;
+use lockstep_node::host::clock::boottime;
+use lockstep_node::host::inbox::Outside;
+use lockstep_node::recording::ring::Ring;
+use lockstep_node::restart::{Next, Policy};
+use lockstep_node::status::Status;
 use lockstep_primary::cli::report::print_report;
-use lockstep_primary::cli::role::{self, Part};
-use lockstep_primary::cli::service::Service;
-use lockstep_primary::cli::span::Span;
-use lockstep_primary::host::inbox::Outside;
-use lockstep_primary::link::{Control, Status};
-use lockstep_primary::recording::ring::Ring;
-use lockstep_primary::session::{self, HostDevices, Options, Promotion, go_live};
+use lockstep_primary::session::{self, Options, Promotion, go_live};
 use lockstep_proto::Tenure;
 use lockstep_proto::model::MODEL_REVISIONS;
 use lockstep_proto::session::{BackupIdentity, Record, Unprotected};
@@ -23,7 +30,7 @@ use lockstep_vmm::sys::kick::KickHandle;
 use crate::standby::{Outcome, Promoted, Recordings, ReplicaOptions, Standby, StandbyOptions};
 
 /// Stands by, or boots the machine where the record says so, and runs the machine once it is this node's. A node that
-/// loses its machine to the other one starts over.
+/// loses its machine to the other one starts over, and so does one whose guest has reset.
 pub fn run(options: &NodeArgs) -> Result<()> {
     let place = options.record.place();
     ensure!(
@@ -37,18 +44,30 @@ pub fn run(options: &NodeArgs) -> Result<()> {
         options,
         host: probe::at_start()?,
         leave: Leave::new(&options.leave, &status, &control),
+        restart: options.restart.policy(options.boots()),
         status,
         control,
         lost: Watch::default(),
     };
+    let restarts = node.restart.so_far.total();
+    node.status.gauges().restarts.store(restarts, Ordering::Relaxed);
     options.pair.timing()?;
-    let _api = options.api.serve(&options.pair, &node.status, &node.control)?;
+    // Who boots with what is wrong is told so then; who stands by gets the machine as it is.
+    let cards = cards::of(&options.boot, &options.devices.net, &options.pair.name).unwrap_or_default();
+    cards::warn_of_others(&options.pair.name, cards.clone());
+    let _api = options.api.serve(&options.pair, cards, &node.status, &node.control)?;
     let mut devices = HostDevices::open(&options.devices.disk, &options.devices.net)?;
     node.status.look_at(devices.taps());
     match node.part(&devices)? {
         Some(record) => node.boot(record, devices),
         None => match node.stand_by(&mut devices)? {
             Outcome::Promoted(promoted) => node.go_on(*promoted, devices),
+            Outcome::Ended(how, unreleased) => {
+                let span = Span::begin(&options.span)?;
+                session::let_go(devices, span.console(), &unreleased)?;
+                span.end();
+                node.follow(node.restart.next(how, boottime()))
+            }
             Outcome::Quit => Ok(()),
         },
     }
@@ -62,6 +81,7 @@ struct Node<'a> {
     control: Control,
     lost: Watch,
     leave: Leave,
+    restart: Policy,
 }
 
 impl Node<'_> {
@@ -73,7 +93,9 @@ impl Node<'_> {
         }
         let mut arbiter = pair.open_arbiter()?;
         let may_boot = &mut || devices.check_bootable();
-        match role::decide(arbiter.as_mut(), &pair.node, pair.patience()?, &self.status, may_boot)? {
+        let kept = pair.kept();
+        let patience = pair.patience()?;
+        match role::decide(arbiter.as_mut(), &kept, &pair.node, patience, &self.status, may_boot)? {
             Part::Primary(record) => {
                 tracing::info!(term = record.term, "this node owns the machine and boots it");
                 Ok(Some(record))
@@ -129,7 +151,7 @@ impl Node<'_> {
                 tenure: Tenure {
                     machine: self.options.pair.name.clone(),
                     node: self.options.pair.node.clone(),
-                    term: 0,
+                    ..Tenure::default()
                 },
                 status: self.status.clone(),
             }),
@@ -142,10 +164,12 @@ impl Node<'_> {
 
     /// Boots the machine in the term of `record`.
     fn boot(&self, record: Record, devices: HostDevices) -> Result<()> {
-        let started = self
-            .options
-            .boot
-            .start(Some(&self.options.pair.name), &self.options.devices, &self.host)?;
+        let started = self.options.boot.start(
+            Some(&self.options.pair.name),
+            self.options.restart.first_words(),
+            &self.options.devices,
+            &self.host,
+        )?;
         let span = Span::begin(&self.options.span)?;
         let session = self.session(&span, record, Unprotected::NeedBackup, None)?;
         let result = session::run_on(started, devices, session, |outside, handle| {
@@ -211,6 +235,7 @@ impl Node<'_> {
             save: None,
             pair: Some(pair),
             promotion,
+            restart: Some(self.restart.clone()),
         })
     }
 
@@ -228,6 +253,20 @@ impl Node<'_> {
             return Err(start_over());
         }
         print_report(&report, kicks, self.options.span.json);
-        Ok(())
+        self.follow(report.next)
+    }
+
+    /// Does what is next after a guest's end.
+    fn follow(&self, next: Next) -> Result<()> {
+        match next {
+            Next::Restart if !self.leave.is_asked() => {
+                let restarts = self.restart.so_far.clone().and_one(boottime());
+                let times = restarts.total();
+                tracing::warn!(times, "the guest has reset: this node starts over and boots it anew");
+                Err(start_over_after_reset(&restarts))
+            }
+            Next::Stopped if !self.leave.is_asked() => stay_stopped(&self.status, &self.control, &self.leave),
+            _ => Ok(()),
+        }
     }
 }

@@ -1,16 +1,8 @@
-//! The other side of a recording: the replayer, which is the oracle that reads the log, and its verifier.
+//! The backup's end of a pair: a replica that stands by for a machine, and goes live when its primary is gone.
 
+#![forbid(unsafe_code)]
 // They panic where a reader has gone: `out` has what does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod cli;
-pub mod divergence;
-pub mod feed;
-pub mod open;
-pub mod pages;
-pub mod patience;
-pub mod replayer;
 pub mod standby;
-
-pub use divergence::{Divergence, Mismatch};
-pub use replayer::{Progress, ReplayError, Replayer};

@@ -7,13 +7,13 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_backup::cli;
-use lockstep_primary::cli::{config, messages, node::NodeArgs, ops, packaging, sandbox};
-use lockstep_primary::sys::signals;
-use lockstep_primary::{out, tell};
+use lockstep_node::cli::{config, messages, node::NodeArgs, ops, packaging, sandbox};
+use lockstep_node::sys::signals;
+use lockstep_node::{out, tell};
 
 /// Stands by for a Lockstep machine and goes on with it when its primary dies.
 #[derive(Parser)]
-#[command(name = "lockstep-backup", version = lockstep_primary::VERSION, about)]
+#[command(name = "lockstep-backup", version = lockstep_node::VERSION, about)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -39,6 +39,7 @@ fn main() -> ExitCode {
         messages::start_run(&options.log);
         if let Err(error) = sandbox::tell(entered) {
             tell!("lockstep-backup: {error:#}");
+            out::queue::settle();
             return ExitCode::from(1);
         }
     } else {

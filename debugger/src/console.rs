@@ -1,16 +1,17 @@
 //! `lockstep-debug console`.
 
 use std::cell::RefCell;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use lockstep_primary::out::Out;
+use lockstep_node::out::Out;
 use lockstep_vmm::devices::Effect;
 
 use crate::Recording;
 use crate::position::Position;
+use crate::terminal::Terminal;
 use crate::watched::Replay;
 
 #[derive(Args)]
@@ -23,12 +24,21 @@ pub struct ConsoleOptions {
     /// Begin each line with the guest time, in seconds, at which its first byte was printed.
     #[arg(long)]
     timestamps: bool,
+    /// Print the bytes as they are on a terminal, too, where they may do anything. Without it, lines and colours work there, and
+    /// other control characters are shown as escapes. A file or pipe always gets the bytes.
+    #[arg(long)]
+    raw: bool,
 }
 
 pub fn run(options: &ConsoleOptions) -> Result<ExitCode> {
     let replay = Replay::open(options.recording.one()?)?;
+    let out: Box<dyn Write> = if io::stdout().is_terminal() && !options.raw {
+        Box::new(Terminal::new(BufWriter::new(Out)))
+    } else {
+        Box::new(BufWriter::new(Out))
+    };
     let console = RefCell::new(Console {
-        out: BufWriter::new(Out),
+        out,
         timestamps: options.timestamps,
         line_begins: true,
         result: Ok(()),

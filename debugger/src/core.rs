@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use kvm_bindings::{kvm_regs, kvm_sregs};
+use lockstep_node::{out, tell};
 use lockstep_vmm::cpu::walk::{Mapping, mappings};
 use lockstep_vmm::memory::{Memory, PAGE_SIZE, Page};
 
@@ -19,7 +20,6 @@ use crate::Recording;
 use crate::position::Position;
 use crate::show::go;
 use crate::timeline::{Timeline, TimelineOptions};
-use lockstep_primary::{out, tell};
 
 #[derive(Args)]
 pub struct ExportOptions {

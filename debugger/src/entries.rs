@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use lockstep_logcodec::{Ending, LogReader, Record, positions};
-use lockstep_primary::recording::start_snapshot;
+use lockstep_node::recording::start_snapshot;
 use lockstep_proto::Turn;
 use lockstep_vmm::snapshot::Restore;
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use lockstep_logcodec::{Ending, describe};
-use lockstep_primary::out::Out;
+use lockstep_node::out::{Out, printable};
 use lockstep_proto::Turn;
 use regex::bytes::Regex;
 use serde_json::{Value, json};
@@ -126,7 +126,7 @@ impl<'a> List<'a> {
                 "text": line,
             });
             add_details(&mut value, turn);
-            writeln!(self.out, "{value}")?;
+            writeln!(self.out, "{}", printable(&value.to_string()))?;
         } else {
             let kind = kinds.rarest().map_or_else(String::new, Kind::name);
             let (seconds, rest) = (guest_ns / 1_000_000_000, guest_ns % 1_000_000_000);
@@ -164,6 +164,9 @@ fn add_details(value: &mut Value, turn: &Turn) {
     }
     if !turn.keyboard.is_empty() {
         value["keyboard"] = turn.keyboard.iter().copied().collect();
+    }
+    if turn.power_button {
+        value["power_button"] = true.into();
     }
     if !turn.disks.is_empty() {
         let done = |done: &lockstep_proto::DiskCompletion| json!({ "disk": done.disk, "request": done.request, "status": done.status });

@@ -6,21 +6,22 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use lockstep_backup::open::obstacle;
 use lockstep_logcodec::{Ending, LogReader};
-use lockstep_primary::out::one_line;
+use lockstep_node::out::one_line;
+use lockstep_node::say;
 use lockstep_proto::end::Reason;
 use lockstep_proto::{Identity, MachineConfig};
+use lockstep_replay::open::obstacle;
 use lockstep_vmm::probe::host_class;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::Recording;
+use crate::beginning::Beginning;
 use crate::entries::start_time;
 use crate::ring;
 use crate::totals::{Totals, describe_ending};
-use lockstep_primary::say;
 
 #[derive(Args)]
 pub struct InfoOptions {
@@ -121,19 +122,10 @@ impl Info {
         let Some(tenure) = &self.identity.tenure else {
             return Vec::new();
         };
-        let booted = !self.identity.kernel_digest.is_empty();
-        let goes_on = self.identity.part > 0 && self.identity.disk_digest_chunk > 0 && !self.identity.from_start;
         let mut terms = vec![Term {
             number: tenure.term,
             began: Some((self.identity.start_stop, self.start_ns)),
-            why: if goes_on {
-                "the part begins while the machine runs"
-            } else if booted {
-                "the machine was booted"
-            } else {
-                "the machine was restored from a snapshot"
-            }
-            .into(),
+            why: Beginning::of(&self.identity).words(),
         }];
         terms.extend(self.totals.terms.iter().map(|term| Term {
             number: term.term,
@@ -227,6 +219,7 @@ impl Info {
         say!("  frames      {} ({} bytes)", totals.frames, totals.frame_bytes);
         say!("  console     {} bytes", totals.console);
         say!("  keyboard    {} bytes", totals.keyboard);
+        say!("  power       {}", totals.power_button);
         say!("  disk        {}", totals.disk);
         say!("  entropy     {}", totals.entropy);
         say!("  forced      {} ({} pages)", totals.forced, totals.delta_pages);
@@ -252,6 +245,7 @@ impl Info {
                 "machine": tenure.machine,
                 "node": tenure.node,
                 "first_term": tenure.term,
+                "restarts": tenure.restarts,
                 "last_term": self.last_term(),
                 "terms": self.terms().iter().map(|term| json!({
                     "term": term.number,
@@ -285,6 +279,7 @@ impl Info {
             "frame_bytes": totals.frame_bytes,
             "console_bytes": totals.console,
             "keyboard_bytes": totals.keyboard,
+            "power_button": totals.power_button,
             "disk": totals.disk,
             "entropy": totals.entropy,
             "forced": totals.forced,

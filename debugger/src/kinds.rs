@@ -15,6 +15,7 @@ pub enum Kind {
     Entropy,
     Forced,
     Keyboard,
+    PowerButton,
 }
 
 impl Kind {
@@ -47,6 +48,7 @@ impl Kinds {
             (!turn.entropy.is_empty(), Kind::Entropy),
             (turn.forced.is_some(), Kind::Forced),
             (!turn.keyboard.is_empty(), Kind::Keyboard),
+            (turn.power_button, Kind::PowerButton),
         ]
         .into_iter()
         .filter(|(present, _)| *present)

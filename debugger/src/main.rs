@@ -1,8 +1,10 @@
 //! `lockstep-debug`: reads, verifies and explains recordings.
 
+#![forbid(unsafe_code)]
 // They panic where a reader has gone: `out` has what does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod beginning;
 mod console;
 mod core;
 mod diff;
@@ -18,6 +20,7 @@ mod replay;
 mod ring;
 mod show;
 mod symbols;
+mod terminal;
 mod timeline;
 mod totals;
 mod tui;
@@ -28,9 +31,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use lockstep_primary::cli::packaging;
-use lockstep_primary::out;
-use lockstep_primary::sys::signals;
+use lockstep_node::cli::packaging;
+use lockstep_node::out;
+use lockstep_node::sys::signals;
 
 const EXIT_STATUS: &str = "Exit status: 0, done; `verify`: identical; `diff`: no difference.\n\
     1, failed: the recording is damaged, cannot be replayed here, or its replay diverged; `diff`: there is a difference.\n\
@@ -39,7 +42,7 @@ const EXIT_STATUS: &str = "Exit status: 0, done; `verify`: identical; `diff`: no
 
 /// Reads, verifies and explains recordings of Lockstep machines.
 #[derive(Parser)]
-#[command(name = "lockstep-debug", version = lockstep_primary::VERSION, about, after_long_help = EXIT_STATUS)]
+#[command(name = "lockstep-debug", version = lockstep_node::VERSION, about, after_long_help = EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -92,7 +95,7 @@ impl Recording {
 fn main() -> ExitCode {
     signals::outlive_limits();
     // gdbstub tells of each packet that it leaves unanswered, as the protocol has it.
-    lockstep_primary::cli::messages::start_at("info,gdbstub=error");
+    lockstep_node::cli::messages::start_at("info,gdbstub=error");
     let command = Cli::parse().command;
     // As diff(1): 1 is a difference, so a failure is 2.
     let failure = if matches!(command, Command::Diff(_)) { 2 } else { 1 };

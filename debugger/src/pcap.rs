@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use lockstep_primary::{VERSION, out, tell};
+use lockstep_node::{VERSION, out, tell};
 use lockstep_proto::Identity;
 use lockstep_vmm::devices::Effect;
 use pcap_file::pcapng::PcapNgWriter;

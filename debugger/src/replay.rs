@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use lockstep_backup::open::{Opened, open};
-use lockstep_logcodec::{LogReader, Record};
+use lockstep_node::say;
+use lockstep_replay::extent::Extent;
+use lockstep_replay::open::{Opened, open};
 use lockstep_vmm::probe::at_start;
 use serde_json::json;
 
 use crate::Recording;
 use crate::position::Position;
 use crate::timeline::{Goal, Reached, digest, point};
-use lockstep_primary::say;
 
 #[derive(Args)]
 pub struct ReplayOptions {
@@ -35,21 +35,21 @@ pub struct ReplayOptions {
 
 pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
     let directory = options.recording.one()?;
-    let last = last_stop(directory)?;
+    let last = Extent::of(directory)?.last_stop;
     let Opened {
         mut machine,
         mut replayer,
         ..
     } = open(directory, &at_start()?)?;
     let bar = bar(last.saturating_sub(machine.stop()), options.json);
-    let start = (machine.stop(), machine.now());
+    let start = (machine.stop(), machine.now().ns());
     for &position in &options.to {
         let goal = Goal::from(position);
-        let (from, begin) = ((machine.stop(), machine.now()), Instant::now());
+        let (from, begin) = ((machine.stop(), machine.now().ns()), Instant::now());
         let mut shown = begin;
         let behind = match goal {
             Goal::Point(to) => to < point(&machine, &replayer),
-            Goal::Time(to) => to < machine.now(),
+            Goal::Time(to) => to < machine.now().ns(),
             Goal::End => false,
         };
         if behind {
@@ -57,7 +57,7 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
                 "{position} lies before stop {} and {} of guest time, where the replay is: a recording begins at its start, \
                  and positions are given in ascending order",
                 machine.stop(),
-                Position::Time(machine.now())
+                Position::Time(machine.now().ns())
             );
         }
         let mut reached = goal.begin(&machine, &mut replayer);
@@ -69,13 +69,13 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
             }
         }
         let wall = begin.elapsed().as_secs_f64();
-        let guest = (machine.now() - from.1) as f64 / 1e9;
+        let guest = (machine.now().ns() - from.1) as f64 / 1e9;
         if reached == Some(Reached::End) {
             bar.finish_and_clear();
             bail!(
                 "{position} is not in this recording: it ends at stop {} and {} of guest time",
                 machine.stop(),
-                Position::Time(machine.now())
+                Position::Time(machine.now().ns())
             );
         }
         if replayer.is_at_end() {
@@ -92,7 +92,7 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
                 json!({
                     "stop": machine.stop(),
                     "turn": replayer.further_turns(),
-                    "guest_ns": machine.now(),
+                    "guest_ns": machine.now().ns(),
                     "at_end": replayer.is_at_end(),
                     "stops_replayed": machine.stop() - from.0,
                     "guest_seconds": guest,
@@ -105,7 +105,7 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
                 say!(
                     "stop {}, {} of guest time: {} stops and {guest:.3} s replayed in {wall:.3} s ({:.1} x)",
                     machine.stop(),
-                    Position::Time(machine.now()),
+                    Position::Time(machine.now().ns()),
                     machine.stop() - from.0,
                     guest / wall.max(1e-9)
                 );
@@ -127,19 +127,6 @@ pub fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-/// The last stop that the log covers.
-pub fn last_stop(directory: &std::path::Path) -> Result<u64> {
-    let mut reader = LogReader::open(directory)?;
-    // To its end: false, and that is where it stands.
-    reader.seek(u64::MAX)?;
-    while let Some(record) = reader.next_record()? {
-        if let Record::End(end) = record {
-            return Ok(end.last_stop);
-        }
-    }
-    Ok(reader.stop())
 }
 
 /// A bar of stops, where somebody sees it.

@@ -5,13 +5,17 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use lockstep_logcodec::LogReader;
-use lockstep_primary::recording::ring::{Part, parts};
+use lockstep_node::out::one_line;
+use lockstep_node::recording::ring::{Part, parts};
+use lockstep_node::say;
 use serde_json::{Value, json};
 
+use crate::beginning::Beginning;
 use crate::entries::start_time;
 use crate::totals::{Totals, describe_ending};
-use lockstep_primary::out::one_line;
-use lockstep_primary::say;
+
+/// Columns for how a part begins.
+const BEGINS: usize = 24;
 
 /// The whole parts in `directory`; none where it is no ring.
 fn whole_parts(directory: &Path) -> Vec<Part> {
@@ -48,13 +52,14 @@ pub fn info(directory: &Path, as_json: bool) -> Result<Option<ExitCode>> {
         say!("{:#}", json!({ "parts": parts }));
     } else {
         say!(
-            "{:<16} {:>12} {:>12} {:>12} {:>12} {:>12}  ends",
+            "{:<16} {:>12} {:>12} {:>12} {:>12} {:>12}  {:<BEGINS$}  ends",
             "part",
             "bytes",
             "from stop",
             "to stop",
             "from s",
-            "to s"
+            "to s",
+            "begins"
         );
         parts.iter().for_each(Told::print);
     }
@@ -72,6 +77,7 @@ struct Told {
     bytes: u64,
     stops: (u64, u64),
     guest_ns: (u64, u64),
+    begins: Beginning,
     ends: String,
     is_damaged: bool,
 }
@@ -80,6 +86,7 @@ impl Told {
     fn of(part: &Part) -> Result<Self> {
         let reader = LogReader::open(&part.directory)?;
         let first = reader.identity().start_stop;
+        let begins = Beginning::of(reader.identity());
         let (totals, damage) = Totals::up_to_damage(reader, &part.directory)?;
         let start = start_time(&part.directory);
         Ok(Self {
@@ -92,6 +99,7 @@ impl Told {
             bytes: part.bytes,
             stops: (first + 1, totals.last_stop),
             guest_ns: (start, start + totals.guest_ns),
+            begins,
             is_damaged: damage.is_some(),
             ends: match (damage, &totals.ending) {
                 (Some(damage), _) => format!("in damage: {damage}"),
@@ -103,13 +111,14 @@ impl Told {
     fn print(&self) {
         let seconds = |ns: u64| ns as f64 / 1e9;
         say!(
-            "{:<16} {:>12} {:>12} {:>12} {:>12.3} {:>12.3}  {}",
+            "{:<16} {:>12} {:>12} {:>12} {:>12.3} {:>12.3}  {:<BEGINS$}  {}",
             one_line(&self.name),
             self.bytes,
             self.stops.0,
             self.stops.1,
             seconds(self.guest_ns.0),
             seconds(self.guest_ns.1),
+            self.begins.short(),
             one_line(&self.ends)
         );
     }
@@ -123,6 +132,7 @@ impl Told {
             "start_ns": self.guest_ns.0,
             "end_ns": self.guest_ns.1,
             "damaged": self.is_damaged,
+            "begins": self.begins.short(),
             "ends": self.ends,
         })
     }

@@ -20,6 +20,7 @@ pub struct Totals {
     pub frame_bytes: u64,
     pub console: u64,
     pub keyboard: u64,
+    pub power_button: u64,
     pub disk: u64,
     pub entropy: u64,
     pub forced: u64,
@@ -92,6 +93,7 @@ impl Totals {
         self.frame_bytes += turn.frames.iter().map(|frame| frame.data.len() as u64).sum::<u64>();
         self.console += turn.console.len() as u64;
         self.keyboard += turn.keyboard.len() as u64;
+        self.power_button += u64::from(turn.power_button);
         self.disk += turn.disks.len() as u64;
         self.entropy += turn.entropy.len() as u64;
         self.epochs += u64::from(turn.epoch.is_some());
@@ -99,12 +101,6 @@ impl Totals {
             self.forced += 1;
             self.delta_pages += u64::from(forced.pages);
         }
-    }
-
-    /// The last stop that a log has which is not closed: it may be written right now.
-    pub fn live_end(&self) -> Option<u64> {
-        let is_closed = matches!(self.ending, Some(Ending::Clean(_)));
-        (!is_closed).then_some(self.last_stop)
     }
 
     /// All bytes of the log's files.
@@ -136,6 +132,7 @@ pub fn describe_ending(ending: &Ending) -> String {
             Reason::Quit if end.detail.is_empty() => "in order (ended from outside)".into(),
             Reason::Quit => format!("at a failover: in term {}, {}", end.term, end.detail),
             Reason::Reset => "in order (the guest reset)".into(),
+            Reason::PoweredOff => "in order (the guest powered off)".into(),
             Reason::Halted => "in order (the guest halted with interrupts off)".into(),
             Reason::Failed => format!("because the recorder failed: {}", end.detail),
             Reason::Unspecified => "in order".into(),

@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use lockstep_backup::open::{Opened, open};
-use lockstep_backup::{Divergence, ReplayError};
 use lockstep_logcodec::Ending;
-use lockstep_primary::kicker::Kicker;
+use lockstep_node::kicker::Kicker;
+use lockstep_node::{say, say_on};
+use lockstep_replay::open::{Opened, open};
+use lockstep_replay::{Divergence, ReplayError};
 use lockstep_vmm::machine::Flow;
 use lockstep_vmm::probe::at_start;
 
 use crate::Recording;
 use crate::symbols::Symbols;
 use crate::totals::{Totals, describe_ending};
-use lockstep_primary::{say, say_on};
 
 #[derive(Args)]
 pub struct VerifyOptions {
@@ -75,19 +75,12 @@ pub fn verify(directory: &Path, wanted: &Wanted<'_>) -> Result<Verified> {
         (Some(rate), Some(handle)) => Some(Kicker::start(handle, rate)?),
         _ => None,
     };
-    let start = (machine.stop(), machine.now());
+    let start = (machine.stop(), machine.now().ns());
     let bar = progress_bar(totals.last_stop.saturating_sub(start.0), wanted.quiet);
     let begin = Instant::now();
     let mut shown = begin;
-    // A log that is being written is verified up to where it ended at the beginning: a busy machine is not caught up with.
-    let live_end = totals.live_end();
-    let mut ending = None;
     let result = loop {
         match machine.step(&mut replayer) {
-            Ok(Flow::Continue) if live_end.is_some_and(|stop| machine.stop() > stop) => {
-                ending.clone_from(&totals.ending);
-                break Ok(());
-            }
             Ok(Flow::Continue) => {
                 if shown.elapsed() > Duration::from_millis(100) {
                     shown = Instant::now();
@@ -108,11 +101,11 @@ pub fn verify(directory: &Path, wanted: &Wanted<'_>) -> Result<Verified> {
     };
     Ok(Verified {
         stops: machine.stop() - start.0,
-        guest: Duration::from_nanos(machine.now() - start.1),
+        guest: Duration::from_nanos(machine.now().ns() - start.1),
         wall,
         kicks,
         divergence,
-        ending: ending.unwrap_or_else(|| replayer.ending()),
+        ending: replayer.ending(),
         totals,
         progress: replayer.progress(),
         counters: machine.counters(),
@@ -146,7 +139,7 @@ pub struct Verified {
     wall: Duration,
     kicks: Option<u64>,
     totals: Totals,
-    progress: lockstep_backup::Progress,
+    progress: lockstep_replay::Progress,
     counters: lockstep_vmm::machine::Counters,
 }
 

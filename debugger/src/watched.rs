@@ -3,15 +3,14 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use lockstep_backup::open::{Opened, open};
-use lockstep_backup::{ReplayError, Replayer};
 use lockstep_proto::{Identity, Turn};
+use lockstep_replay::open::{Opened, open};
+use lockstep_replay::{ReplayError, Replayer};
 use lockstep_vmm::devices::Effect;
-use lockstep_vmm::machine::{Flow, Machine, Oracle, Slice, Stop, Taken};
+use lockstep_vmm::machine::{Flow, Oracle, Seen, Slice, Stop, Taken};
 use lockstep_vmm::probe::at_start;
 
 use crate::position::Position;
-use crate::totals::Totals;
 
 /// What was exchanged at one turn. What left, left before `turn` entered.
 pub struct Exchange<'a> {
@@ -34,19 +33,19 @@ struct Watched<S> {
 impl<S: FnMut(&Exchange<'_>)> Oracle for Watched<S> {
     type Error = ReplayError;
 
-    fn slice(&mut self, machine: &Machine) -> Result<Slice, ReplayError> {
+    fn slice(&mut self, machine: &dyn Seen) -> Result<Slice, ReplayError> {
         self.replayer.slice(machine)
     }
 
-    fn is_due(&mut self, machine: &Machine) -> Result<bool, ReplayError> {
+    fn is_due(&mut self, machine: &dyn Seen) -> Result<bool, ReplayError> {
         self.replayer.is_due(machine)
     }
 
-    fn forced(&mut self, machine: &mut Machine) -> Result<(), ReplayError> {
+    fn forced(&mut self, machine: &mut dyn Seen) -> Result<(), ReplayError> {
         self.replayer.forced(machine)
     }
 
-    fn turn(&mut self, machine: &Machine, stop: &Stop) -> Result<Turn, ReplayError> {
+    fn turn(&mut self, machine: &dyn Seen, stop: &Stop) -> Result<Turn, ReplayError> {
         self.replayer.turn(machine, stop)
     }
 
@@ -54,10 +53,10 @@ impl<S: FnMut(&Exchange<'_>)> Oracle for Watched<S> {
         self.replayer.disk_data(disk, request)
     }
 
-    fn taken(&mut self, machine: &Machine, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, ReplayError> {
+    fn taken(&mut self, machine: &dyn Seen, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, ReplayError> {
         (self.see)(&Exchange {
             stop: machine.stop(),
-            guest_ns: machine.now(),
+            guest_ns: machine.now().ns(),
             turn: &turn,
             effects: &taken.effects,
         });
@@ -68,15 +67,12 @@ impl<S: FnMut(&Exchange<'_>)> Oracle for Watched<S> {
 /// A recording that is about to be replayed.
 pub struct Replay {
     opened: Opened,
-    /// Where a log that is not closed ended then.
-    live_end: Option<u64>,
 }
 
 impl Replay {
     /// Opens the recording in `directory`.
     pub fn open(directory: &Path) -> Result<Self> {
         Ok(Self {
-            live_end: Totals::of(directory)?.live_end(),
             opened: open(directory, &at_start()?)?,
         })
     }
@@ -97,11 +93,6 @@ impl Replay {
         let Opened {
             mut machine, replayer, ..
         } = self.opened;
-        // What is written meanwhile is not waited for: a busy machine is not caught up with.
-        let to = match (to, self.live_end) {
-            (Position::End, Some(stop)) => Position::Stop(stop),
-            _ => to,
-        };
         let within = |exchange: &Exchange<'_>| !to.order_of(exchange.stop, exchange.guest_ns).is_gt();
         let mut watched = Watched {
             replayer,
@@ -111,18 +102,18 @@ impl Replay {
                 }
             },
         };
-        while !to.order_of(machine.stop(), machine.now()).is_gt() {
+        while !to.order_of(machine.stop(), machine.now().ns()).is_gt() {
             let flow = machine.step(&mut watched);
             go_on()?;
             match flow {
                 Ok(Flow::Continue) => {}
                 Ok(Flow::End) => {
                     watched.replayer.finish(&machine)?;
-                    if to != Position::End && to.order_of(machine.stop(), machine.now()).is_lt() {
+                    if to != Position::End && to.order_of(machine.stop(), machine.now().ns()).is_lt() {
                         tracing::warn!(
                             "the log ends at stop {}, {}, before {to}",
                             machine.stop(),
-                            Position::Time(machine.now())
+                            Position::Time(machine.now().ns())
                         );
                     }
                     return Ok(());

@@ -7,6 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::{
     Backup, BackupAction, BackupIdentity, BackupInput, BackupState, MAX_POSITION, Primary, PrimaryAction, PrimaryInput,
     PrimaryState, Record, Timing, Unprotected, Verdict,
@@ -94,12 +95,12 @@ fn primary(mut bytes: &[u8]) {
             1 => PrimaryInput::Connected(String::from_utf8_lossy(step.bytes).into()),
             2 => PrimaryInput::Disconnected,
             3 => PrimaryInput::StateSent,
-            4 => PrimaryInput::HandOver(logged),
+            4 => PrimaryInput::HandOver(LogPosition::new(logged)),
             5 => PrimaryInput::Suspend,
             6 => PrimaryInput::Resume,
             7 => {
                 logged = step.number(0).max(logged);
-                session.note_logged(logged);
+                session.note_logged(LogPosition::new(logged));
                 continue;
             }
             // Exactly one to each question, and not before it.
@@ -144,15 +145,15 @@ fn primary(mut bytes: &[u8]) {
             }
         }
         assert!(asked <= 1, "one question at a time");
-        let limit = session.release_limit(now);
+        let limit = session.release_limit(now).get();
         match session.state() {
-            PrimaryState::Alone(_) | PrimaryState::Greeting | PrimaryState::Syncing => {
+            PrimaryState::Alone(_) | PrimaryState::Greeting | PrimaryState::Syncing { .. } => {
                 assert!(session.record().peer.is_none(), "it lets all go and a peer is named");
             }
-            PrimaryState::Naming | PrimaryState::Protected | PrimaryState::HandingOver => {
+            PrimaryState::Naming { .. } | PrimaryState::Protected | PrimaryState::HandingOver { .. } => {
                 assert!(limit <= logged, "more may leave than there is");
             }
-            PrimaryState::Fencing(_) | PrimaryState::Frozen(_) => assert_eq!(limit, 0),
+            PrimaryState::Fencing { .. } | PrimaryState::Frozen(_) => assert_eq!(limit, 0),
         }
         let ack = session.ack();
         assert!(ack.verified <= ack.received && ack.received <= logged);
@@ -185,8 +186,8 @@ fn backup(mut bytes: &[u8]) {
             2 => BackupInput::Disconnected,
             3 => BackupInput::Built,
             4 => BackupInput::Unfit(String::from_utf8_lossy(step.bytes).into()),
-            5 => BackupInput::Received(step.number(0)),
-            6 => BackupInput::Verified(step.number(0), step.number(1)),
+            5 => BackupInput::Received(LogPosition::new(step.number(0))),
+            6 => BackupInput::Verified(LogPosition::new(step.number(0)), step.number(1)),
             7 => BackupInput::Diverged(Diverged {
                 stop: step.number(0),
                 report: String::from_utf8_lossy(step.bytes).into(),
@@ -237,7 +238,7 @@ fn backup(mut bytes: &[u8]) {
                     assert!(expected.peer.as_deref() == Some("b") && new.owner == "b" && new.term > expected.term);
                     asked += 1;
                 }
-                BackupAction::Build(state) => assert!(state.position <= MAX_POSITION),
+                BackupAction::Build(state) => assert!(state.position <= MAX_POSITION.get()),
                 BackupAction::Reply(_) => assert!(!is_claiming(session.state()), "it claims and answers"),
                 BackupAction::Discard => named = false,
                 _ => {}
@@ -248,7 +249,7 @@ fn backup(mut bytes: &[u8]) {
             was != BackupState::Live || session.state() == BackupState::Live,
             "live is final"
         );
-        assert!(session.released() <= session.ack().received);
+        assert!(session.released().get() <= session.ack().received);
         assert!(session.ack().verified <= session.ack().received);
         session.lag(now);
         session.wake();

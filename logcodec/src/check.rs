@@ -18,6 +18,8 @@ pub struct Devices {
     pub nics: u32,
     /// Whether it has a keyboard.
     pub keyboard: bool,
+    /// Whether it has a power button.
+    pub power_button: bool,
 }
 
 impl Devices {
@@ -26,6 +28,7 @@ impl Devices {
         disks: u32::MAX,
         nics: u32::MAX,
         keyboard: true,
+        power_button: true,
     };
 
     /// Of a log whose machine is not known.
@@ -33,6 +36,7 @@ impl Devices {
         disks: 0,
         nics: 0,
         keyboard: false,
+        power_button: false,
     };
 
     /// The devices of a recorded machine.
@@ -46,6 +50,7 @@ impl Devices {
             disks: machine.disks.len() as u32,
             nics: machine.nics.len() as u32,
             keyboard: machine.has_keyboard(),
+            power_button: machine.has_power_button(),
         }
     }
 }
@@ -203,6 +208,11 @@ pub fn turn(turn: &Turn, devices: Devices) -> Checked {
     at_most("console bytes in a turn", turn.console.len(), max::MAX_CONSOLE_BYTES)?;
     if !turn.keyboard.is_empty() && !devices.keyboard {
         return Err(Violation::Rule("keys for a machine without a keyboard"));
+    }
+    if turn.power_button && !devices.power_button {
+        return Err(Violation::Rule(
+            "a power button is pressed that the machine does not have",
+        ));
     }
     at_most("keyboard bytes in a turn", turn.keyboard.len(), max::MAX_KEYBOARD_BYTES)?;
     at_most(

@@ -36,6 +36,9 @@ pub fn turn(turn: &Turn) -> String {
     if !turn.keyboard.is_empty() {
         part(format_args!("keyboard {:02x?}", &turn.keyboard[..]));
     }
+    if turn.power_button {
+        part(format_args!("power button"));
+    }
     if !turn.disks.is_empty() {
         let failed = turn.disks.iter().filter(|disk| disk.status != 0).count();
         let failed = if failed == 0 {
@@ -87,6 +90,7 @@ mod tests {
             }],
             console: b"ls\n"[..].into(),
             keyboard: b"\x14\xf0"[..].into(),
+            power_button: true,
             disks: vec![
                 DiskCompletion {
                     status: 1,
@@ -107,7 +111,7 @@ mod tests {
         assert_eq!(
             turn(&all),
             "forced, delta of 12 pages, clock +7 ns, random 0x00000000000000ff, 1 frame (60 bytes), console \"ls\\n\", \
-             keyboard [14, f0], 2 disk completions (2 failed), 1 answer of entropy (64 bytes), end of an epoch of 3 pages"
+             keyboard [14, f0], power button, 2 disk completions (2 failed), 1 answer of entropy (64 bytes), end of an epoch of 3 pages"
         );
         let long = Turn {
             console: vec![0; 1000].into(),

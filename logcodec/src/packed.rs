@@ -13,6 +13,7 @@ fn as_tick(turn: &Turn) -> Option<(u32, u64)> {
         && turn.frames.is_empty()
         && turn.console.is_empty()
         && turn.keyboard.is_empty()
+        && !turn.power_button
         && turn.disks.is_empty()
         && turn.entropy.is_empty()
         && turn.forced.is_none()

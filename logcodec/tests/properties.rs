@@ -66,9 +66,10 @@ fn turn() -> impl Strategy<Value = Turn> {
         vec(bytes(20), 0..3),
         option::weighted(0.1, forced()),
         option::weighted(0.1, epoch),
+        any::<bool>(),
     )
         .prop_map(
-            |(clock, random, frames, console, keyboard, disks, entropy, forced, epoch)| Turn {
+            |(clock, random, frames, console, keyboard, disks, entropy, forced, epoch, power_button)| Turn {
                 gap: 0,
                 clock,
                 random,
@@ -79,6 +80,7 @@ fn turn() -> impl Strategy<Value = Turn> {
                 entropy,
                 forced,
                 epoch,
+                power_button,
             },
         )
 }

@@ -6,9 +6,10 @@
 use std::process::ExitCode;
 
 use clap::CommandFactory;
-use lockstep_primary::cli::{self, config};
-use lockstep_primary::sys::signals;
-use lockstep_primary::{out, tell};
+use lockstep_node::cli::{config, messages, ops, packaging, sandbox};
+use lockstep_node::sys::signals;
+use lockstep_node::{out, tell};
+use lockstep_primary::cli;
 
 fn main() -> ExitCode {
     signals::outlive_limits();
@@ -18,13 +19,14 @@ fn main() -> ExitCode {
         signals::outlive_terminals();
         // Before the first thread, which is that of the messages.
         let entered = options.sandbox.enter(|| options.needs());
-        cli::messages::start_run(&options.log);
-        if let Err(error) = cli::sandbox::tell(entered) {
+        messages::start_run(&options.log);
+        if let Err(error) = sandbox::tell(entered) {
             tell!("lockstep-primary: {error:#}");
+            out::queue::settle();
             return ExitCode::from(1);
         }
     } else {
-        cli::messages::start();
+        messages::start();
     }
     let done = |()| ExitCode::SUCCESS;
     let result = match command {
@@ -32,8 +34,8 @@ fn main() -> ExitCode {
         cli::Command::Probe(options) => cli::probe::run(&options).map(done),
         cli::Command::CheckConfig(options) => cli::check::run(&options),
         cli::Command::Pki(options) => cli::pki::run(&options).map(done),
-        cli::Command::Ops(command) => cli::ops::run(&command),
-        cli::Command::Packaging(command) => cli::packaging::run(&command, cli::Cli::command()).map(done),
+        cli::Command::Ops(command) => ops::run(&command),
+        cli::Command::Packaging(command) => packaging::run(&command, cli::Cli::command()).map(done),
     };
     out::end("lockstep-primary", result, 1)
 }

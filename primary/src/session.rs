@@ -1,34 +1,38 @@
 //! Running one machine to its end, recorded or not.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
+use lockstep_node::devices::HostDevices;
+use lockstep_node::host::clock::boottime;
+use lockstep_node::host::console::ConsoleOutput;
+use lockstep_node::host::disk::Disks;
+use lockstep_node::host::inbox::{Bell, Outside, inbox};
+use lockstep_node::host::outputs::Outputs;
+use lockstep_node::host::size::allocated;
+use lockstep_node::host::tap::Tap;
+use lockstep_node::pair::Pair;
+use lockstep_node::policy::Policy;
+use lockstep_node::recording::ring::Ring;
+use lockstep_node::recording::{self, Place};
+use lockstep_node::restart::{self, Next};
+use lockstep_node::sandbox::{self, Kind};
+use lockstep_node::start::{DiskOption, NicOption, Started};
+use lockstep_node::status::{Status, count};
 use lockstep_proto::end::Reason;
-use lockstep_proto::{Identity, MachineConfig};
-use lockstep_vmm::devices::{DiskOp, Effect};
+use lockstep_proto::{Hello, Identity};
+use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Counters, Flow, Machine};
 use lockstep_vmm::sys::kick::KickHandle;
 
-use crate::durable;
-use crate::host::console::ConsoleOutput;
-use crate::host::disk::Disks;
-use crate::host::image::Image;
-use crate::host::inbox::{Bell, Outside, inbox};
-use crate::host::outputs::Outputs;
-use crate::host::size::{allocated, marked_as};
-use crate::host::tap::{Tap, TapKeeper, TapSender, Taps};
-use crate::link::status::count;
-use crate::link::{LinkPort, Live, Status, macs};
-use crate::pair::Pair;
-use crate::recorder::{LogOptions, LogSummary, LogThread, Outlet, Policy, RecordError, Recorder, World};
-use crate::recording::ring::Ring;
-use crate::recording::{self, Place};
-use crate::sandbox::{self, Kind};
-use crate::start::{DiskOption, NicOption, Started};
+use crate::link::{LinkPort, Live, LiveOptions, macs};
+use crate::recorder::{
+    Keeper, LogOptions, LogSummary, LogThread, Outlet, RecordError, Recorder, RecorderOptions, ThisHost, World,
+};
 
 /// How to run a machine.
 pub struct Options {
@@ -52,6 +56,8 @@ pub struct Options {
     pub pair: Option<Pair>,
     /// It was a replica until now.
     pub promotion: Option<Promotion>,
+    /// What a reset does; `None`: it is the end.
+    pub restart: Option<restart::Policy>,
 }
 
 impl Options {
@@ -75,6 +81,8 @@ pub struct Promotion {
 pub struct Report {
     /// Why the guest ended; `None`: it was stopped from outside.
     pub ended: Option<Reason>,
+    /// What becomes of the machine.
+    pub next: Next,
     /// Natural stops, from the run's start.
     pub stops: u64,
     /// What happened.
@@ -149,198 +157,6 @@ fn record(place: &Place, started: &Started, options: &Options, status: Status) -
     log.map_err(anyhow::Error::msg)
 }
 
-/// What a machine's devices need of the host, opened.
-pub struct HostDevices {
-    taps: Vec<TapSender>,
-    /// What each card tells the guest; 0: nothing.
-    mtus: Vec<u32>,
-    keeper: TapKeeper,
-    images: Vec<Image>,
-    paths: Vec<PathBuf>,
-    /// What each disk's marks are named after.
-    marked_as: Vec<PathBuf>,
-}
-
-impl HostDevices {
-    /// Opens tap devices and disk images. A tap device that does not exist is waited for: a node can stand by without.
-    pub fn open(disks: &[DiskOption], nics: &[NicOption]) -> Result<Self> {
-        let taps = nics
-            .iter()
-            .map(|nic| TapSender::open_or_wait(&nic.tap))
-            .collect::<std::io::Result<Vec<_>>>()?;
-        let images = disks
-            .iter()
-            .map(|disk| {
-                Image::open(&disk.path, disk.read_only)
-                    .with_context(|| format!("cannot open disk image {}", disk.path.display()))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path.clone()).collect();
-        let marked_as = paths
-            .iter()
-            .map(|path| marked_as(path))
-            .collect::<std::io::Result<_>>()?;
-        Ok(Self {
-            keeper: TapKeeper::start(&taps)?,
-            taps,
-            mtus: nics.iter().map(|nic| nic.mtu.unwrap_or(0)).collect(),
-            images,
-            paths,
-            marked_as,
-        })
-    }
-
-    /// Whether they are those of a machine with this configuration.
-    pub fn check(&self, config: &MachineConfig) -> Result<()> {
-        if config.disks.len() != self.images.len() {
-            bail!(
-                "the machine has {} disks and {} were given with --disk",
-                config.disks.len(),
-                self.images.len()
-            );
-        }
-        if config.nics.len() != self.taps.len() {
-            bail!(
-                "the machine has {} NICs and {} were given with --net",
-                config.nics.len(),
-                self.taps.len()
-            );
-        }
-        for (index, (nic, mtu)) in config.nics.iter().zip(&self.mtus).enumerate() {
-            if nic.mtu != *mtu {
-                let told = |mtu: u32| {
-                    if mtu == 0 {
-                        "no mtu=".into()
-                    } else {
-                        format!("mtu={mtu}")
-                    }
-                };
-                bail!(
-                    "the machine's NIC {index} was made with {}, and --net has {}: give it as the machine has it",
-                    told(nic.mtu),
-                    told(*mtu)
-                );
-            }
-        }
-        for ((image, path), config) in self.images.iter().zip(&self.paths).zip(&config.disks) {
-            if image.bytes()? != config.bytes {
-                bail!(
-                    "disk image {} has {} bytes and the machine's disk {}",
-                    path.display(),
-                    image.bytes()?,
-                    config.bytes
-                );
-            }
-        }
-        Ok(())
-    }
-
-    /// How the tap devices are.
-    pub fn taps(&self) -> Taps {
-        self.keeper.taps()
-    }
-
-    /// Whether a machine may boot with them: its tap devices exist, and no disk is a replica's, which is behind, or in the
-    /// middle of being copied.
-    pub fn check_bootable(&self) -> Result<()> {
-        self.taps.iter().try_for_each(TapSender::check)?;
-        for (path, marked) in self.paths.iter().zip(&self.marked_as) {
-            let mark = mark_of(marked);
-            let of = match fs::read_to_string(&mark) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                // What cannot be read may be a mark.
-                read => read.with_context(|| format!("cannot look for {}", mark.display()))?,
-            };
-            bail!(
-                "disk image {} is a backup's and was never live (its primary: {}). Let this node stand by: \
-                 lockstep-backup run. If the primary is lost for good and this disk is better than none, remove {}",
-                path.display(),
-                of.trim(),
-                mark.display()
-            );
-        }
-        Ok(())
-    }
-
-    /// Marks the disks as a replica's, of the primary with this name: no machine boots from them.
-    pub fn mark_replica(&self, primary: &str) -> Result<()> {
-        for (path, marked) in self.paths.iter().zip(&self.marked_as) {
-            // A mark that is there stays until the new one takes its place: a full disk must not take it away.
-            let staged = beside(marked, ".replica.new");
-            make_room_for(marked)
-                .and_then(|()| durable::stage(&staged, format!("{primary}\n").as_bytes(), 0o644))
-                .and_then(|()| durable::publish(&staged, &mark_of(marked)))
-                .with_context(|| format!("cannot mark {} as a backup's", path.display()))?;
-        }
-        Ok(())
-    }
-
-    /// Makes the disks a live machine's: what was written is on the disk, and then the mark goes.
-    pub fn unmark_replica(&mut self) -> Result<()> {
-        let named = self.paths.iter().zip(&self.marked_as);
-        for (image, (path, marked)) in self.images.iter_mut().zip(named) {
-            let done = image.execute(&DiskOp::Flush).map(drop);
-            done.with_context(|| format!("cannot sync disk image {}", path.display()))?;
-            let mark = mark_of(marked);
-            if mark.exists() {
-                fs::remove_file(&mark)
-                    .and_then(|()| durable::settle(&mark))
-                    .with_context(|| format!("cannot remove {}", mark.display()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The disk images, to read.
-    pub fn images(&self) -> &[Image] {
-        &self.images
-    }
-
-    /// Makes a replica's disks those of a machine that is owned here by force. `why` is kept beside them.
-    pub fn promote(&mut self, why: &str) -> Result<()> {
-        for marked in &self.marked_as {
-            let kept = beside(marked, ".promoted");
-            make_room_for(marked)
-                .and_then(|()| durable::stage(&kept, why.as_bytes(), 0o644))
-                .and_then(|()| durable::settle(&kept))
-                .with_context(|| format!("cannot write {}", kept.display()))?;
-        }
-        self.unmark_replica()
-    }
-
-    /// The disk images, for a replica; the tap devices stay.
-    pub fn take_images(&mut self) -> Vec<Image> {
-        std::mem::take(&mut self.images)
-    }
-
-    /// Gives the disk images back.
-    pub fn put_images(&mut self, disks: &[DiskOption]) -> Result<()> {
-        for disk in disks {
-            let image = Image::open(&disk.path, disk.read_only);
-            self.images
-                .push(image.with_context(|| format!("cannot open disk image {}", disk.path.display()))?);
-        }
-        Ok(())
-    }
-}
-
-/// Makes the directory that a disk's marks lie in. An image's own is there.
-fn make_room_for(marked: &Path) -> io::Result<()> {
-    let directory = marked.parent().filter(|parent| !parent.as_os_str().is_empty());
-    fs::create_dir_all(directory.unwrap_or(Path::new(".")))
-}
-
-/// The file that marks a disk as a replica's.
-fn mark_of(image: &Path) -> PathBuf {
-    beside(image, ".replica")
-}
-
-fn beside(image: &Path, suffix: &str) -> PathBuf {
-    let mut name = image.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
 /// Runs `machine` on this thread with the world around it, to its end.
 pub fn go_live(
     mut machine: Machine,
@@ -350,9 +166,10 @@ pub fn go_live(
     ready: impl FnOnce(Outside, KickHandle) -> Result<()>,
 ) -> Result<Report> {
     let first_stop = machine.stop();
-    let first_ns = machine.now();
+    let began = machine.now();
     let status = options.status();
     status.look_at(devices.taps());
+    let devices = devices.into_parts();
     let macs = macs(machine.config());
     let term = options.pair.as_ref().map_or(0, |pair| pair.record.term);
     let kicks = machine.attach_to_this_thread()?;
@@ -387,10 +204,9 @@ pub fn go_live(
         None => (Outlet::Direct(outputs), None),
         Some(pair) => {
             let (port, ends) = LinkPort::new();
-            let live = Live::start(
-                pair.into_live(&machine, &options.host_class, outputs, inbox.bell.clone(), announce),
-                ends,
-            )?;
+            let bell = inbox.bell.clone();
+            let live = link_options(pair, &machine, &options.host_class, outputs, bell, announce);
+            let live = Live::start(live, ends)?;
             (Outlet::Gated(Box::new(port)), Some(live))
         }
     };
@@ -401,6 +217,7 @@ pub fn go_live(
         taps,
         keeper: devices.keeper,
         outlet,
+        kernel: Box::new(ThisHost),
     };
     // A replica keeps epochs already.
     if options.policy.epoch.is_some() && options.promotion.is_none() {
@@ -409,11 +226,13 @@ pub fn go_live(
     let mut recorder = Recorder::new(
         &machine,
         world,
-        options.policy,
         due,
-        log,
-        options.host_class.clone(),
-        status.clone(),
+        RecorderOptions {
+            policy: options.policy,
+            log: log.map(|log| Box::new(log) as Box<dyn Keeper>),
+            host_class: options.host_class.clone(),
+            status: status.clone(),
+        },
     );
     if let Some(promotion) = &options.promotion {
         recorder.begin_term(&machine, term, "failing-over");
@@ -440,11 +259,21 @@ pub fn go_live(
     let shut_down = recorder.is_shut_down();
     let failure = result.as_ref().err().map(ToString::to_string);
     let log = recorder.finish(&machine, failure.as_deref());
-    match (link, ended) {
-        (Some(link), Some(Reason::Reset)) => link.end("the guest has reset"),
-        (Some(link), Some(_)) => link.end("the guest has halted"),
-        (Some(link), None) if shut_down => link.end("an operator has ended the machine"),
-        _ => {}
+    let mut next = match (&options.restart, ended) {
+        (Some(policy), Some(how)) => policy.next(how, boottime()),
+        _ => Next::End,
+    };
+    let how = match ended {
+        Some(Reason::Reset) => Some("the guest has reset"),
+        Some(Reason::PoweredOff) => Some("the guest has powered off"),
+        Some(_) => Some("the guest has halted"),
+        None if shut_down => Some("an operator has ended the machine"),
+        None => None,
+    };
+    if let (Some(link), Some(how)) = (link, how)
+        && link.end(how, next == Next::Restart)
+    {
+        next = Next::End;
     }
     result?;
     let log = log?;
@@ -453,13 +282,61 @@ pub fn go_live(
     }
     Ok(Report {
         ended,
+        next,
         stops: machine.stop() - first_stop,
         counters: machine.counters(),
-        guest_ns: machine.now() - first_ns,
+        guest_ns: machine.now().ns_since(began),
         wall,
         log,
         unrecorded: status.recording().reason,
     })
+}
+
+/// Lets what a machine gave go, of which nothing else is left: its guest has ended, and its primary may not have let it.
+pub fn let_go(devices: HostDevices, console: Box<dyn Write + Send>, unreleased: &[Effect]) -> Result<()> {
+    let mut outputs = Outputs {
+        taps: devices.into_parts().taps,
+        console: ConsoleOutput::start(console, |_| ())?,
+    };
+    for effect in unreleased {
+        outputs.emit(effect);
+    }
+    Ok(())
+}
+
+/// What the link of `pair` needs, for `machine`.
+fn link_options(
+    pair: Pair,
+    machine: &Machine,
+    host_class: &str,
+    outputs: Outputs,
+    bell: Bell,
+    announce: Vec<[u8; 6]>,
+) -> LiveOptions {
+    LiveOptions {
+        hello: Hello {
+            node: pair.node,
+            machine_name: pair.machine_name,
+            machine: Some(machine.config().clone()),
+            host_class: host_class.into(),
+            ..Hello::default()
+        },
+        record: pair.record,
+        timing: pair.timing,
+        why: pair.why,
+        peer: pair.peer,
+        peer_name: pair.peer_name,
+        credentials: pair.credentials,
+        arbiter: pair.arbiter,
+        commit: pair.commit,
+        uplink: pair.uplink,
+        control: pair.control,
+        announce,
+        outputs,
+        bell,
+        reports: pair.reports,
+        status: pair.status,
+    }
 }
 
 /// Steps the machine, and does what the link wants between two steps.

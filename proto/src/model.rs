@@ -7,6 +7,7 @@
 //! | 1 | |
 //! | 2 | a keyboard |
 //! | 3 | network cards that tell the guest their MTU |
+//! | 4 | ACPI: a power button, an orderly end, and tables where the kernel can use them |
 
 use std::ops::RangeInclusive;
 
@@ -20,10 +21,13 @@ pub const MODEL_REVISIONS: RangeInclusive<u32> = 1..=NEWEST_REVISION;
 pub const NEWEST_REVISION: u32 = newest(option_env!("LOCKSTEP_NEWEST_REVISION"));
 
 /// The newest that there is.
-const NEWEST_MADE: u32 = 3;
+const NEWEST_MADE: u32 = 4;
 
 /// The first revision with a keyboard.
 const KEYBOARD: u32 = 2;
+
+/// The first revision with ACPI's fixed hardware, whose part the power button is.
+pub const ACPI_REVISION: u32 = 4;
 
 /// The first revision whose network cards may tell the guest their MTU.
 pub const MTU_REVISION: u32 = 3;
@@ -38,6 +42,11 @@ impl MachineConfig {
     /// Whether the machine has a keyboard.
     pub fn has_keyboard(&self) -> bool {
         self.model_revision >= KEYBOARD
+    }
+
+    /// Whether the machine has a power button.
+    pub fn has_power_button(&self) -> bool {
+        self.model_revision >= ACPI_REVISION
     }
 }
 
@@ -74,7 +83,7 @@ mod tests {
         assert_eq!(newest(None), NEWEST_MADE);
         assert_eq!(newest(Some("")), NEWEST_MADE);
         assert_eq!(newest(Some("1")), 1);
-        for wrong in ["0", "4", "two", "-1", "11111111111"] {
+        for wrong in ["0", "5", "two", "-1", "11111111111"] {
             assert!(std::panic::catch_unwind(|| newest(Some(wrong))).is_err(), "{wrong}");
         }
     }

@@ -1,8 +1,8 @@
 //! Chunks of a disk that a join brings.
 
 use anyhow::{Context, Result, ensure};
-use lockstep_primary::host::chunks::CHUNK;
-use lockstep_primary::host::image::{Image, SECTOR};
+use lockstep_node::host::chunks::CHUNK;
+use lockstep_node::host::image::{Image, SECTOR};
 use lockstep_proto::DiskChunk;
 use lockstep_vmm::devices::DiskOp;
 /// Writes one where it belongs.

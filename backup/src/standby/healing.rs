@@ -7,10 +7,10 @@
 use std::collections::HashSet;
 use std::fmt::Write;
 
-use lockstep_primary::reports::Kept;
+use lockstep_node::reports::Kept;
+use lockstep_replay::divergence::{DifferentByte, DifferentPage};
+use lockstep_replay::pages::short_hash;
 use lockstep_vmm::memory::{PAGE_SIZE, Page};
-
-use crate::pages::{DifferentByte, DifferentPage, short_hash};
 
 /// Pages whose bytes are told.
 const PAGES: usize = 4;

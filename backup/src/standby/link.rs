@@ -7,24 +7,26 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
-use lockstep_primary::host::clock::boottime;
+use lockstep_node::control::{Asked, Control};
+use lockstep_node::host::clock::boottime;
+use lockstep_node::pki::Credentials;
+use lockstep_node::sandbox::{self, Kind};
+use lockstep_node::status::{Role, STATE_MESSAGES, Status, StatusInner, count};
+use lockstep_node::watch::{self, ArbiterPort, Uplink, Watch};
+use lockstep_primary::link::BUSY;
 use lockstep_primary::link::have::write_have;
 use lockstep_primary::link::net;
 use lockstep_primary::link::peer::{Heard, Peer};
-use lockstep_primary::link::status::{Role, STATE_MESSAGES, Status, StatusInner, count};
-use lockstep_primary::link::watch::{self, ArbiterPort, Uplink, Watch};
-use lockstep_primary::link::{Asked, BUSY, Control};
-use lockstep_primary::pki::Credentials;
-use lockstep_primary::sandbox::{self, Kind};
-use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState, Verdict};
-use lockstep_proto::{Heartbeat, ToBackup, ToPrimary};
+use lockstep_proto::ToPrimary;
+use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::mpsc;
 
 use super::replica::ReplicaOptions;
 use super::room::Rooms;
 use super::streams::read_streams;
-use super::{Inlet, LinkEnds, Order, Released, Replica, Report, Takeover, ends};
+use super::{Event, Inlet, LinkEnds, Order, Released, Replica, Report, Takeover, ends};
 
 /// QUIC's own limit on silence; the session's is what counts.
 const IDLE: Duration = Duration::from_secs(10);
@@ -113,21 +115,6 @@ impl Drop for Standby {
     }
 }
 
-/// What comes to the link's thread from its own tasks, with the number of its connection.
-pub(super) enum Event {
-    Incoming(Incoming),
-    Connected(u64, Connection, SendStream, RecvStream),
-    /// A connection from there that was not made.
-    Refused(SocketAddr, anyhow::Error),
-    Heard(u64, Heard<ToBackup, Heartbeat>),
-    Bulk(u64, Order),
-    /// So many batches have come since the join's state.
-    Log(u64, u64),
-    Verdict(Verdict),
-    /// Whether the arbiter answers.
-    Arbiter(bool),
-}
-
 struct Loop {
     session: Backup,
     orders: Sender<Order>,
@@ -142,7 +129,7 @@ struct Loop {
     /// What the connection brings, until the replica prepares.
     inlet: Option<Inlet>,
     /// Position of the join's state, once it is there, and batches that came after it.
-    base: Option<u64>,
+    base: Option<LogPosition>,
     batches: u64,
     problems: net::Problems,
     /// When the arbiter was first asked for the term.
@@ -309,7 +296,7 @@ impl Loop {
             Event::Log(number, batches) if self.is_current(number) => {
                 self.batches = batches;
                 let Some(base) = self.base else { return };
-                BackupInput::Received(base + batches)
+                BackupInput::Received(base.plus(batches))
             }
             Event::Refused(from, error) => {
                 if let Some(problem) = self.problems.tell(&error) {
@@ -322,7 +309,7 @@ impl Loop {
             _ => return,
         };
         self.session.handle(boottime(), input);
-        self.released.store(self.session.released(), Ordering::Release);
+        self.released.store(self.session.released().get(), Ordering::Release);
     }
 
     fn accept(&mut self, incoming: Incoming) {
@@ -387,10 +374,10 @@ impl Loop {
                 }
             }
             BackupAction::Build(state) => {
-                self.base = Some(state.position);
+                self.base = Some(LogPosition::new(state.position));
                 self.order(Order::Build(state));
                 if self.batches > 0 {
-                    let received = self.session.ack().received + self.batches;
+                    let received = LogPosition::new(self.session.ack().received).plus(self.batches);
                     self.session.handle(boottime(), BackupInput::Received(received));
                 }
             }
@@ -475,7 +462,7 @@ impl Loop {
             peer: session.primary().into(),
             received: session.ack().received,
             verified: session.ack().verified,
-            released: session.released(),
+            released: session.released().get(),
             ends_at: None,
             cut_off: self.watch.cut_off().map(str::to_owned),
             stalled: false,

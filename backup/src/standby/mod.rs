@@ -1,6 +1,6 @@
 //! Standing by: a machine that comes over the link, replays the primary's log, and may have to go live.
 //!
-//! Two threads. The link's ([`link`]) runs the session over QUIC and acknowledges; the replica's ([`replica`]) builds the
+//! Two threads. The link's (`link`) runs the session over QUIC and acknowledges; the replica's (`replica`) builds the
 //! machine, replays and compares. Orders and records go from the first to the second, what was verified comes back.
 //!
 //! Invariants:
@@ -22,6 +22,7 @@ pub use link::{Standby, StandbyOptions};
 pub use recording::Recordings;
 pub use replica::{Outcome, Promoted, Replica, ReplicaOptions};
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
@@ -29,8 +30,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_logcodec::Record as LogRecord;
-use lockstep_proto::session::Record;
-use lockstep_proto::{DiskChunk, Diverged, Hello, JoinState, PageChunk};
+use lockstep_primary::link::peer::Heard;
+use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::session::{Record, Verdict};
+use lockstep_proto::{DiskChunk, Diverged, Heartbeat, Hello, JoinState, PageChunk, ToBackup};
+use quinn::{Connection, Incoming, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
 use self::room::Rooms;
@@ -75,9 +79,24 @@ struct Queued {
 enum Report {
     Built,
     Unfit(String),
-    /// Number of batches verified, and the stop.
-    Verified(u64, u64),
+    /// Position up to which the log is verified, and the stop.
+    Verified(LogPosition, u64),
     Diverged(Diverged),
+}
+
+/// What comes to the link's thread from its own tasks, with the number of its connection.
+enum Event {
+    Incoming(Incoming),
+    Connected(u64, Connection, SendStream, RecvStream),
+    /// A connection from there that was not made.
+    Refused(SocketAddr, anyhow::Error),
+    Heard(u64, Heard<ToBackup, Heartbeat>),
+    Bulk(u64, Order),
+    /// So many batches have come since the join's state.
+    Log(u64, u64),
+    Verdict(Verdict),
+    /// Whether the arbiter answers.
+    Arbiter(bool),
 }
 
 /// What one connection brings for the replica, bounded by bytes.

@@ -9,18 +9,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use lockstep_logcodec::{Ending, LogError, Record};
-use lockstep_primary::link::Status;
+use lockstep_node::recording::ring::Ring;
+use lockstep_node::recording::subject;
+use lockstep_node::start::DiskOption;
+use lockstep_node::status::Status;
 use lockstep_primary::recorder::{LogOptions, LogThread};
-use lockstep_primary::recording::ring::Ring;
-use lockstep_primary::recording::subject;
-use lockstep_primary::start::DiskOption;
 use lockstep_proto::{PageChunk, Tenure};
+use lockstep_replay::feed::Source;
+use lockstep_replay::replayer::Pause;
+use lockstep_replay::{ReplayError, Replayer};
 use lockstep_vmm::machine::{Flow, Machine};
 
 use super::source::LiveSource;
-use crate::feed::Source;
-use crate::replayer::Pause;
-use crate::{ReplayError, Replayer};
 
 /// Where replicas are recorded.
 pub struct Recordings {
@@ -114,7 +114,8 @@ pub fn replay(machine: &mut Machine, replayer: &mut Replayer, recording: &Shared
         let wanted = recording.borrow().has_errand();
         replayer.pause(if wanted { Pause::BatchEnd } else { Pause::Never });
         let flow = machine.step(replayer)?;
-        let stands = wanted && !replayer.guest_ended() && !replayer.is_at_end() && replayer.is_between_batches(machine);
+        let stands =
+            wanted && replayer.guest_ended().is_none() && !replayer.is_at_end() && replayer.is_between_batches(machine);
         if stands {
             recording.borrow_mut().errand(machine, replayer)?;
         }

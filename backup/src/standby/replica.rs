@@ -8,24 +8,28 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use lockstep_logcodec::{StreamChecker, record::unpack_pages};
-use lockstep_primary::history::History;
-use lockstep_primary::host::chunks::Piece;
-use lockstep_primary::host::disk::Disks;
-use lockstep_primary::host::image::Image;
+use lockstep_node::devices::HostDevices;
+use lockstep_node::history::History;
+use lockstep_node::host::chunks::Piece;
+use lockstep_node::host::disk::Disks;
+use lockstep_node::host::image::Image;
+use lockstep_node::reports::{BEGIN, Reports};
+use lockstep_node::sandbox::{self, Kind};
+use lockstep_node::start::{DiskOption, adapt};
 use lockstep_primary::link::have::Packer;
 use lockstep_primary::recorder::LogThread;
-use lockstep_primary::reports::{BEGIN, Reports};
-use lockstep_primary::sandbox::{self, Kind};
-use lockstep_primary::session::HostDevices;
-use lockstep_primary::start::{DiskOption, adapt};
+use lockstep_proto::end::Reason;
+use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::Record;
 use lockstep_proto::{DiskChunk, Diverged, Hello, JoinState, MachineConfig, PageChunk};
+use lockstep_replay::divergence::DifferentPage;
+use lockstep_replay::patience::Patience;
+use lockstep_replay::{Mismatch, ReplayError, Replayer};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::memory::{Memory, PAGE_SIZE};
 use lockstep_vmm::probe::Strategies;
 use lockstep_vmm::snapshot;
-
 use tokio::sync::mpsc;
 
 use super::chunks;
@@ -34,9 +38,6 @@ use super::kept::Kept;
 use super::recording::{self, Recorded, Recording, Recordings};
 use super::source::{Ended, LiveSource};
 use super::{Inlet, Order, ReplicaEnds, Report};
-use crate::pages::DifferentPage;
-use crate::patience::Patience;
-use crate::{Mismatch, ReplayError, Replayer};
 
 /// What a replica needs.
 pub struct ReplicaOptions {
@@ -54,6 +55,9 @@ pub struct ReplicaOptions {
 pub enum Outcome {
     /// The machine goes live.
     Promoted(Box<Promoted>),
+    /// The term is won, and the machine has ended in this way before its primary was lost: the disks have all that it wrote, and
+    /// these effects may not have left the primary.
+    Ended(Reason, Vec<Effect>),
     /// The process is to end.
     Quit,
 }
@@ -209,17 +213,19 @@ impl Replica {
         drop(replayer);
         devices.put_images(&self.options.disks)?;
         self.retained = Some(machine.memory().share());
-        let goes_on = result.is_ok() && !guest_ended && matches!(ended, Some(Ended::Promoted(_)));
+        let goes_on = result.is_ok() && guest_ended.is_none() && matches!(ended, Some(Ended::Promoted(_)));
         let log = if goes_on { recording.borrow_mut().take() } else { None };
         recording.borrow_mut().close();
+        if let (Ok(()), Some(Ended::Promoted(_)), Some(how)) = (&result, &ended, guest_ended) {
+            tracing::info!("the guest had ended before its primary was lost: there is nothing to go on with");
+            devices.unmark_replica()?;
+            let released = LogPosition::new(self.ends.released.load(Ordering::Acquire));
+            return Ok(Some(Outcome::Ended(how, kept.borrow_mut().take(released))));
+        }
         match (result, ended) {
-            (Ok(()), Some(Ended::Promoted(_))) if guest_ended => {
-                tracing::info!("the guest had ended before its primary was lost: there is nothing to go on with");
-                Ok(Some(Outcome::Quit))
-            }
             (Ok(()), Some(Ended::Promoted(takeover))) => {
                 devices.unmark_replica()?;
-                let released = self.ends.released.load(Ordering::Acquire);
+                let released = LogPosition::new(self.ends.released.load(Ordering::Acquire));
                 let silence = fate.borrow().last_record.map_or(Duration::ZERO, |at| at.elapsed());
                 let promoted = Promoted {
                     machine,
@@ -296,16 +302,16 @@ impl Replica {
         replayer.resume(&machine)?;
         self.history = History::default();
         replayer.keep_history(self.history.clone());
-        let base = state.position;
+        let base = LogPosition::new(state.position);
         let kept = Rc::new(RefCell::new(Kept::default()));
         let (sink, released) = (kept.clone(), self.ends.released.clone());
         replayer.on_effect(move |batch, effect| {
-            sink.borrow_mut()
-                .push(base + batch + 1, effect, released.load(Ordering::Acquire));
+            let released = LogPosition::new(released.load(Ordering::Acquire));
+            sink.borrow_mut().push(base.plus(batch + 1), effect, released);
         });
         let reports = self.ends.reports.clone();
         replayer.on_batch(move |batches, stop| {
-            let _ = reports.send(Report::Verified(base + batches, stop));
+            let _ = reports.send(Report::Verified(base.plus(batches), stop));
         });
         tracing::info!(
             stop = machine.stop(),

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, select};
 use lockstep_logcodec::{Ending, LogError, Record as LogRecord, StreamChecker};
+use lockstep_replay::feed::Source;
 
 use super::{Inlet, Order, Queued, Takeover};
-use crate::feed::Source;
 
 /// Why a live log ended.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,9 +14,8 @@ use lockstep_proto::Turn;
 use quinn::{Connection, RecvStream};
 use tokio::sync::mpsc;
 
-use super::link::Event;
 use super::room::{Room, Rooms};
-use super::{Order, Queued};
+use super::{Event, Order, Queued};
 
 /// Takes the primary's one-way streams.
 pub async fn read_streams(

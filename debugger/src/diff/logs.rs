@@ -5,10 +5,10 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use lockstep_backup::feed::{Feed, Mark, Next, Placed};
 use lockstep_logcodec::limits::MAX_FRAME_NUMBER;
 use lockstep_logcodec::{Ending, LogReader, describe};
 use lockstep_proto::{End, Identity};
+use lockstep_replay::feed::{Feed, Mark, Next, Placed};
 
 use super::{Difference, Differs, Found, turns};
 use crate::entries::start_time;

@@ -11,10 +11,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{ArgGroup, Args};
+use lockstep_node::{say, say_on};
 use serde_json::{Value, json};
 
 use crate::position::Position;
-use lockstep_primary::{say, say_on};
+use lockstep_node::out::one_line;
 
 #[derive(Args)]
 #[command(group(ArgGroup::new("what").args(["log", "report"]).required(true)))]
@@ -118,13 +119,18 @@ impl Found {
         }
         say!();
         if let Some((expected, actual)) = &difference.lines {
-            say!("  expected  {expected}\n  actual    {actual}");
+            say!("  expected  {}\n  actual    {}", one_line(expected), one_line(actual));
         }
         if !difference.values.is_empty() {
             say!("  {:<38}  {:<26}  actual", "value", "expected");
         }
         for Differs { name, expected, actual } in &difference.values {
-            say!("  {name:<38}  {expected:<26}  {actual}");
+            say!(
+                "  {:<38}  {:<26}  {}",
+                one_line(name),
+                one_line(expected),
+                one_line(actual)
+            );
         }
         for note in &difference.notes {
             for line in note.lines() {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use lockstep_backup::{Divergence, Mismatch};
+use lockstep_replay::{Divergence, Mismatch};
 use lockstep_vmm::machine::Part;
 
 use super::{Difference, Differs, Found};
@@ -129,7 +129,7 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
     Difference {
         what: divergence.mismatch.to_string(),
         stop: divergence.stop,
-        guest_ns: Some(divergence.guest_ns),
+        guest_ns: Some(divergence.guest_time.ns()),
         batch: (Some(divergence.batch.batch), None),
         lines: None,
         values,

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use lockstep_primary::reports::BEGIN;
+use lockstep_node::reports::BEGIN;
 use regex::Regex;
 
 use super::{Difference, Differs, Found, turns};

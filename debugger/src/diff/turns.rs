@@ -3,9 +3,9 @@
 use std::cmp::Ordering;
 use std::fmt::Write;
 
-use lockstep_backup::feed::Placed;
-use lockstep_primary::history::NAMES;
+use lockstep_node::history::NAMES;
 use lockstep_proto::{DiskCompletion, Epoch, Forced, Frame, Turn, VcpuState};
+use lockstep_replay::feed::Placed;
 
 use super::Differs;
 use crate::symbols::Symbols;
@@ -33,6 +33,10 @@ pub fn compare(one: &Placed, two: &Placed, symbols: Option<&Symbols>) -> Vec<Dif
     frames(&mut values, &a.frames, &b.frames);
     bytes(&mut values, "typed bytes", &a.console, &b.console);
     bytes(&mut values, "the keyboard's bytes", &a.keyboard, &b.keyboard);
+    if a.power_button != b.power_button {
+        let [a, b] = [a, b].map(|turn| if turn.power_button { "pressed" } else { NONE }.to_owned());
+        values.push(Differs::new("the power button", a, b));
+    }
     disks(&mut values, a, b);
     for index in 0..a.entropy.len().max(b.entropy.len()) {
         let [a, b] = [a, b].map(|turn| turn.entropy.get(index));

@@ -20,6 +20,9 @@ use gdbstub::stub::run_blocking::{BlockingEventLoop, Event, WaitForStopReasonErr
 use gdbstub::stub::{DisconnectReason, GdbStub, SingleThreadStopReason};
 use gdbstub::target::ext::base::reverse_exec::ReplayLogPosition;
 use gdbstub::target::ext::breakpoints::WatchKind;
+use lockstep_node::sys::signals::heeded;
+use lockstep_node::tell;
+use target::{Debuggee, Stopped};
 
 use crate::Recording;
 use crate::position::Position;
@@ -28,9 +31,6 @@ use crate::show::kernel::Kernel;
 use crate::show::view::View;
 use crate::symbols::check_kernel;
 use crate::timeline::{Timeline, TimelineOptions, Walker};
-use lockstep_primary::sys::signals::heeded;
-use lockstep_primary::tell;
-use target::{Debuggee, Stopped};
 
 #[derive(Args)]
 pub struct GdbOptions {

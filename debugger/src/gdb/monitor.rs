@@ -49,7 +49,7 @@ impl Debuggee {
             spot.point.stop,
             spot.point.turn,
             spot.steps,
-            Position::Time(timeline.machine().now())
+            Position::Time(timeline.machine().now().ns())
         );
         if timeline.machine().is_halted() && spot.steps == 0 {
             text += ", halted";

@@ -14,12 +14,13 @@ use gdbstub::target::ext::breakpoints::{
 };
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
 use gdbstub::target::{Target, TargetError, TargetResult};
+use lockstep_node::out::printable;
+use lockstep_node::tell;
 use lockstep_vmm::cpu::walk::translate;
 use lockstep_vmm::machine::BREAKPOINTS;
 
 use super::arch::{Pc, PcRegisters};
 use crate::timeline::{READ, Step, Stops, Walker, Watch, Why, read_virtual};
-use lockstep_primary::tell;
 
 /// Bytes that one watchpoint may have.
 const MAX_WATCH: u64 = 4096;
@@ -356,7 +357,7 @@ impl MonitorCmd for Debuggee {
     fn handle_monitor_cmd(&mut self, command: &[u8], mut out: ConsoleOutput<'_>) -> Result<(), Self::Error> {
         let command = String::from_utf8_lossy(command).into_owned();
         let answer = self.monitor(&command).unwrap_or_else(|error| format!("{error:#}"));
-        gdbstub::outputln!(out, "{answer}");
+        gdbstub::outputln!(out, "{}", printable(&answer));
         Ok(())
     }
 }

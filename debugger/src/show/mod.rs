@@ -13,19 +13,19 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use kernel::Kernel;
+use lockstep_node::{say, say_on};
 use lockstep_proto::Identity;
+use memory::Place;
 use serde_json::{Value, json};
+use tasks::Task;
+use view::View;
 
 use crate::Recording;
 use crate::position::Position;
 use crate::replay::{bar, hex};
 use crate::symbols::check_kernel;
 use crate::timeline::{Goal, Reached, Timeline, TimelineOptions};
-use kernel::Kernel;
-use lockstep_primary::{say, say_on};
-use memory::Place;
-use tasks::Task;
-use view::View;
 
 #[derive(Args)]
 pub struct ShowOptions {
@@ -145,7 +145,7 @@ impl Shown {
         Ok(Self {
             stop: point.stop,
             turn: point.turn,
-            guest_ns: machine.now(),
+            guest_ns: machine.now().ns(),
             halted: machine.is_halted(),
             registers: text::registers(&view.regs),
             control: text::control(&view.sregs),
@@ -239,7 +239,7 @@ pub fn go(timeline: &mut Timeline, position: Position, quiet: bool) -> Result<()
         bail!(
             "{position} is not in this recording: it ends at stop {} and {} of guest time",
             timeline.point().stop,
-            Position::Time(timeline.machine().now())
+            Position::Time(timeline.machine().now().ns())
         );
     }
     Ok(())

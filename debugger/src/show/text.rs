@@ -3,8 +3,7 @@
 use std::fmt::Write;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
-
-use lockstep_primary::out::one_line;
+use lockstep_node::out::one_line;
 
 use super::Shown;
 use super::kernel::Kernel;

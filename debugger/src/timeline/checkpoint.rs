@@ -7,8 +7,8 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use lockstep_backup::replayer::Place;
-use lockstep_vmm::machine::Moment;
+use lockstep_replay::replayer::SavedReplay;
+use lockstep_vmm::machine::SavedMachine;
 
 use super::store::{PageId, Store};
 use super::{Key, Point};
@@ -23,16 +23,16 @@ pub struct Checkpoint {
     /// Host time that a replay from the start takes to here, in nanoseconds, as far as it was measured.
     pub cost: u64,
     /// The machine.
-    pub moment: Moment,
+    pub machine: SavedMachine,
     /// The replayer.
-    pub place: Place,
+    pub replay: SavedReplay,
     /// What was written since the checkpoint before.
     pub pages: HashMap<Key, PageId>,
 }
 
 impl Checkpoint {
     fn bytes(&self) -> usize {
-        self.moment.bytes() + self.place.bytes() + self.pages.len() * ENTRY
+        self.machine.bytes() + self.replay.bytes() + self.pages.len() * ENTRY
     }
 }
 
@@ -83,7 +83,7 @@ impl Checkpoints {
     /// The last checkpoint whose guest time is before `time`, or the start.
     pub fn before_time(&self, time: u64) -> usize {
         self.list
-            .partition_point(|kept| kept.moment.now() < time)
+            .partition_point(|kept| kept.machine.now().ns() < time)
             .saturating_sub(1)
     }
 

@@ -1,8 +1,8 @@
 //! How far a replay goes, and when it is there.
 
 use anyhow::Result;
-use lockstep_backup::Replayer;
-use lockstep_backup::replayer::Pause;
+use lockstep_replay::Replayer;
+use lockstep_replay::replayer::Pause;
 use lockstep_vmm::machine::{Flow, Machine};
 
 use super::Point;
@@ -53,7 +53,7 @@ impl Goal {
     pub fn begin(self, machine: &Machine, replayer: &mut Replayer) -> Option<Reached> {
         let there = match self {
             Self::Point(goal) => point(machine, replayer) >= goal,
-            Self::Time(time) => machine.now() >= time,
+            Self::Time(time) => machine.now().ns() >= time,
             Self::End => false,
         };
         if there {
@@ -84,7 +84,7 @@ impl Goal {
         let here = point(machine, replayer);
         let there = match self {
             Self::Point(goal) => here >= goal,
-            Self::Time(time) => machine.now() >= time,
+            Self::Time(time) => machine.now().ns() >= time,
             Self::End => replayer.is_at_end(),
         };
         Ok(if there {

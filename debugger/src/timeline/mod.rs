@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use lockstep_backup::open::{Opened, open};
-use lockstep_backup::replayer::Pause;
-use lockstep_backup::{ReplayError, Replayer};
-use lockstep_primary::host::image::BLOCK;
+use lockstep_node::host::image::BLOCK;
 use lockstep_proto::Identity;
+use lockstep_replay::open::{Opened, open};
+use lockstep_replay::replayer::Pause;
+use lockstep_replay::{ReplayError, Replayer};
 use lockstep_vmm::cpu::state;
 use lockstep_vmm::machine::{Machine, Trace};
 use lockstep_vmm::memory::{DirtyWatch, PAGE_SIZE, Page};
@@ -129,8 +129,8 @@ impl Timeline {
         let start = Checkpoint {
             point: Point::at(machine.stop()),
             cost: 0,
-            moment: machine.moment()?,
-            place: replayer.place()?,
+            machine: machine.saved()?,
+            replay: replayer.saved()?,
             pages: std::collections::HashMap::new(),
         };
         Ok(Self {
@@ -185,7 +185,7 @@ impl Timeline {
 
     /// The guest time there.
     pub fn start_time(&self) -> u64 {
-        self.checkpoints.get(0).moment.now()
+        self.checkpoints.get(0).machine.now().ns()
     }
 
     /// How many checkpoints there are, and their bytes in memory and in the file.
@@ -215,7 +215,8 @@ impl Timeline {
             }
             Goal::Time(time) => {
                 let best = self.checkpoints.before_time(time);
-                let walk = !self.disturbed && self.machine.now() < time && self.checkpoints.get(best).point <= here;
+                let walk =
+                    !self.disturbed && self.machine.now().ns() < time && self.checkpoints.get(best).point <= here;
                 (!walk).then_some(best)
             }
             Goal::End => {
@@ -307,8 +308,8 @@ impl Timeline {
         if self.checkpoints.get(self.checkpoints.before(point)).point == point {
             return Ok(());
         }
-        let place = self.replayer.place()?;
-        let moment = self.machine.moment()?;
+        let replay = self.replayer.saved()?;
+        let machine = self.machine.saved()?;
         let mut pages = std::collections::HashMap::new();
         let mut page: Page = [0; PAGE_SIZE];
         for frame in self.machine.written(&self.watch)? {
@@ -326,8 +327,8 @@ impl Timeline {
         let checkpoint = Checkpoint {
             point,
             cost: self.cost,
-            moment,
-            place,
+            machine,
+            replay,
             pages,
         };
         let index = self.checkpoints.insert(checkpoint);
@@ -340,7 +341,7 @@ impl Timeline {
     /// Goes to a checkpoint, whatever was done to the machine since.
     fn travel(&mut self, index: usize) -> Result<()> {
         // Only settled disks have told all that they wrote.
-        self.replayer.place()?;
+        self.replayer.saved()?;
         let mut keys: HashSet<Key> = self
             .machine
             .written(&self.watch)?
@@ -372,8 +373,8 @@ impl Timeline {
         }
         let checkpoint = self.checkpoints.get(index);
         let pages = memory.iter().map(|(frame, page)| (*frame, page.as_slice()));
-        self.machine.travel(&checkpoint.moment, pages, &self.watch)?;
-        self.replayer.return_to(&checkpoint.place)?;
+        self.machine.travel(&checkpoint.machine, pages, &self.watch)?;
+        self.replayer.return_to(&checkpoint.replay)?;
         let disks = self.replayer.disks();
         for disk in 0..disks.count() {
             if let Some(mut image) = disks.image(disk) {
@@ -397,7 +398,7 @@ impl Timeline {
 pub fn digest(machine: &Machine, replayer: &mut Replayer) -> Result<[u8; 16]> {
     let mut hasher = Xxh3::new();
     hasher.update(&machine.stop().to_le_bytes());
-    hasher.update(&machine.now().to_le_bytes());
+    hasher.update(&machine.now().ns().to_le_bytes());
     hasher.update(&machine.chain().to_bytes());
     hasher.update(&[u8::from(machine.is_halted())]);
     state::digest_into(&mut hasher, &machine.vcpu_state()?);

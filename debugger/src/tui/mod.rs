@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use lockstep_node::out::one_line;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
@@ -50,7 +51,7 @@ pub fn run(options: &TuiOptions) -> Result<ExitCode> {
         bail!("the log has no turns: there is nothing to walk through");
     }
     let guide = Guide::start(directory.to_owned(), options.timeline.clone(), options.vmlinux.clone())?;
-    let title = format!("lockstep-debug  {}", directory.display());
+    let title = format!("lockstep-debug  {}", one_line(&directory.display().to_string()));
     // Restored when this function ends, and by ratatui's hook in a panic.
     let terminal = ratatui::init();
     let result = show(terminal, &mut index, &guide, &title);

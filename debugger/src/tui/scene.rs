@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::Result;
+use lockstep_node::out::{one_line, works};
 
 use crate::show::kernel::Kernel;
 use crate::show::view::View;
@@ -55,7 +56,7 @@ impl Scene {
             Some((_, Err(why))) => (None, Some(format!("no symbols: {why:#}"))),
             Some((kernel, Ok(()))) => {
                 let task = match tasks::current(&view, kernel) {
-                    Ok(task) => format!("task {} ({})", task.comm, task.pid),
+                    Ok(task) => format!("task {} ({})", one_line(&task.comm), task.pid),
                     Err(why) => format!("task unknown: {why:#}"),
                 };
                 (Some(kernel), Some(task))
@@ -68,7 +69,7 @@ impl Scene {
         };
         Ok(Self {
             stop: machine.stop(),
-            guest_ns: machine.now(),
+            guest_ns: machine.now().ns(),
             halted: machine.is_halted(),
             is_user: view.is_user(),
             registers: text::registers(&view.regs),
@@ -121,7 +122,7 @@ impl Printed {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(count)..]
             .iter()
-            .map(|line| line.chars().filter(|letter| !letter.is_control()).collect())
+            .map(|line| line.chars().filter(|letter| !works(*letter)).collect())
             .collect()
     }
 }

@@ -12,6 +12,7 @@ const DEVICES: Devices = Devices {
     disks: 2,
     nics: 1,
     keyboard: true,
+    power_button: false,
 };
 
 fn zeros(n: usize) -> Bytes {
@@ -84,6 +85,23 @@ fn keyboard() {
     let error = turn(&with(1), Devices::of_machine(&machine(1))).unwrap_err();
     assert!(error.to_string().contains("without a keyboard"), "{error}");
     assert!(turn(&with(0), Devices::of_machine(&machine(1))).is_ok());
+}
+
+#[test]
+fn power_button() {
+    let pressed = Turn {
+        power_button: true,
+        ..Turn::default()
+    };
+    let of = |model_revision| {
+        Devices::of_machine(&MachineConfig {
+            model_revision,
+            ..MachineConfig::default()
+        })
+    };
+    assert!(turn(&pressed, of(4)).is_ok());
+    let error = turn(&pressed, of(3)).unwrap_err();
+    assert!(error.to_string().contains("power button"), "{error}");
 }
 
 #[test]
@@ -331,6 +349,7 @@ fn identities() {
             machine: "x".repeat(machine),
             node: "x".repeat(node),
             term: u64::MAX,
+            restarts: u64::MAX,
         }),
         ..who()
     };
@@ -424,6 +443,7 @@ fn devices_are_the_machines() {
             disks: 3,
             nics: 0,
             keyboard: true,
+            power_button: false,
         }
     );
 }

@@ -27,7 +27,7 @@ pub fn identity() -> Identity {
                 mac: vec![2, 0, 0, 0, 0, 1].into(),
                 ..Default::default()
             }],
-            model_revision: 2,
+            model_revision: 4,
             ..Default::default()
         }),
         start_stop: START,

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
+use lockstep_node::cli::config::{self, Problem};
+use lockstep_node::out::one_line;
+use lockstep_node::say;
 
-use super::config::{self, Problem};
 use super::preflight::{self, Finding, Outcome};
-use crate::out::one_line;
-use crate::say;
 
 /// What to check.
 #[derive(Args)]
@@ -38,7 +38,7 @@ pub fn run(options: &CheckOptions) -> Result<ExitCode> {
         Err(problem) => (vec![problem], None),
     };
     let findings = match &node {
-        Some(node) if !options.syntax => preflight::run(node, options.offline),
+        Some(node) if !options.syntax => preflight::run(&options.file, node, options.offline),
         _ => Vec::new(),
     };
     if options.json {

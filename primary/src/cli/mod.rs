@@ -1,33 +1,21 @@
-//! The command line of `lockstep-primary`, and what the other programs' share with it.
+//! The command line of `lockstep-primary`. What it shares with the other programs' is in `lockstep_node::cli`.
 
-pub mod again;
-pub mod args;
-pub mod boot;
 pub mod check;
-pub mod config;
-pub mod leave;
-pub mod messages;
-pub mod node;
-pub mod ops;
-pub mod packaging;
-pub mod pair;
 pub mod pki;
 pub mod preflight;
 pub mod probe;
-pub mod promote;
 pub mod report;
-pub mod role;
 pub mod run;
-pub mod sandbox;
-pub mod service;
-pub mod sockets;
-pub mod span;
+
+#[cfg(test)]
+mod tests;
 
 use clap::{Parser, Subcommand};
+use lockstep_node::cli::{ops, packaging};
 
 /// Runs a Linux machine on KVM and records everything that enters it.
 #[derive(Parser)]
-#[command(name = "lockstep-primary", version = crate::VERSION, about)]
+#[command(name = "lockstep-primary", version = lockstep_node::VERSION, about)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

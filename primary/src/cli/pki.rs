@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::pki::{self, DEFAULT_DAYS, Issued, MAX_DAYS, Validity};
-use crate::say;
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use lockstep_node::pki::{self, DEFAULT_DAYS, Issued, MAX_DAYS, Validity};
+use lockstep_node::say;
 
 /// What to make.
 #[derive(Args)]

@@ -1,8 +1,8 @@
 //! `lockstep-primary probe`.
 
-use crate::{say, say_on};
 use anyhow::Result;
 use clap::Args;
+use lockstep_node::{say, say_on};
 use lockstep_vmm::probe;
 
 /// How to tell what was found.

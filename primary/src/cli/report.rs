@@ -1,9 +1,9 @@
 //! What is printed at the end of a run.
 
+use lockstep_node::tell;
 use lockstep_proto::end::Reason;
 
 use crate::session::Report;
-use crate::tell;
 
 /// Prints the report on standard error.
 pub fn print_report(report: &Report, kicks: Option<u64>, json: bool) {
@@ -11,6 +11,7 @@ pub fn print_report(report: &Report, kicks: Option<u64>, json: bool) {
     let ended = match report.ended {
         None => "ended from outside",
         Some(Reason::Reset) => "the guest reset",
+        Some(Reason::PoweredOff) => "the guest powered off",
         Some(Reason::Halted) => "the guest halted with interrupts off",
         Some(_) => "ended",
     };

@@ -4,24 +4,26 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{ArgGroup, Args};
+use lockstep_node::cli::args::{DeviceArgs, PolicyArgs, RecordArgs, SpanArgs};
+use lockstep_node::cli::boot::BootArgs;
+use lockstep_node::cli::leave::{Leave, LeaveArgs};
+use lockstep_node::cli::messages::LogArgs;
+use lockstep_node::cli::pair::PairArgs;
+use lockstep_node::cli::sandbox::{self, SandboxArgs};
+use lockstep_node::cli::serve::ApiArgs;
+use lockstep_node::cli::service::Service;
+use lockstep_node::cli::span::Span;
+use lockstep_node::control::Control;
+use lockstep_node::out;
+use lockstep_node::pair::Pair;
+use lockstep_node::sandbox::Needs;
+use lockstep_node::status::Status;
 use lockstep_proto::session::Unprotected;
 use lockstep_vmm::probe;
 
-use super::args::{DeviceArgs, PolicyArgs, RecordArgs, SpanArgs};
-use super::boot::BootArgs;
-use super::leave::{Leave, LeaveArgs};
-use super::messages::LogArgs;
-use super::pair::PairArgs;
 use super::report::print_report;
-use super::sandbox::{self, SandboxArgs};
-use super::service::Service;
-use super::sockets::ApiArgs;
-use super::span::Span;
-use crate::link::{Control, Status};
-use crate::out;
-use crate::pair::Pair;
-use crate::sandbox::Needs;
 use crate::session::{self, Options};
+use lockstep_node::cli::cards;
 
 /// What to run, and how.
 #[derive(Args)]
@@ -95,12 +97,16 @@ pub fn run(options: &RunOptions) -> Result<()> {
     let _service = pair.map(|_| Service::start(&status)).transpose()?;
     let leave = pair.map(|_| Leave::new(&options.leave, &status, &control));
     let _api = pair
-        .map(|pair| options.api.serve(pair, &status, &control))
+        .map(|pair| {
+            let cards = cards::of(&options.boot, &options.devices.net, &pair.name)?;
+            cards::warn_of_others(&pair.name, cards.clone());
+            options.api.serve(pair, cards, &status, &control)
+        })
         .transpose()?;
     // The term comes first: a node that may not run the machine does not boot it.
     let name = pair.map(|pair| pair.name.as_str());
     let pair = pair.map(|pair| take_term(pair, status, control)).transpose()?;
-    let started = options.boot.start(name, &options.devices, &host)?;
+    let started = options.boot.start(name, "", &options.devices, &host)?;
     let span = Span::begin(&options.span)?;
     let record = &options.record;
     let session = Options {
@@ -119,6 +125,8 @@ pub fn run(options: &RunOptions) -> Result<()> {
         save: options.save.clone(),
         pair,
         promotion: None,
+        // It is started by hand, and ends so that somebody sees it.
+        restart: None,
     };
     let result = session::run(started, session, |outside, handle| {
         span.watch(outside, handle, leave.as_ref())

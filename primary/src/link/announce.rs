@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use lockstep_node::host::outputs::Outputs;
 use lockstep_proto::MachineConfig;
-
-use super::live::Loop;
-use crate::host::clock::boottime;
 
 /// When the announcements after the first are made, counted from then: a switch may have missed it, or still be learning.
 const TIMES: [Duration; 5] = [
@@ -41,11 +39,11 @@ impl Announcements {
         }
     }
 
-    /// Makes one, if the machine may be heard.
-    pub(super) fn make(&mut self, state: &mut Loop) {
+    /// Makes one on `outputs`; `None`: the machine may not be heard just now.
+    pub(super) fn make(&mut self, outputs: Option<&mut Outputs>) {
         self.made += 1;
-        if state.session.release_limit(boottime()) > 0 {
-            state.outputs.announce(&self.macs);
+        if let Some(outputs) = outputs {
+            outputs.announce(&self.macs);
         }
     }
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use lockstep_node::pki::Credentials;
 use lockstep_proto::session::{MAX_CONTROL_BYTES, PROTOCOL_VERSION};
 use lockstep_proto::{Hello, ToBackup, ToPrimary, to_backup, to_primary};
 use quinn::{Connection, ConnectionError};
 
 use super::net::{self, FrameStream};
 use super::{BUSY, wire};
-use crate::pki::Credentials;
 
 /// How long the peer may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -6,6 +6,7 @@
 
 use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
+use lockstep_node::host::digests::{Digest, Digests, ZEROES, chunk_digest};
 use lockstep_proto::Have;
 use lockstep_vmm::memory::{Memory, PAGE_SIZE};
 use quinn::Connection;
@@ -14,7 +15,6 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::net::FrameStream;
 use super::wire::{self, HAVE, HAVE_STREAM};
-use crate::host::digests::{Digest, Digests, ZEROES, chunk_digest};
 
 /// Bytes of a digest.
 const DIGEST: usize = 16;

@@ -1,5 +1,5 @@
-//! A join: a thread of its own copies memory and disks while the guest runs ([`crate::copying`]), and packs what the backup
-//! does not have; the log goes on from the pause.
+//! A join: a thread of its own copies memory and disks while the guest runs ([`lockstep_node::copying`]), and packs what
+//! the backup does not have; the log goes on from the pause.
 
 use std::io;
 use std::ops::Range;
@@ -9,17 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use lockstep_logcodec::{PagePacker, Violation};
+use lockstep_node::copying::{Rest, Sources, copy};
+use lockstep_node::host::chunks::{CHUNK, Piece, read_chunks};
+use lockstep_node::host::inbox::Bell;
+use lockstep_node::sandbox::{self, Kind};
+use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::{DiskChunk, JoinState, PageChunk};
 use lockstep_vmm::memory::PAGE_SIZE;
 use tokio::sync::mpsc;
 
+use super::channels::{JoinChannels, LogItem};
 use super::have::Had;
-use super::port::{JoinChannels, LogItem};
 use super::wire::{self, BULK_CHUNK, BULK_PAGES};
-use crate::copying::{Rest, Sources, copy};
-use crate::host::chunks::{CHUNK, Piece, read_chunks};
-use crate::host::inbox::Bell;
-use crate::sandbox::{self, Kind};
 
 /// Pages in one chunk.
 const CHUNK_PAGES: usize = 256;
@@ -31,7 +32,7 @@ pub struct Final {
     /// What the rounds left.
     pub rest: Rest,
     /// Position of the log.
-    pub position: u64,
+    pub position: LogPosition,
 }
 
 /// A join that is under way, as the vCPU thread sees it.
@@ -150,7 +151,7 @@ impl Copier {
             memory_digest: transfer.memory_digest.to_vec().into(),
             pages: self.pages,
             disk_chunks: self.chunks,
-            position,
+            position: position.get(),
         })
     }
 
@@ -207,7 +208,7 @@ fn pack(data: &[u8]) -> Result<Bytes, Stopped> {
     Ok(packed.into())
 }
 
-impl crate::copying::Copier for Copier {
+impl lockstep_node::copying::Copier for Copier {
     type Error = Stopped;
 
     fn pages(&mut self, sources: &Sources, indices: &[u64], first: bool) -> Result<(), Stopped> {
@@ -259,9 +260,9 @@ mod tests {
     use xxhash_rust::xxh3::xxh3_128;
 
     use super::*;
-    use crate::copying::Copier as _;
-    use crate::host::chunks::ChunkWatch;
-    use crate::host::holes::punch;
+    use lockstep_node::copying::Copier as _;
+    use lockstep_node::host::chunks::ChunkWatch;
+    use lockstep_node::host::holes::punch;
 
     /// Chunks of the disk, and half a one.
     const CHUNKS: u64 = (300 << 30) / CHUNK;

@@ -1,6 +1,7 @@
 //! The primary's end of the link: a thread that runs the session over QUIC and lets effects go.
 
 mod look;
+mod operator;
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,8 +10,19 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use lockstep_node::control::Control;
+use lockstep_node::host::chunks::CHUNK;
+use lockstep_node::host::clock::boottime;
+use lockstep_node::host::inbox::Bell;
+use lockstep_node::host::outputs::Outputs;
+use lockstep_node::pki::Credentials;
+use lockstep_node::reports::{BEGIN, Reports};
+use lockstep_node::sandbox::{self, Kind};
+use lockstep_node::status::{Status, count};
+use lockstep_node::watch::{self, ArbiterPort, Uplink, Watch};
+use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::{
-    Commit, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record, Timing, Unprotected, Verdict,
+    Commit, Ending, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record, Timing, Unprotected, Verdict,
 };
 use lockstep_proto::{HeartbeatReply, Hello, JoinState, ToBackup, ToPrimary, to_backup};
 use lockstep_vmm::memory::PAGE_SIZE;
@@ -18,29 +30,20 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
 use super::announce::{Announcements, macs};
-use super::control::Control;
+use super::channels::{JoinChannels, log_channel};
 use super::have::{Had, read_have};
 use super::net;
 use super::peer::{Heard, Peer};
-use super::port::{Command, Held, JoinChannels, LinkState, PortEnds, log_channel};
+use super::port::{Command, Held, LinkState, PortEnds};
 use super::stall::Stalls;
-use super::status::{Status, count};
 use super::streams::{write_bulk, write_log};
-use super::watch::{self, ArbiterPort, Uplink, Watch};
-use crate::host::chunks::CHUNK;
-use crate::host::clock::boottime;
-use crate::host::inbox::Bell;
-use crate::host::outputs::Outputs;
-use crate::pki::Credentials;
-use crate::reports::{BEGIN, Reports};
-use crate::sandbox::{self, Kind};
 
 /// From one attempt to reach the peer to the next.
 const REDIAL: Duration = Duration::from_millis(200);
 /// Joins that failed one after the other double the time between attempts, so often at most.
 const MOST_DOUBLINGS: u32 = 6;
-/// How long a guest that has ended is waited for: for its last output to be safe, and its backup to have heard of it.
-const LAST_WAIT: Duration = Duration::from_secs(5);
+/// Longest sleep of a link for which nothing is due.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// Chunks of a join that may wait for the network.
 const BULK_QUEUE: usize = 16;
 
@@ -81,17 +84,18 @@ pub struct LiveOptions {
 }
 
 /// How a link ends.
-enum Ending {
+enum Stop {
     /// The process ends: the backup goes on with the machine.
     Handover,
-    /// The guest has ended, in this way: nobody goes on.
-    Guest(&'static str),
+    /// The guest has ended, in this way: nobody goes on. Or the machine is booted anew.
+    Guest { how: &'static str, restarts: bool },
 }
 
 /// The link's thread. Dropping it ends the session; the backup then goes on with the machine.
 pub struct Live {
-    stop: mpsc::Sender<Ending>,
-    thread: Option<JoinHandle<()>>,
+    stop: mpsc::Sender<Stop>,
+    /// It says whether an operator has wanted the guest's end.
+    thread: Option<JoinHandle<bool>>,
 }
 
 impl Live {
@@ -103,9 +107,10 @@ impl Live {
             let result = runtime
                 .context("tokio runtime")
                 .and_then(|runtime| runtime.block_on(run(options, ends, stopped)));
-            if let Err(error) = result {
+            result.unwrap_or_else(|error| {
                 tracing::error!("the link has failed: {error:#}; nothing leaves the machine any more");
-            }
+                false
+            })
         })?;
         Ok(Self {
             stop,
@@ -115,17 +120,21 @@ impl Live {
 }
 
 impl Live {
-    /// Ends the session of a guest that has ended, when its last output has left.
-    pub fn end(self, how: &'static str) {
+    /// Ends the session of a guest that has ended, when its last output has left. With `restarts` nobody is told, and the next
+    /// term is taken. True: an operator has wanted the end, so that the machine is not booted anew.
+    pub fn end(mut self, how: &'static str, restarts: bool) -> bool {
         // The channel has room for one, and nothing was sent before.
-        let _ = self.stop.try_send(Ending::Guest(how));
+        let _ = self.stop.try_send(Stop::Guest { how, restarts });
+        self.thread
+            .take()
+            .is_some_and(|thread| thread.join().unwrap_or_default())
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
         // A full channel has a request already.
-        let _ = self.stop.try_send(Ending::Handover);
+        let _ = self.stop.try_send(Stop::Handover);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -139,12 +148,12 @@ pub(super) enum Event {
     Heard(u64, Heard<ToPrimary, HeartbeatReply>),
     State(u64, Result<Box<JoinState>, String>),
     /// The log goes up to this position, and is about to be written.
-    Logged(u64),
+    Logged(LogPosition),
     Verdict(Verdict),
     /// Whether the arbiter answers.
     Arbiter(bool),
     /// The machine stands still, at this position of the log.
-    StandsStill(u64),
+    StandsStill(LogPosition),
 }
 
 pub(super) struct Loop {
@@ -173,19 +182,14 @@ pub(super) struct Loop {
     peer_name: String,
     /// The machine has a keyboard, by which the guest can be asked to shut down.
     pub(super) keyboard: bool,
-    /// It was asked, and is ended by force then.
-    pub(super) ends_at: Option<Instant>,
-    /// An operator has asked for the machine's end.
-    pub(super) shut_down: bool,
-    /// The guest has ended in this way, and the backup is to be told when the last output has left.
-    goodbye: Option<&'static str>,
+    pub(super) ending: Ending,
     /// The last term that the vCPU thread has heard of.
     told_term: u64,
     /// The machine was being handed over when it was last looked at.
     handing_over: bool,
 }
 
-async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiver<Ending>) -> Result<()> {
+async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiver<Stop>) -> Result<bool> {
     let (events, mut incoming) = mpsc::unbounded_channel();
     let endpoint = net::dialer(options.peer)?;
     // A silent connection is the session's business; QUIC's own limit only cleans up.
@@ -222,9 +226,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         problems: net::Problems::default(),
         peer_name: options.peer_name,
         keyboard: machine.has_keyboard(),
-        ends_at: None,
-        shut_down: false,
-        goodbye: None,
+        ending: Ending::default(),
         told_term,
         handing_over: false,
     };
@@ -232,30 +234,22 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     redial.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut look = tokio::time::interval(watch::LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // When a guest that has ended is given up, though its last output has not left or its backup has not heard of it.
-    let mut patience = None;
-    let mut machine_runs = true;
     let status = state.status.clone();
     let _alive = status.pulses().link.begin(|| {});
     loop {
         state.pump();
         status.pulses().link.beat();
         let now = boottime();
-        let wake = state.session.wake().map_or(Duration::from_secs(1), |at| {
-            Duration::from_nanos(at.saturating_sub(now))
-        });
-        let wake = state
-            .ends_at
-            .map_or(wake, |at| wake.min(at.saturating_duration_since(Instant::now())));
+        let wake = [state.session.wake(), state.ending.wake()].into_iter().flatten().min();
+        let wake = wake.map_or(LONGEST_SLEEP, |at| Duration::from_nanos(at.saturating_sub(now)));
         tokio::select! {
             biased;
-            ending = stopped.recv(), if patience.is_none() => match ending {
-                Some(Ending::Guest(how)) => {
+            stop = stopped.recv(), if !state.ending.has_ended() => match stop {
+                Some(Stop::Guest { how, restarts }) => {
                     while let Ok((position, held)) = ends.effects.try_recv() {
                         state.offer(position, held);
                     }
-                    state.goodbye = Some(how);
-                    patience = Some(Instant::now() + LAST_WAIT);
+                    state.ending.guest_ended(boottime(), how, restarts);
                 }
                 _ => break,
             },
@@ -269,29 +263,26 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
                 }
                 state.event(event);
             }
-            effects = ends.effects.recv(), if machine_runs => match effects {
-                Some((position, held)) => state.offer(position, held),
-                // What becomes of the session comes by the other channel.
-                None => machine_runs = false,
-            },
+            // Where the machine has ended, what becomes of the session comes by the other channel.
+            Some((position, held)) = ends.effects.recv() => state.offer(position, held),
             Some(asked) = requests.recv() => state.asked(asked),
             Some(()) = ends.disk_errors.recv() => state.disk_failed(),
             _ = look.tick() => if state.look() {
                 announcements = Announcements::new(macs.clone());
-                announcements.make(&mut state);
+                state.announce(&mut announcements);
             },
-            () = announcements.due() => announcements.make(&mut state),
+            () = announcements.due() => state.announce(&mut announcements),
             _ = redial.tick() => state.dial(&endpoint, &credentials, idle, options.peer),
             () = tokio::time::sleep(wake) => {}
         }
         state.end_if_late();
         state.session.handle(boottime(), PrimaryInput::Tick);
-        if patience.is_some_and(|at| state.peer.is_none() && state.gate.is_empty() || Instant::now() >= at) {
+        if state.is_over() {
             break;
         }
     }
     state.finish(&endpoint).await;
-    Ok(())
+    Ok(state.ending.is_shut_down())
 }
 
 /// Tells a join what the backup has. A stream that is not as it should be ends the connection, and so the join.
@@ -310,6 +301,13 @@ async fn hear_of_had(
 }
 
 impl Loop {
+    /// Whether a guest that has ended has nothing left to wait for.
+    fn is_over(&self) -> bool {
+        let all_has_left = self.gate.is_empty();
+        self.ending
+            .is_over(boottime(), all_has_left, self.peer.is_some(), self.session.state())
+    }
+
     /// Ends the session in order: what is committed has left.
     async fn finish(&mut self, endpoint: &Endpoint) {
         self.pump();
@@ -324,7 +322,9 @@ impl Loop {
         let wants = matches!(self.session.state(), PrimaryState::Alone(why) if *why != Unprotected::Suspended);
         let pause = REDIAL * (1 << self.joins.saturating_sub(1).min(MOST_DOUBLINGS));
         let too_early = self.joins > 0 && self.joined_at.elapsed() < pause;
-        if self.dialing || self.peer.is_some() || !wants || too_early {
+        // There is nothing to join any more.
+        let is_over = self.ending.has_ended();
+        if self.dialing || self.peer.is_some() || !wants || too_early || is_over {
             return;
         }
         self.dialing = true;
@@ -390,7 +390,7 @@ impl Loop {
                 PrimaryInput::Disconnected
             }
             Event::State(number, Ok(state)) if self.is_current(number) => {
-                self.session.note_logged(state.position);
+                self.session.note_logged(LogPosition::new(state.position));
                 self.send(&ToBackup {
                     kind: Some(to_backup::Kind::State(*state)),
                 });
@@ -430,16 +430,20 @@ impl Loop {
             self.act(action);
         }
         self.release();
-        if self.gate.is_empty()
-            && let Some(how) = self.goodbye.take()
-        {
-            self.session.finish(how, self.shut_down);
+        if let Some(end) = self.ending.take_goodbye(self.gate.is_empty()) {
+            if end.restarts {
+                // The backup keeps what it has until this node has the next term.
+                self.hang_up("the guest has reset, and is booted anew");
+                self.session.handle(boottime(), PrimaryInput::Disconnected);
+            } else {
+                self.session.finish(end.how, end.shut_down);
+            }
             return self.pump();
         }
         self.tell();
     }
 
-    fn offer(&mut self, position: u64, held: Held) {
+    fn offer(&mut self, position: LogPosition, held: Held) {
         // The vCPU thread has handed the log up to here over before.
         self.session.note_logged(position);
         self.gate.push(position, held);
@@ -497,6 +501,12 @@ impl Loop {
                 drop(self.reports.keep(&report));
             }
         }
+    }
+
+    /// Makes an announcement, if the machine may be heard.
+    fn announce(&mut self, announcements: &mut Announcements) {
+        let may_be_heard = self.session.release_limit(boottime()) > LogPosition::START;
+        announcements.make(may_be_heard.then_some(&mut self.outputs));
     }
 
     fn begin_join(&mut self) {

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use lockstep_node::copying::Sources;
+use lockstep_node::host::inbox::Bell;
+use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::Freeze;
-use lockstep_proto::{Batch, JoinState};
 use lockstep_vmm::devices::Effect;
 use tokio::sync::mpsc;
 
-use super::have::Had;
+use super::channels::{JoinChannels, LogItem};
 use super::join::{Final, Joining};
-use crate::copying::Sources;
-use crate::host::inbox::Bell;
 
 /// What one turn gave the outside world, on its way through the gate.
 pub struct Held {
@@ -23,8 +23,6 @@ pub struct Held {
     pub effects: Vec<Effect>,
 }
 
-/// Log items that may wait for the network; then the vCPU waits.
-const LOG_QUEUE: usize = 256;
 /// Turns whose effects may wait for the link's thread; then the vCPU waits.
 const EFFECT_QUEUE: usize = 4096;
 
@@ -39,38 +37,15 @@ pub enum Command {
     /// Go on.
     Thaw,
     /// Stand still, and tell the position of the log.
-    HandOver(Box<dyn FnOnce(u64) + Send>),
-    /// Press these keys of the guest's keyboard: scan codes of set 2.
-    Press(&'static [u8]),
+    HandOver(Box<dyn FnOnce(LogPosition) + Send>),
+    /// Ask the guest to shut down: by its power button if it listens to it, else by its keyboard.
+    AskToShutDown,
     /// End the machine; nobody goes on with it.
     End,
     /// Nobody takes the machine over: the guest gets its disk's errors.
     KeepErrors,
     /// A further term has begun, for this reason: the recording tells it.
     Term(u64, String),
-}
-
-/// Takes a join's state, or why it failed.
-pub type Tell = Box<dyn FnOnce(Result<JoinState, String>) + Send>;
-
-/// Where a join's parts go.
-pub struct JoinChannels {
-    /// What the backup has already.
-    pub had: Receiver<Had>,
-    /// Frames of the bulk stream.
-    pub bulk: mpsc::Sender<bytes::Bytes>,
-    /// The log.
-    pub log: mpsc::Sender<LogItem>,
-    /// Takes the state, once all pages are on their way, or why there is none.
-    pub state: Tell,
-}
-
-/// A part of the log.
-pub enum LogItem {
-    /// Turns, and the position of the log after them.
-    Batch(u64, Batch),
-    /// Pages of the next batch's forced stop: frames and contents.
-    Pages(Vec<u64>, Vec<u8>),
 }
 
 /// What the vCPU thread reads of the link's state at any time.
@@ -89,15 +64,10 @@ impl LinkState {
     }
 }
 
-/// A channel for the log of one backup.
-pub fn log_channel() -> (mpsc::Sender<LogItem>, mpsc::Receiver<LogItem>) {
-    mpsc::channel(LOG_QUEUE)
-}
-
 /// What the link's thread holds of the port.
 pub struct PortEnds {
     /// Effects with the positions that make them safe.
-    pub effects: mpsc::Receiver<(u64, Held)>,
+    pub effects: mpsc::Receiver<(LogPosition, Held)>,
     /// To the vCPU thread; ring the bell after sending.
     pub commands: Sender<Command>,
     /// A disk of this host has failed, and its error waits.
@@ -108,7 +78,7 @@ pub struct PortEnds {
 
 /// The vCPU thread's end of the link.
 pub struct LinkPort {
-    effects: mpsc::Sender<(u64, Held)>,
+    effects: mpsc::Sender<(LogPosition, Held)>,
     commands: Receiver<Command>,
     disk_errors: mpsc::UnboundedSender<()>,
     state: Arc<LinkState>,
@@ -165,7 +135,7 @@ impl LinkPort {
     }
 
     /// Hands effects over. False when the link is gone: nothing may leave any more.
-    pub fn effects(&self, position: u64, effects: Vec<Effect>) -> bool {
+    pub fn effects(&self, position: LogPosition, effects: Vec<Effect>) -> bool {
         let since = Instant::now();
         self.effects.blocking_send((position, Held { since, effects })).is_ok()
     }
@@ -212,7 +182,13 @@ impl LinkPort {
 
     /// Ends a join: its state goes out, and the log goes on from there.
     pub fn finish_join(&mut self, mut joining: Joining, state: Result<Final, String>) {
-        self.log = joining.finish(state);
+        let log = joining.finish(state);
+        self.begin_log(log);
+    }
+
+    /// From here on the log goes to this backup, which has the machine's state; `None`: it has come to nothing.
+    pub fn begin_log(&mut self, log: Option<mpsc::Sender<LogItem>>) {
+        self.log = log;
     }
 
     /// The backup is gone.

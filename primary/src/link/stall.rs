@@ -4,16 +4,12 @@
 //! has served, and beats wherever it comes by. Only a clock beside it can tell that it does neither. What holds a guest back
 //! on purpose (its pace, the cost of deltas, a pause, a machine that stands still) is not due, or excused.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use lockstep_proto::session::{PrimaryInput, PrimaryState, Timing, Unprotected};
-
-use super::live::Loop;
-use super::pulse::{Doctor, Pulse};
-use super::status::{Status, count};
-use super::watch::LOOK;
-use crate::host::clock::boottime;
+use lockstep_node::status::pulse::{Doctor, Pulse};
+use lockstep_node::status::{Status, count};
+use lockstep_node::watch::LOOK;
+use lockstep_proto::session::{PrimaryState, Timing, Unprotected};
 
 /// Never called stalled sooner, however short the deadline is: a host with more to do than processors lets a thread wait for
 /// seconds.
@@ -124,51 +120,20 @@ impl Stalls {
 /// move, that is what counts.
 pub(super) fn words_instead(stall: Option<Stall>, state: &PrimaryState) -> Option<String> {
     match state {
-        PrimaryState::Fencing(_) | PrimaryState::Frozen(_) => None,
+        PrimaryState::Fencing { .. } | PrimaryState::Frozen(_) => None,
         PrimaryState::Alone(_)
         | PrimaryState::Greeting
-        | PrimaryState::Syncing
-        | PrimaryState::Naming
+        | PrimaryState::Syncing { .. }
+        | PrimaryState::Naming { .. }
         | PrimaryState::Protected
-        | PrimaryState::HandingOver => stall.map(Stall::words),
-    }
-}
-
-impl Loop {
-    /// Looks whether the guest moves. One that does not is given to a backup that is well, once.
-    pub(super) fn look_at_guest(&mut self) {
-        let due_since = self.status.gauges().due_since.load(Ordering::Acquire);
-        let was = self.stalls.now();
-        if self.stalls.look(Instant::now(), due_since) {
-            count(&self.status.gauges().stalls, 1);
-        }
-        let stall = self.stalls.now();
-        match (was, stall) {
-            (None, Some(stall)) => {
-                tracing::error!("the guest does not move though something is due: {}", stall.words());
-            }
-            (Some(_), None) => tracing::warn!("the guest moves again"),
-            _ => {}
-        }
-        self.session.set_machine_stalled(stall.is_some());
-        let is_well = self.session.peer_has_uplink() && !self.watch.is_blocked();
-        if stall.is_some_and(|stall| !stall.stays) && is_well {
-            self.give_away("the guest does not move here");
-        }
-    }
-
-    /// Has the backup go on with a machine that cannot be made to stand still.
-    pub(super) fn give_away(&mut self, why: &str) {
-        if *self.session.state() == PrimaryState::Protected {
-            tracing::warn!("handing the machine over as the log ends: {why}");
-            self.session.handle(boottime(), PrimaryInput::GiveAway);
-        }
+        | PrimaryState::HandingOver { .. } => stall.map(Stall::words),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lockstep_proto::quantity::LogPosition;
     use lockstep_proto::session::Freeze;
 
     const QUICK: Timing = Timing {
@@ -281,7 +246,12 @@ mod tests {
         assert_eq!(words(PrimaryState::Protected), told);
         assert_eq!(words(PrimaryState::Alone(Unprotected::NeedBackup)), told);
         assert_eq!(words(PrimaryState::Frozen(Freeze::LostTerm)), None);
-        assert_eq!(words(PrimaryState::HandingOver), told);
+        let handing_over = PrimaryState::HandingOver {
+            at: LogPosition::START,
+            stalled: true,
+            told: false,
+        };
+        assert_eq!(words(handing_over), told);
         assert_eq!(words_instead(None, &PrimaryState::Protected), None);
         let first = NO_STOP.map(Stall::words);
         assert_eq!(first.as_deref(), Some("stalled (no-stop)"));

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use lockstep_logcodec::{PagePacker, packed::pack, record::kind};
+use lockstep_proto::quantity::LogPosition;
 use lockstep_vmm::memory::PAGE_SIZE;
 use quinn::{Connection, SendStream};
 use tokio::sync::mpsc;
 
+use super::channels::LogItem;
 use super::net;
-use super::port::LogItem;
 use super::wire::{self, BULK_STREAM, LOG_STREAM};
 
 /// Log items written together.
@@ -37,7 +38,7 @@ pub async fn write_bulk(connection: Connection, mut chunks: mpsc::Receiver<Bytes
 pub async fn write_log(
     connection: Connection,
     mut items: mpsc::Receiver<LogItem>,
-    logged: impl Fn(u64),
+    logged: impl Fn(LogPosition),
     wrote: impl Fn(u64),
 ) {
     let Ok(mut stream) = connection.open_uni().await else {

@@ -2,14 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
+use lockstep_node::status::count;
 use lockstep_proto::Batch;
 use lockstep_vmm::devices::Effect;
-use lockstep_vmm::machine::Machine;
+use lockstep_vmm::machine::Seen;
 
 use super::{RecordError, Recorder};
-use crate::host::clock::monotonic;
-use crate::link::port::LogItem;
-use crate::link::status::count;
+use crate::link::channels::LogItem;
 
 /// A batch is closed when its oldest turn has this age, in nanoseconds.
 const BATCH_AGE: u64 = 250_000_000;
@@ -31,13 +30,21 @@ impl Recorder {
     }
 
     /// Ends the batch where the machine stands and hands it over, unless there is nothing in it.
-    pub(super) fn close_batch(&mut self, machine: &Machine) -> Result<(), RecordError> {
+    pub(super) fn close_batch(&mut self, machine: &dyn Seen) -> Result<(), RecordError> {
         let nothing = self.batch.is_empty() && self.terms.is_empty() && self.batch.first_stop() == self.taken_stop;
         if nothing || !self.is_logging() {
             return Ok(());
         }
+        // The chain that the batch ends with is the machine's: it must be the one after the last turn that was taken. A machine
+        // that has failed in the middle of a stop has counted it already, and its chain is still the one before.
+        assert!(
+            machine.stop().abs_diff(self.taken_stop) <= 1,
+            "a batch ends at stop {}, and the machine stands at {}",
+            self.taken_stop,
+            machine.stop()
+        );
         let batch = self.batch.close(self.taken_stop, machine.chain().to_bytes())?;
-        self.position += 1;
+        self.position = self.position.plus(1);
         if let Some(port) = self.world.outlet.port().filter(|port| port.is_logging()) {
             let vcpu = &self.status.pulses().vcpu;
             vcpu.excused(|| port.log(LogItem::Batch(self.position, batch.clone())));
@@ -65,7 +72,7 @@ impl Recorder {
     }
 
     /// Lets effects go, or hands them to the gate with the position that makes them safe.
-    pub(super) fn emit(&mut self, machine: &Machine, effects: Vec<Effect>) -> Result<(), RecordError> {
+    pub(super) fn emit(&mut self, machine: &dyn Seen, effects: Vec<Effect>) -> Result<(), RecordError> {
         if effects.is_empty() {
             return Ok(());
         }
@@ -76,7 +83,7 @@ impl Recorder {
         let before = self.position;
         self.close_batch(machine)?;
         // Each turn's effects have a position of their own, also while nobody gets the log.
-        self.position = self.position.max(before + 1);
+        self.position = self.position.max(before.plus(1));
         let vcpu = &self.status.pulses().vcpu;
         if vcpu.excused(|| self.world.outlet.gate(self.position, effects)) {
             Ok(())
@@ -89,19 +96,19 @@ impl Recorder {
     fn hold_back(&mut self, lag_ns: u64) {
         let pause = self.pace.pause(lag_ns);
         if !pause.is_zero() {
-            let begin = monotonic();
-            std::thread::sleep(pause);
-            let end = monotonic();
-            count(&self.status.gauges().throttled_ns, end - begin);
+            let begin = self.world.kernel.monotonic();
+            self.world.kernel.pause(pause);
+            let end = self.world.kernel.monotonic();
+            count(&self.status.gauges().throttled_ns, end.ns_since(begin));
             self.slice_since = end;
         }
     }
 
     /// Tells the other threads where the machine is.
-    pub(super) fn tell(&self, machine: &Machine) {
+    pub(super) fn tell(&self, machine: &dyn Seen) {
         let (gauges, counters) = (self.status.gauges(), machine.counters());
         gauges.stop.store(machine.stop(), Ordering::Relaxed);
-        gauges.guest_ns.store(machine.now(), Ordering::Relaxed);
+        gauges.guest_ns.store(machine.now().ns(), Ordering::Relaxed);
         gauges.forced.store(counters.forced, Ordering::Relaxed);
         gauges.carried_pages.store(counters.carried_pages, Ordering::Relaxed);
         let devices = machine.devices();

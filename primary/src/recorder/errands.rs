@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
 use lockstep_logcodec::limits::MAX_TERMS;
+use lockstep_node::copying::{Rest, Sources};
+use lockstep_node::host::clock::GuestClock;
 use lockstep_proto::session::{Freeze, bounded};
 use lockstep_proto::{DiskCompletion, TermBegun};
-use lockstep_vmm::machine::Machine;
+use lockstep_vmm::machine::{Machine, Seen};
 
-use super::{LogThread, RecordError, Recorder};
-use crate::copying::{Rest, Sources};
-use crate::host::clock::{GuestClock, monotonic};
+use super::{RecordError, Recorder};
 use crate::link::Command;
 use crate::link::join::Final;
 
@@ -20,7 +20,7 @@ const FROZEN_NAP: Duration = Duration::from_secs(10);
 impl Recorder {
     /// Whether the link wants something.
     pub fn has_errand(&self) -> bool {
-        self.world.outlet.has_errand() || self.log.as_ref().is_some_and(LogThread::has_errand)
+        self.world.outlet.has_errand() || self.log.as_ref().is_some_and(|log| log.has_errand())
     }
 
     /// Whether the run is over: somebody asked for it, or the guest has ended.
@@ -35,7 +35,7 @@ impl Recorder {
 
     /// Does what the link wants. A frozen machine stays in here.
     pub fn errands(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
-        let begin = monotonic();
+        let begin = self.world.kernel.monotonic();
         let mut stood_still = false;
         loop {
             self.status.pulses().vcpu.beat();
@@ -52,20 +52,23 @@ impl Recorder {
                 tracing::warn!(stop = machine.stop(), why = ?port.frozen(), "the machine stands still");
                 stood_still = true;
             }
-            std::thread::park_timeout(FROZEN_NAP);
+            self.world.kernel.wait(FROZEN_NAP);
         }
         if self.world.inbox.bell.wants_quit() {
             self.quitting = true;
         }
         if stood_still {
             // Guest time stood still too.
-            self.clock = GuestClock::starting_at(machine.now());
+            self.clock = GuestClock::starting_at(machine.now(), self.world.kernel.monotonic());
             if !self.quitting {
                 self.follow_the_calendar(machine);
-                tracing::info!(seconds = (monotonic() - begin) / 1_000_000_000, "the machine goes on");
+                tracing::info!(
+                    seconds = self.world.kernel.monotonic().ns_since(begin) / 1_000_000_000,
+                    "the machine goes on"
+                );
             }
         }
-        self.slice_since = monotonic();
+        self.slice_since = self.world.kernel.monotonic();
         Ok(())
     }
 
@@ -97,9 +100,8 @@ impl Recorder {
                     self.freeze(Some(Freeze::Handover));
                     tell(self.position);
                 }
-                Command::Press(keys) => {
-                    // Keys that wait already have the same to say.
-                    self.keys = keys.to_vec();
+                Command::AskToShutDown => {
+                    self.asks = true;
                     self.world.inbox.bell.ring();
                 }
                 Command::End => {
@@ -114,7 +116,7 @@ impl Recorder {
     }
 
     /// Notes for the recording that a term begins where the machine stands.
-    pub fn begin_term(&mut self, machine: &Machine, term: u64, why: &str) {
+    pub fn begin_term(&mut self, machine: &dyn Seen, term: u64, why: &str) {
         self.last_term = term;
         if self.log.is_some() && self.terms.len() < MAX_TERMS {
             self.terms.push(TermBegun {
@@ -122,13 +124,13 @@ impl Recorder {
                 // A refusal has the other node's reason in it; the log takes as much as a reason may have.
                 why: bounded(why),
                 stop: self.taken_stop,
-                guest_ns: machine.now(),
+                guest_ns: machine.now().ns(),
             });
         }
     }
 
     /// The last term, at the machine's end; those that nobody has noted yet begin there.
-    pub(super) fn end_terms(&mut self, machine: &Machine) -> u64 {
+    pub(super) fn end_terms(&mut self, machine: &dyn Seen) -> u64 {
         while let Some(command) = self.world.outlet.port().and_then(|port| port.command()) {
             if let Command::Term(term, why) = command {
                 self.begin_term(machine, term, &why);
@@ -169,7 +171,7 @@ impl Recorder {
 
     /// What a part of the ring wants: to be prepared, or to begin.
     fn part(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
-        let begin = monotonic();
+        let begin = self.world.kernel.monotonic();
         let Some(log) = self.log.as_ref().filter(|log| log.has_errand()) else {
             return Ok(());
         };
@@ -181,10 +183,10 @@ impl Recorder {
         let (term, bell) = (self.term(), self.world.inbox.bell.clone());
         let world = &mut self.world;
         let Some(log) = &mut self.log else { return Ok(()) };
-        let done = log.errand(machine, &mut world.disks, &world.images, term, move || bell.ring())?;
+        let done = log.errand(machine, &mut world.disks, &world.images, term, bell)?;
         self.recorded(done);
         if is_ready {
-            let pause_us = (monotonic() - begin) / 1000;
+            let pause_us = self.world.kernel.monotonic().ns_since(begin) / 1000;
             tracing::info!(stop = machine.stop(), pause_us, "a part of the recording begins");
         }
         Ok(())
@@ -192,7 +194,7 @@ impl Recorder {
 
     /// The pause of a join: state, the last pages and the last chunks of disks.
     fn join(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
-        let begin = monotonic();
+        let begin = self.world.kernel.monotonic();
         let Some(joining) = self
             .world
             .outlet
@@ -225,7 +227,7 @@ impl Recorder {
             stop = machine.stop(),
             pages,
             chunks,
-            pause_us = (monotonic() - begin) / 1000,
+            pause_us = self.world.kernel.monotonic().ns_since(begin) / 1000,
             "a backup has the machine's state"
         );
         Ok(())

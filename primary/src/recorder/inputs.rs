@@ -1,17 +1,19 @@
 //! What enters: what waits outside, as far as the machine has room for it.
 
+use lockstep_node::host::disk::IO_ERROR;
+use lockstep_node::host::random;
 use lockstep_proto::{DiskCompletion, Frame, Turn};
-use lockstep_vmm::machine::Machine;
+use lockstep_vmm::devices::CTRL_ALT_DEL;
+use lockstep_vmm::machine::Seen;
 
 use super::{RecordError, Recorder};
-use crate::host::disk::IO_ERROR;
 
 /// Most frames that enter in one turn.
 const FRAMES_PER_TURN: usize = 64;
 
 impl Recorder {
     /// Takes what waits outside into `turn`, as far as the machine has room.
-    pub(super) fn collect(&mut self, machine: &Machine, turn: &mut Turn) {
+    pub(super) fn collect(&mut self, machine: &dyn Seen, turn: &mut Turn) {
         self.world.inbox.bell.answer();
         let room = machine.devices().console_room();
         if self.typed.len() < room {
@@ -20,6 +22,14 @@ impl Recorder {
             }
         }
         turn.console = take(&mut self.typed, room);
+        if std::mem::take(&mut self.asks) {
+            if machine.devices().hears_power_button() {
+                turn.power_button = true;
+            } else {
+                // Keys that wait already have the same to say.
+                self.keys = CTRL_ALT_DEL.to_vec();
+            }
+        }
         turn.keyboard = take(&mut self.keys, machine.devices().keyboard_room());
         turn.disks.append(&mut self.errors);
         while let Some((disk, request, status)) = self.world.disks.poll() {
@@ -54,7 +64,7 @@ impl Recorder {
     pub(super) fn fill_entropy(&mut self, turn: &mut Turn) -> Result<(), RecordError> {
         for bytes in self.entropy_wanted.drain(..) {
             let mut buffer = vec![0; bytes as usize];
-            fill_random(&mut buffer)?;
+            self.world.kernel.fill_random(&mut buffer)?;
             turn.entropy.push(buffer.into());
         }
         Ok(())
@@ -67,20 +77,8 @@ fn take(bytes: &mut Vec<u8>, room: usize) -> bytes::Bytes {
     bytes.drain(..taken).collect::<Vec<_>>().into()
 }
 
-/// Random bytes from the host's kernel.
-pub fn fill_random(buffer: &mut [u8]) -> Result<(), RecordError> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match rustix::rand::getrandom(&mut buffer[done..], rustix::rand::GetRandomFlags::empty()) {
-            Ok(count) => done += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => {
-                return Err(RecordError::Host {
-                    what: "getrandom",
-                    cause: error.into(),
-                });
-            }
-        }
-    }
-    Ok(())
+/// Random bytes from the host.
+pub(super) fn fill_random(buffer: &mut [u8]) -> Result<(), RecordError> {
+    let what = "getrandom";
+    random::fill(buffer).map_err(|cause| RecordError::Host { what, cause })
 }

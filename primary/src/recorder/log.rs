@@ -9,17 +9,18 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use lockstep_logcodec::{PagePacker, Violation, WriterOptions};
+use lockstep_node::copying::Sources;
+use lockstep_node::host::disk::Disks;
+use lockstep_node::recording::part::{Begun, Preparing};
+use lockstep_node::recording::ring::Ring;
+use lockstep_node::sandbox::{self, Kind};
+use lockstep_node::status::Status;
+use lockstep_proto::quantity::GuestTime;
 use lockstep_proto::{Batch, End, Identity, PageChunk};
 use lockstep_vmm::machine::{Machine, MachineError};
 use lockstep_vmm::memory::PAGE_SIZE;
 
-use super::tape::{LOOK, Tape};
-use crate::copying::Sources;
-use crate::host::disk::Disks;
-use crate::link::Status;
-use crate::recording::part::{Begun, Preparing};
-use crate::recording::ring::Ring;
-use crate::sandbox::{self, Kind};
+use super::tape::{LOOK, LogSummary, Tape};
 
 /// Items that may wait for the disk; then the vCPU waits. Deltas are the largest, so this bounds memory too.
 const QUEUE: usize = 64;
@@ -30,31 +31,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the log is written.
 pub type LogOptions = WriterOptions;
-
-/// What a log came to.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LogSummary {
-    /// Batches.
-    pub batches: u64,
-    /// Turns in them.
-    pub turns: u64,
-    /// Bytes of batches, less the vCPU states of deltas.
-    pub batch_bytes: u64,
-    /// Bytes of deltas: pages and vCPU states.
-    pub page_bytes: u64,
-    /// All bytes.
-    pub total_bytes: u64,
-}
-
-impl std::ops::AddAssign for LogSummary {
-    fn add_assign(&mut self, other: Self) {
-        self.batches += other.batches;
-        self.turns += other.turns;
-        self.batch_bytes += other.batch_bytes;
-        self.page_bytes += other.page_bytes;
-        self.total_bytes += other.total_bytes;
-    }
-}
 
 enum Item {
     Batch(Batch),
@@ -96,12 +72,12 @@ impl LogThread {
     pub fn ring(
         ring: Arc<Ring>,
         subject: Identity,
-        first: Option<(&Path, u64)>,
+        first: Option<(&Path, GuestTime)>,
         options: LogOptions,
         status: Status,
     ) -> Result<Self, String> {
         let wanted = Arc::new(AtomicBool::new(false));
-        let first = first.map(|(directory, guest_ns)| (directory, &subject, guest_ns));
+        let first = first.map(|(directory, begun)| (directory, &subject, begun));
         let tape = Tape::ring(ring.clone(), wanted.clone(), first, options, status.clone())?;
         let parts = Parts {
             ring,

@@ -10,8 +10,11 @@
 
 mod batches;
 mod calendar;
+mod decide;
 mod errands;
 mod inputs;
+mod keeper;
+mod kernel;
 mod log;
 mod outlet;
 mod pace;
@@ -24,26 +27,31 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
+use lockstep_node::host::clock::{GuestClock, INSANE, ONE_MOMENT, calendar_since};
+use lockstep_node::host::disk::Disks;
+use lockstep_node::host::inbox::Inbox;
+use lockstep_node::host::tap::{Tap, TapKeeper};
+use lockstep_node::policy::Policy;
+use lockstep_node::status::{Status, count, describe};
 use lockstep_proto::end::Reason;
+use lockstep_proto::quantity::{HostTime, LogPosition};
 use lockstep_proto::session::PrimaryState;
 use lockstep_proto::{DiskCompletion, End, Forced, TermBegun, Turn};
 use lockstep_vmm::devices::Effect;
-use lockstep_vmm::machine::{Flow, Machine, MachineError, Oracle, Slice, Stop, StopKind, Taken};
+use lockstep_vmm::machine::{Flow, MachineError, Oracle, Seen, Slice, Stop, StopKind, Taken};
+use lockstep_vmm::sys::kick::Alarm;
 use thiserror::Error;
 
 use self::calendar::Calendar;
-pub use self::inputs::fill_random;
-pub use self::log::{LogOptions, LogSummary, LogThread};
+use self::decide::{Decision, Situation};
+pub use self::keeper::Keeper;
+pub use self::kernel::{HostKernel, ThisHost};
+pub use self::log::{LogOptions, LogThread};
 pub use self::outlet::Outlet;
 use self::pace::Pace;
+pub use self::tape::LogSummary;
 use self::timers::DueTimer;
-use crate::host::clock::{GuestClock, INSANE, monotonic};
-use crate::host::disk::Disks;
-use crate::host::inbox::Inbox;
-use crate::host::tap::{Tap, TapKeeper};
-use crate::link::Status;
-use crate::link::port::LogItem;
-use crate::link::status::{count, describe};
+use crate::link::channels::LogItem;
 
 /// A batch is closed at this encoded size, in bytes.
 const BATCH_BYTES: usize = 64 << 10;
@@ -91,21 +99,20 @@ pub struct World {
     pub keeper: TapKeeper,
     /// Where effects go.
     pub outlet: Outlet,
+    /// Its time and chance.
+    pub kernel: Box<dyn HostKernel>,
 }
 
-/// How to record.
-#[derive(Clone, Copy, Debug)]
-pub struct Policy {
-    /// Nanoseconds from something being due to the forced stop that serves it, while the guest runs user code.
-    pub grace: u64,
-    /// The same while it runs kernel code, where a natural stop or the return to user code is near.
-    pub patience: u64,
-    /// Nanoseconds of host time after which an epoch ends at the next natural stop; `None`: no epochs.
-    pub epoch: Option<u64>,
-    /// Log each dirty page's hash with every epoch.
-    pub epoch_detail: bool,
-    /// For tests: stop the guest by force at this interval too, in nanoseconds, though nothing is due.
-    pub beat: Option<u64>,
+/// What a recorder is told.
+pub struct RecorderOptions {
+    /// When it stops the guest by force, and how often memory is compared.
+    pub policy: Policy,
+    /// Who keeps the log; `None` for an unrecorded run.
+    pub log: Option<Box<dyn Keeper>>,
+    /// The class of this host, for what is saved here.
+    pub host_class: String,
+    /// Where it tells what it does.
+    pub status: Status,
 }
 
 /// Records a machine, or just runs it when there is no log.
@@ -115,30 +122,32 @@ pub struct Recorder {
     clock: GuestClock,
     calendar: Calendar,
     due: DueTimer,
-    log: Option<LogThread>,
+    log: Option<Box<dyn Keeper>>,
     host_class: String,
     /// Batches closed so far, counted also where nobody gets them: the position of the log.
-    position: u64,
+    position: LogPosition,
     batch: BatchBuilder,
     /// Terms that have begun since the last batch, for the recording.
     terms: Vec<TermBegun>,
     /// The last that has begun; 0: none since the start.
     last_term: u64,
-    /// When the oldest turn of the batch was taken, host time.
-    batch_since: u64,
+    /// When the oldest turn of the batch was taken.
+    batch_since: HostTime,
     /// Time that the guest ran since the last epoch, in nanoseconds.
     epoch_run: u64,
     /// How long the guest runs before the next epoch may end: longer where many pages are dirtied.
     epoch_length: u64,
     forced: Option<Forced>,
-    slice_since: u64,
-    /// When the vCPU came out of the slice, and how long nothing happened since then, host time.
-    turn_since: u64,
+    slice_since: HostTime,
+    /// When the vCPU came out of the slice, and for how many nanoseconds nothing happened since then.
+    turn_since: HostTime,
     idle: u64,
     frames: Option<(u32, Vec<u8>)>,
     typed: Vec<u8>,
     /// Scan codes that the keyboard has no room for yet.
     keys: Vec<u8>,
+    /// The guest is to be asked to shut down.
+    asks: bool,
     entropy_wanted: Vec<u32>,
     quitting: bool,
     /// An operator has ended the machine: nobody goes on with it.
@@ -155,26 +164,24 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// A recorder for `machine`, on the thread that will run it. `log` is `None` for an unrecorded run.
-    pub fn new(
-        machine: &Machine,
-        world: World,
-        policy: Policy,
-        timer: lockstep_vmm::sys::kick::KickTimer,
-        log: Option<LogThread>,
-        host_class: String,
-        status: Status,
-    ) -> Self {
-        let now = monotonic();
+    /// A recorder for `machine`, on the thread that will run it and that `timer` kicks.
+    pub fn new(machine: &dyn Seen, world: World, timer: impl Alarm + 'static, options: RecorderOptions) -> Self {
+        let RecorderOptions {
+            policy,
+            log,
+            host_class,
+            status,
+        } = options;
+        let now = world.kernel.monotonic();
         Self {
             world,
             policy,
-            clock: GuestClock::starting_at(machine.now()),
+            clock: GuestClock::starting_at(machine.now(), now),
             calendar: Calendar::default(),
-            due: DueTimer::new(timer, policy.grace, policy.beat),
+            due: DueTimer::new(timer, policy.grace, policy.beat, now),
             log,
             host_class,
-            position: 0,
+            position: LogPosition::START,
             batch: BatchBuilder::new(machine.stop()),
             terms: Vec::new(),
             last_term: 0,
@@ -188,6 +195,7 @@ impl Recorder {
             frames: None,
             typed: Vec::new(),
             keys: Vec::new(),
+            asks: false,
             entropy_wanted: Vec::new(),
             quitting: false,
             shut_down: false,
@@ -202,13 +210,17 @@ impl Recorder {
 
     /// Lets guest time go on as if this much had passed.
     pub fn catch_up(&mut self, time: Duration) {
-        self.clock = GuestClock::starting_at(self.clock.now() + time.as_nanos() as u64);
+        let host = self.world.kernel.monotonic();
+        self.clock = GuestClock::starting_at(self.clock.at(host).plus_ns(time.as_nanos() as u64), host);
     }
 
     /// Lets guest time come back to the host's calendar without a step: the machine was on another host, or stood still, or
     /// the calendar was set.
-    pub fn follow_the_calendar(&mut self, machine: &Machine) {
-        let gap = self.clock.slew_to_calendar(machine.config().rtc_base);
+    pub fn follow_the_calendar(&mut self, machine: &dyn Seen) {
+        let kernel = &self.world.kernel;
+        let host = kernel.monotonic();
+        let goal = calendar_since(kernel.realtime(), machine.config().rtc_base);
+        let gap = self.clock.slew_at(host, goal);
         let (behind_ms, slewed) = (gap / 1_000_000, gap.unsigned_abs() <= INSANE.unsigned_abs());
         self.calendar.settle(if slewed { 0 } else { gap });
         self.status.gauges().behind_ns.store(gap, Ordering::Relaxed);
@@ -223,13 +235,18 @@ impl Recorder {
     }
 
     /// Looks now and then whether somebody has set the host's calendar.
-    fn look_at_the_calendar(&mut self, machine: &Machine) {
-        if !self.calendar.is_due(self.turn_since + self.idle) {
+    fn look_at_the_calendar(&mut self, machine: &dyn Seen) {
+        if !self.calendar.is_due(self.turn_since.plus_ns(self.idle)) {
             return;
         }
-        let Some((behind, slewing, now)) = self.clock.behind_calendar(machine.config().rtc_base) else {
+        let kernel = &self.world.kernel;
+        let now = kernel.monotonic();
+        let goal = calendar_since(kernel.realtime(), machine.config().rtc_base);
+        if kernel.monotonic().ns_since(now) >= ONE_MOMENT {
+            // This thread was held up while it looked.
             return;
-        };
+        }
+        let (behind, slewing) = (self.clock.behind_at(now, goal), self.clock.left_at(now));
         self.status.gauges().behind_ns.store(behind, Ordering::Relaxed);
         if self.calendar.look(now, behind, slewing) {
             tracing::warn!("this host's calendar was set while the machine runs");
@@ -238,7 +255,7 @@ impl Recorder {
     }
 
     /// Resubmits what was in flight when the machine was saved.
-    pub fn resume(&mut self, machine: &Machine) -> Result<(), RecordError> {
+    pub fn resume(&mut self, machine: &dyn Seen) -> Result<(), RecordError> {
         for request in machine.devices().outstanding_disk_requests() {
             self.submit(request)?;
         }
@@ -248,7 +265,7 @@ impl Recorder {
     }
 
     /// Closes the log with the machine's final state.
-    pub fn finish(mut self, machine: &Machine, failure: Option<&str>) -> Result<Option<LogSummary>, RecordError> {
+    pub fn finish(mut self, machine: &dyn Seen, failure: Option<&str>) -> Result<Option<LogSummary>, RecordError> {
         let term = self.end_terms(machine);
         self.close_batch(machine)?;
         let Some(log) = self.log.take() else { return Ok(None) };
@@ -269,7 +286,7 @@ impl Recorder {
                 Some(_) => bytes::Bytes::new(),
                 None => bytes::Bytes::copy_from_slice(&machine.full_memory_digest()),
             },
-            guest_ns: machine.now(),
+            guest_ns: machine.now().ns(),
             term,
             continued: false,
         };
@@ -285,6 +302,26 @@ impl Recorder {
         self.ended
     }
 
+    /// Waits for what comes to a halted guest, and no longer than to its timer, so many nanoseconds.
+    fn sleep(&mut self, machine: &dyn Seen, limit: Option<u64>) -> Result<(), RecordError> {
+        let mut wait = limit.map_or(LONGEST_WAIT, |ns| Duration::from_nanos(ns).min(LONGEST_WAIT));
+        if !self.batch.is_empty() {
+            let age = self.world.kernel.monotonic().ns_since(self.batch_since);
+            let limit = self.batch_age();
+            // A backup gets what there is before the guest sleeps.
+            if age >= limit || self.world.outlet.is_logging() {
+                self.close_batch(machine)?;
+            } else {
+                wait = wait.min(Duration::from_nanos(limit - age));
+            }
+        }
+        let begin = self.world.kernel.monotonic();
+        self.world.kernel.wait(wait);
+        let end = self.world.kernel.monotonic();
+        self.idle += end.ns_since(begin);
+        Ok(())
+    }
+
     fn submit(&mut self, request: lockstep_vmm::devices::DiskRequest) -> Result<(), RecordError> {
         self.world.disks.submit(request).map_err(|cause| RecordError::Host {
             what: "submit a disk request",
@@ -296,7 +333,7 @@ impl Recorder {
 impl Oracle for Recorder {
     type Error = RecordError;
 
-    fn slice(&mut self, _machine: &Machine) -> Result<Slice, RecordError> {
+    fn slice(&mut self, _machine: &dyn Seen) -> Result<Slice, RecordError> {
         Ok(if self.due.follows() {
             Slice::RunToWindow
         } else {
@@ -304,21 +341,22 @@ impl Oracle for Recorder {
         })
     }
 
-    fn is_due(&mut self, machine: &Machine) -> Result<bool, RecordError> {
+    fn is_due(&mut self, machine: &dyn Seen) -> Result<bool, RecordError> {
         self.status.pulses().vcpu.beat();
-        let now = monotonic();
+        let now = self.world.kernel.monotonic();
         let bell = &self.world.inbox.bell;
         let grace = if machine.is_in_user_mode()? {
             self.policy.grace
         } else {
             self.policy.patience
         };
-        let due =
-            bell.wants_quit() || self.due.is_due(now, grace) || (bell.is_rung() && now >= self.slice_since + grace);
+        let due = bell.wants_quit()
+            || self.due.is_due(now, grace)
+            || (bell.is_rung() && now >= self.slice_since.plus_ns(grace));
         if due {
             // Until a stop serves it. Nobody else writes here.
             let since = &self.status.gauges().due_since;
-            let _ = since.compare_exchange(0, now, Ordering::Release, Ordering::Relaxed);
+            let _ = since.compare_exchange(0, now.ns(), Ordering::Release, Ordering::Relaxed);
         } else {
             self.due.rearm(now, bell.is_rung());
         }
@@ -326,10 +364,10 @@ impl Oracle for Recorder {
         Ok(due)
     }
 
-    fn forced(&mut self, machine: &mut Machine) -> Result<(), RecordError> {
-        let begin = monotonic();
+    fn forced(&mut self, machine: &mut dyn Seen) -> Result<(), RecordError> {
+        let begin = self.world.kernel.monotonic();
         let mut pages = 0;
-        let slice_ns = begin.saturating_sub(self.slice_since);
+        let slice_ns = begin.ns_since(self.slice_since);
         count(&self.status.gauges().carried_ns, slice_ns);
         if self.is_logging() {
             let delta = machine.take_delta()?;
@@ -349,17 +387,18 @@ impl Oracle for Recorder {
                 self.recorded(kept);
             }
         }
+        let end = self.world.kernel.monotonic();
         self.due
-            .paid((monotonic() - begin + pages * COLLECTED_PAGE) * COST_SHARE);
+            .paid(end, (end.ns_since(begin) + pages * COLLECTED_PAGE) * COST_SHARE);
         Ok(())
     }
 
-    fn turn(&mut self, machine: &Machine, stop: &Stop) -> Result<Turn, RecordError> {
+    fn turn(&mut self, machine: &dyn Seen, stop: &Stop) -> Result<Turn, RecordError> {
         let mut turn = Turn::default();
-        self.turn_since = monotonic();
+        self.turn_since = self.world.kernel.monotonic();
         self.status.gauges().due_since.store(0, Ordering::Release);
         self.idle = 0;
-        let ran = self.turn_since.saturating_sub(self.slice_since);
+        let ran = self.turn_since.ns_since(self.slice_since);
         self.epoch_run += ran;
         self.pace.ran(ran);
         count(&self.status.gauges().run_ns, ran);
@@ -369,49 +408,36 @@ impl Oracle for Recorder {
             if self.world.inbox.bell.wants_quit() {
                 self.quitting = true;
             }
-            let waits = self.frames.is_some() || !self.typed.is_empty() || !self.keys.is_empty();
+            let waits = self.frames.is_some() || !self.typed.is_empty() || !self.keys.is_empty() || self.asks;
             if self.world.inbox.bell.is_rung() || waits {
                 self.collect(machine, &mut turn);
             }
             self.fill_entropy(&mut turn)?;
-            let timer = machine.devices().deadline();
+            let timer = machine.deadline();
             let looks = stop.wants_time || stop.halted || stop.kind == StopKind::Forced;
             if looks || timer.is_some() {
-                let now = self.clock.now();
-                let timer_due = timer.is_some_and(|deadline| deadline <= now);
-                let idle = stop.halted
-                    && !timer_due
-                    && !self.quitting
-                    && !self.has_errand()
-                    && turn == Turn::default()
-                    && !machine.interrupt_waits();
-                if idle {
-                    let mut wait = timer.map_or(LONGEST_WAIT, |at| Duration::from_nanos(at - now).min(LONGEST_WAIT));
-                    if !self.batch.is_empty() {
-                        let age = monotonic() - self.batch_since;
-                        let limit = self.batch_age();
-                        // A backup gets what there is before the guest sleeps.
-                        if age >= limit || self.world.outlet.is_logging() {
-                            self.close_batch(machine)?;
-                        } else {
-                            wait = wait.min(Duration::from_nanos(limit - age));
-                        }
+                let situation = Situation {
+                    now: self.clock.at(self.world.kernel.monotonic()),
+                    seen: machine.now(),
+                    timer,
+                    halted: stop.halted,
+                    looks,
+                    brings: turn != Turn::default(),
+                    restless: self.quitting || self.has_errand() || machine.interrupt_waits(),
+                };
+                match situation.decide() {
+                    Decision::Sleep(limit) => {
+                        self.sleep(machine, limit)?;
+                        continue;
                     }
-                    let begin = monotonic();
-                    std::thread::park_timeout(wait);
-                    let end = monotonic();
-                    self.idle += end.saturating_sub(begin);
-                    continue;
-                }
-                if looks || timer_due {
-                    turn.clock = Some(now.saturating_sub(machine.now()));
+                    Decision::Enter(step) => turn.clock = step,
                 }
             }
             break;
         }
         if stop.wants_random {
             let mut value = [0; 8];
-            fill_random(&mut value)?;
+            self.world.kernel.fill_random(&mut value)?;
             turn.random = Some(u64::from_le_bytes(value));
         }
         turn.forced = self.forced.take();
@@ -427,7 +453,7 @@ impl Oracle for Recorder {
         Ok(done.map_err(|cause| RecordError::Host { what: "disk", cause })?.data)
     }
 
-    fn taken(&mut self, machine: &Machine, stop: &Stop, mut turn: Turn, taken: Taken) -> Result<Flow, RecordError> {
+    fn taken(&mut self, machine: &dyn Seen, stop: &Stop, mut turn: Turn, taken: Taken) -> Result<Flow, RecordError> {
         let mut leaving = Vec::new();
         for effect in taken.effects {
             match effect {
@@ -437,7 +463,7 @@ impl Oracle for Recorder {
                     self.entropy_wanted.push(bytes);
                     self.world.inbox.bell.ring();
                 }
-                Effect::Reset => {}
+                Effect::Reset | Effect::PowerOff => {}
             }
         }
         if self.world.outlet.is_logging() {
@@ -457,15 +483,15 @@ impl Oracle for Recorder {
         }
         self.taken_stop = machine.stop();
         tracing::trace!(stop = machine.stop(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
-        self.slice_since = monotonic();
-        let took = self.slice_since.saturating_sub(self.turn_since + self.idle);
+        self.slice_since = self.world.kernel.monotonic();
+        let took = self.slice_since.ns_since(self.turn_since.plus_ns(self.idle));
         self.status.gauges().exits.add_ns(stop.kind, took);
-        let deadline = machine.devices().deadline().map(|at| self.clock.host_at(at));
+        let deadline = machine.deadline().map(|at| self.clock.host_at(at));
         let requested = machine.devices().interrupt_requested();
         self.due
             .update(self.slice_since, machine.interrupt_waits(), requested, deadline);
         self.emit(machine, leaving)?;
-        let old = self.slice_since.saturating_sub(self.batch_since) >= self.batch_age();
+        let old = self.slice_since.ns_since(self.batch_since) >= self.batch_age();
         if self.batch.encoded_len() >= BATCH_BYTES || (old && !self.batch.is_empty()) {
             self.close_batch(machine)?;
         }

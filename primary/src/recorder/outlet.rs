@@ -1,8 +1,9 @@
 //! Where a machine's effects go: straight out, or through the gate of a pair.
 
+use lockstep_node::host::outputs::Outputs;
+use lockstep_proto::quantity::LogPosition;
 use lockstep_vmm::devices::Effect;
 
-use crate::host::outputs::Outputs;
 use crate::link::LinkPort;
 
 /// The way out.
@@ -47,7 +48,7 @@ impl Outlet {
     }
 
     /// Hands effects to the gate. False when it is gone.
-    pub fn gate(&self, position: u64, effects: Vec<Effect>) -> bool {
+    pub fn gate(&self, position: LogPosition, effects: Vec<Effect>) -> bool {
         matches!(self, Self::Gated(port) if port.effects(position, effects))
     }
 }

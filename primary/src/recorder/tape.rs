@@ -10,21 +10,45 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, TryRecvError};
 use lockstep_logcodec::{LogError, LogWriter, Summary, WriterOptions};
+use lockstep_node::recording::part::Begun;
+use lockstep_node::recording::ring::{Ring, SLACK};
+use lockstep_node::start::realtime_seconds;
+use lockstep_node::status::Status;
 use lockstep_proto::end::Reason;
+use lockstep_proto::quantity::GuestTime;
 use lockstep_proto::{Batch, End, Identity, PageChunk};
 use prost::Message;
-
-use super::log::LogSummary;
-use crate::link::Status;
-use crate::recording::part::Begun;
-use crate::recording::ring::{Ring, SLACK};
-use crate::start::realtime_seconds;
 
 /// From one look at the ring's files to the next.
 pub const LOOK: Duration = Duration::from_millis(250);
 
 /// How long a start state may take to be on the disk when all ends.
 const LAST_WAIT: Duration = Duration::from_secs(5);
+
+/// What a log came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogSummary {
+    /// Batches.
+    pub batches: u64,
+    /// Turns in them.
+    pub turns: u64,
+    /// Bytes of batches, less the vCPU states of deltas.
+    pub batch_bytes: u64,
+    /// Bytes of deltas: pages and vCPU states.
+    pub page_bytes: u64,
+    /// All bytes.
+    pub total_bytes: u64,
+}
+
+impl std::ops::AddAssign for LogSummary {
+    fn add_assign(&mut self, other: Self) {
+        self.batches += other.batches;
+        self.turns += other.turns;
+        self.batch_bytes += other.batch_bytes;
+        self.page_bytes += other.page_bytes;
+        self.total_bytes += other.total_bytes;
+    }
+}
 
 /// A log that is written.
 struct Track {
@@ -33,20 +57,25 @@ struct Track {
     number: u32,
     /// The digest chain at the end of the last batch.
     digest: Bytes,
-    /// Guest time there, in nanoseconds.
-    guest_ns: u64,
+    /// Guest time there.
+    guest_time: GuestTime,
     /// Bytes of vCPU states in the batches.
     state_bytes: u64,
     since: Instant,
 }
 
 impl Track {
-    fn begin(directory: &Path, identity: &Identity, options: WriterOptions, guest_ns: u64) -> Result<Self, String> {
+    fn begin(
+        directory: &Path,
+        identity: &Identity,
+        options: WriterOptions,
+        guest_time: GuestTime,
+    ) -> Result<Self, String> {
         Ok(Self {
             writer: LogWriter::create(directory, identity, options).map_err(|error: LogError| error.to_string())?,
             number: identity.part,
             digest: identity.start_chain.clone(),
-            guest_ns,
+            guest_time,
             state_bytes: 0,
             since: Instant::now(),
         })
@@ -57,7 +86,7 @@ impl Track {
         self.state_bytes += states.map(|forced| forced.encoded_len() as u64).sum::<u64>();
         self.digest = batch.digest.clone();
         let clocks = batch.turns.iter().filter_map(|turn| turn.clock);
-        self.guest_ns = clocks.fold(self.guest_ns, u64::saturating_add);
+        self.guest_time = clocks.fold(self.guest_time, GuestTime::plus_ns);
         let written = self.writer.append_batch(batch).and_then(|()| self.writer.flush());
         written.map_err(|error: LogError| error.to_string())
     }
@@ -91,7 +120,7 @@ impl Track {
             last_stop: self.writer.stop(),
             digest: self.digest.clone(),
             memory_digest: Bytes::new(),
-            guest_ns: self.guest_ns,
+            guest_ns: self.guest_time.ns(),
             term,
             continued,
         };
@@ -131,7 +160,7 @@ impl Tape {
         options: WriterOptions,
         status: Status,
     ) -> Result<Self, String> {
-        let track = Track::begin(directory, identity, options, 0)?;
+        let track = Track::begin(directory, identity, options, GuestTime::ZERO)?;
         Ok(Self {
             track: Some(track),
             next: None,
@@ -148,11 +177,11 @@ impl Tape {
     pub fn ring(
         ring: Arc<Ring>,
         wanted: Arc<AtomicBool>,
-        first: Option<(&Path, &Identity, u64)>,
+        first: Option<(&Path, &Identity, GuestTime)>,
         options: WriterOptions,
         status: Status,
     ) -> Result<Self, String> {
-        let first = first.map(|(directory, identity, guest_ns)| Track::begin(directory, identity, options, guest_ns));
+        let first = first.map(|(directory, identity, begun)| Track::begin(directory, identity, options, begun));
         let mut tape = Self {
             track: first.transpose()?,
             next: None,
@@ -197,7 +226,7 @@ impl Tape {
     pub fn part(&mut self, begun: Begun) -> Result<(), String> {
         let gone = "the thread that prepares a part has ended";
         let (directory, identity): (PathBuf, _) = begun.identity.recv().map_err(|_| gone)??;
-        let track = Track::begin(&directory, &identity, self.options, begun.guest_ns)?;
+        let track = Track::begin(&directory, &identity, self.options, begun.guest_time)?;
         self.next = Some((track, begun.whole));
         Ok(())
     }

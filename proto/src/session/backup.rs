@@ -12,6 +12,7 @@ use super::lag::Lag;
 use super::limits::{MAX_POSITION, PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
 use super::{Nanos, Record, Timing, Verdict};
+use crate::quantity::LogPosition;
 use crate::{Ack, Goodbye, HeartbeatReply, Hello, Joined, ToBackup, ToPrimary, Welcome};
 use crate::{Diverged, Ready, to_backup, to_primary};
 
@@ -48,7 +49,7 @@ pub struct Backup {
     missed: u64,
     ack: Ack,
     lag: Lag,
-    released: u64,
+    released: LogPosition,
     uplink_down: bool,
     /// The primary has said last that its machine does not move.
     stalled: bool,
@@ -71,7 +72,7 @@ impl Backup {
             missed: 0,
             ack: Ack::default(),
             lag: Lag::default(),
-            released: 0,
+            released: LogPosition::START,
             uplink_down: false,
             stalled: false,
             actions: VecDeque::new(),
@@ -94,8 +95,8 @@ impl Backup {
     }
 
     /// Position up to which the primary's effects are known to have left; never beyond what was received.
-    pub fn released(&self) -> u64 {
-        self.released.min(self.ack.received)
+    pub fn released(&self) -> LogPosition {
+        self.released.min(LogPosition::new(self.ack.received))
     }
 
     /// What was acknowledged last.
@@ -167,7 +168,7 @@ impl Backup {
                     let passed = now.saturating_sub(last) / self.timing.heartbeat.max(1);
                     self.missed += passed.saturating_sub(1);
                 }
-                self.released = self.released.max(heartbeat.released);
+                self.released = self.released.max(LogPosition::new(heartbeat.released));
                 self.stalled = heartbeat.stalled;
                 self.actions.push_back(BackupAction::Reply(HeartbeatReply {
                     number: heartbeat.number,
@@ -184,13 +185,13 @@ impl Backup {
             BackupInput::Unfit(reason) => self.refuse(&reason),
             BackupInput::Received(position) => {
                 self.last_heard = now;
-                self.ack.received = self.ack.received.max(position);
+                self.ack.received = self.ack.received.max(position.get());
                 self.lag.received(position, now);
                 self.acknowledge(now);
             }
             BackupInput::Verified(position, stop) => {
                 if self.has_machine() {
-                    self.ack.verified = position.clamp(self.ack.verified, self.ack.received);
+                    self.ack.verified = position.get().clamp(self.ack.verified, self.ack.received);
                     self.ack.stop = stop;
                     self.lag.verified(position);
                     self.acknowledge(now);
@@ -204,6 +205,33 @@ impl Backup {
                 self.forget("divergence");
             }
         }
+        self.check();
+    }
+
+    /// What is so after every event. A backup that breaks it may have acknowledged what it has not, or claim what is not its own.
+    fn check(&self) {
+        assert!(
+            self.ack.verified <= self.ack.received,
+            "verified what was not received: {:?}",
+            self.ack
+        );
+        let claims = matches!(self.state, BackupState::Claiming | BackupState::Frozen);
+        assert_eq!(
+            claims,
+            self.claim.is_some(),
+            "a claim and {:?} do not go together",
+            self.state
+        );
+        assert_eq!(
+            self.state == BackupState::Waiting,
+            self.primary.is_empty(),
+            "a primary and {:?} do not go together",
+            self.state
+        );
+        assert!(
+            !self.has_machine() || self.has_state,
+            "a machine without the join's state"
+        );
     }
 
     fn send(&mut self, kind: to_primary::Kind) {
@@ -237,7 +265,7 @@ impl Backup {
         self.timing = Timing::CALM;
         self.ack = Ack::default();
         self.lag = Lag::default();
-        self.released = 0;
+        self.released = LogPosition::START;
         self.has_state = false;
         self.stalled = false;
         self.state = BackupState::Connected;
@@ -248,15 +276,16 @@ impl Backup {
         match (message.kind, self.state) {
             (Some(to_backup::Kind::Hello(hello)), BackupState::Connected) => self.hello(hello),
             (Some(to_backup::Kind::State(state)), BackupState::Syncing) if !self.has_state => {
-                if state.position > MAX_POSITION {
+                let position = LogPosition::new(state.position);
+                if position > MAX_POSITION {
                     return self.refuse("the join's state has a position that no log reaches");
                 }
                 self.has_state = true;
                 // The log has a stream of its own and may have been faster.
                 self.ack.received = self.ack.received.max(state.position);
                 self.ack.verified = state.position;
-                self.lag.verified(state.position);
-                self.released = self.released.max(state.position);
+                self.lag.verified(position);
+                self.released = self.released.max(position);
                 self.actions.push_back(BackupAction::Build(Box::new(state)));
             }
             (Some(to_backup::Kind::Named(named)), BackupState::Joined) if named.term == self.term => {

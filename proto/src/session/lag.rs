@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::Nanos;
+use crate::quantity::LogPosition;
 
 /// Arrivals that are remembered; of those beyond, the lag counts from the last remembered one before them.
 const REMEMBERED: usize = 1 << 16;
@@ -11,19 +12,19 @@ const REMEMBERED: usize = 1 << 16;
 #[derive(Debug, Default)]
 pub(super) struct Lag {
     /// Position and time, oldest first.
-    arrivals: VecDeque<(u64, Nanos)>,
+    arrivals: VecDeque<(LogPosition, Nanos)>,
 }
 
 impl Lag {
     /// The log came up to `position` at `now`.
-    pub(super) fn received(&mut self, position: u64, now: Nanos) {
+    pub(super) fn received(&mut self, position: LogPosition, now: Nanos) {
         if self.arrivals.len() < REMEMBERED && self.arrivals.back().is_none_or(|(last, _)| *last < position) {
             self.arrivals.push_back((position, now));
         }
     }
 
     /// It was verified up to `position`.
-    pub(super) fn verified(&mut self, position: u64) {
+    pub(super) fn verified(&mut self, position: LogPosition) {
         while self.arrivals.front().is_some_and(|(first, _)| *first <= position) {
             self.arrivals.pop_front();
         }
@@ -39,19 +40,23 @@ impl Lag {
 mod tests {
     use super::*;
 
+    fn at(position: u64) -> LogPosition {
+        LogPosition::new(position)
+    }
+
     #[test]
     fn counts_from_the_oldest() {
         let mut lag = Lag::default();
         assert_eq!(lag.at(100), 0);
-        lag.received(3, 100);
-        lag.received(5, 200);
-        lag.received(5, 250);
+        lag.received(at(3), 100);
+        lag.received(at(5), 200);
+        lag.received(at(5), 250);
         assert_eq!(lag.at(300), 200);
-        lag.verified(2);
+        lag.verified(at(2));
         assert_eq!(lag.at(300), 200);
-        lag.verified(3);
+        lag.verified(at(3));
         assert_eq!(lag.at(300), 100);
-        lag.verified(5);
+        lag.verified(at(5));
         assert_eq!(lag.at(300), 0);
     }
 
@@ -59,7 +64,7 @@ mod tests {
     fn is_bounded() {
         let mut lag = Lag::default();
         for position in 0..REMEMBERED as u64 + 10 {
-            lag.received(position, position);
+            lag.received(at(position), position);
         }
         assert_eq!(lag.arrivals.len(), REMEMBERED);
     }

@@ -1,6 +1,7 @@
 //! Every limit of the session's messages.
 
 use crate::Goodbye;
+use crate::quantity::LogPosition;
 
 /// The protocol version that this program speaks.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -11,7 +12,7 @@ pub const MAX_DATAGRAM_BYTES: usize = 1000;
 /// Most bytes of a node's or a machine's name.
 pub const MAX_NAME_BYTES: usize = 64;
 /// The last position at which a join may begin. No log gets there; sums with what follows do not overflow.
-pub const MAX_POSITION: u64 = 1 << 62;
+pub const MAX_POSITION: LogPosition = LogPosition::new(1 << 62);
 /// Most bytes of a reason or report that are kept.
 pub const MAX_REASON_BYTES: usize = 4096;
 

@@ -11,6 +11,7 @@
 //! - A record is set against the value last held; nobody reads again to retry.
 
 mod backup;
+mod ending;
 mod gate;
 mod greeting;
 mod lag;
@@ -21,6 +22,7 @@ mod question;
 pub mod record;
 
 pub use backup::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState};
+pub use ending::{Ending, GuestEnd};
 pub use gate::Gate;
 pub use limits::{
     MAX_CONTROL_BYTES, MAX_DATAGRAM_BYTES, MAX_DEADLINE, MAX_NAME_BYTES, MAX_POSITION, MAX_REASON_BYTES, MIN_HEARTBEAT,

@@ -1,5 +1,6 @@
 //! The primary's end of a session.
 
+mod invariants;
 mod io;
 
 use std::collections::VecDeque;
@@ -11,6 +12,7 @@ use super::lease::Lease;
 use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
 use super::{Commit, Freeze, Nanos, Record, Timing, Unprotected, Verdict};
+use crate::quantity::LogPosition;
 use crate::{Ack, Diverged, Goodbye, Handover, Heartbeat, Hello, Named, ToBackup, ToPrimary, to_backup, to_primary};
 
 /// The primary's end.
@@ -22,27 +24,18 @@ pub struct Primary {
     state: PrimaryState,
     /// Why there is no backup, for when the term is won.
     why: Unprotected,
-    peer: String,
+    peer: Option<String>,
     question: Option<Question>,
     lease: Lease,
     last_heard: Nanos,
-    state_sent: bool,
     /// Where the log for the backup ends.
-    logged: u64,
-    /// Where it ended when the backup had joined: effects up to here may have left unacknowledged.
-    catch_up: u64,
+    logged: LogPosition,
     ack: Ack,
-    released: u64,
+    released: LogPosition,
     commit: Commit,
     /// Since when the backup acknowledges nothing of what waits for it.
     stalled: Option<Nanos>,
-    /// Where the machine stands still to be handed over.
-    handover: Option<u64>,
-    /// The backup was told to claim the term.
-    handed_over: bool,
-    /// The machine is handed over because it does not move.
-    given_away: bool,
-    /// It does not.
+    /// Something is due, and the machine does not move.
     machine_stalled: bool,
     peer_uplink_down: bool,
     actions: VecDeque<PrimaryAction>,
@@ -54,7 +47,13 @@ impl Primary {
     pub fn new(hello: Hello, record: Record, timing: Timing, why: Unprotected) -> Self {
         let (state, question) = if record.peer.is_some() {
             let question = Question::new(record.clone(), record.alone(&record.owner), 0);
-            (PrimaryState::Fencing(why.clone()), Some(question))
+            (
+                PrimaryState::Fencing {
+                    why: why.clone(),
+                    still: false,
+                },
+                Some(question),
+            )
         } else {
             (PrimaryState::Alone(why.clone()), None)
         };
@@ -64,20 +63,15 @@ impl Primary {
             record,
             state,
             why,
-            peer: String::new(),
+            peer: None,
             question,
             lease: Lease::new(timing),
             last_heard: 0,
-            state_sent: false,
-            logged: 0,
-            catch_up: 0,
+            logged: LogPosition::START,
             ack: Ack::default(),
-            released: 0,
+            released: LogPosition::START,
             commit: Commit::default(),
             stalled: None,
-            handover: None,
-            handed_over: false,
-            given_away: false,
             machine_stalled: false,
             peer_uplink_down: false,
             actions: VecDeque::new(),
@@ -104,9 +98,9 @@ impl Primary {
         &self.record
     }
 
-    /// The backup's name; empty without one.
-    pub fn peer(&self) -> &str {
-        &self.peer
+    /// The backup's name, as long as there is a connection to it.
+    pub fn peer(&self) -> Option<&str> {
+        self.peer.as_deref()
     }
 
     /// What the backup has.
@@ -115,29 +109,31 @@ impl Primary {
     }
 
     /// Position of the log up to which effects may leave at `now`. Ask before each one.
-    pub fn release_limit(&self, now: Nanos) -> u64 {
+    pub fn release_limit(&self, now: Nanos) -> LogPosition {
         match self.state {
-            PrimaryState::Alone(_) | PrimaryState::Greeting | PrimaryState::Syncing => u64::MAX,
-            PrimaryState::HandingOver if self.handed_over => 0,
-            PrimaryState::Naming | PrimaryState::Protected | PrimaryState::HandingOver if self.lease.holds(now) => {
+            PrimaryState::Alone(_) | PrimaryState::Greeting | PrimaryState::Syncing { .. } => LogPosition::NO_LIMIT,
+            PrimaryState::HandingOver { told: true, .. } => LogPosition::START,
+            PrimaryState::Naming { .. } | PrimaryState::Protected | PrimaryState::HandingOver { .. }
+                if self.lease.holds(now) =>
+            {
                 match self.commit {
-                    Commit::Received => self.ack.received,
-                    Commit::Replayed => self.ack.verified,
+                    Commit::Received => self.received(),
+                    Commit::Replayed => self.verified(),
                 }
             }
-            _ => 0,
+            _ => LogPosition::START,
         }
     }
 
     /// The log for the backup goes up to `position` now. To be said before that part of it is handed to the transport,
     /// and before an effect at that position is offered to the gate; at [`PrimaryInput::StateSent`], with the position of
     /// the state.
-    pub fn note_logged(&mut self, position: u64) {
+    pub fn note_logged(&mut self, position: LogPosition) {
         self.logged = self.logged.max(position);
     }
 
     /// Effects up to `position` have left: the next heartbeat says so.
-    pub fn note_released(&mut self, position: u64) {
+    pub fn note_released(&mut self, position: LogPosition) {
         self.released = self.released.max(position);
     }
 
@@ -148,7 +144,7 @@ impl Primary {
 
     /// The machine has ended, and what it gave has left: the backup need not go on with it.
     pub fn finish(&mut self, reason: &str, shut_down: bool) {
-        if !self.peer.is_empty() {
+        if self.peer.is_some() {
             self.send(to_backup::Kind::Goodbye(Goodbye {
                 reason: bounded(reason),
                 shut_down,
@@ -168,8 +164,7 @@ impl Primary {
 
     /// When it wants [`PrimaryInput::Tick`] at the latest.
     pub fn wake(&self) -> Option<Nanos> {
-        let connected = !self.peer.is_empty();
-        let beat = connected.then(|| {
+        let beat = self.peer.as_ref().map(|_| {
             let stall = self.stalled.map_or(Nanos::MAX, |since| self.stalls_at(since));
             self.lease.next().min(self.suspects_at()).min(stall)
         });
@@ -192,13 +187,17 @@ impl Primary {
             PrimaryInput::Disconnected => self.lost(now, Unprotected::LostConnection),
             PrimaryInput::Message(message) => self.message(now, message),
             PrimaryInput::Reply(reply) => {
-                if !self.peer.is_empty() {
+                if self.peer.is_some() {
                     self.last_heard = now;
                     self.peer_uplink_down = reply.uplink_down;
                     self.lease.answered(reply.number);
                 }
             }
-            PrimaryInput::StateSent => self.state_sent |= self.state == PrimaryState::Syncing,
+            PrimaryInput::StateSent => {
+                if let PrimaryState::Syncing { state_sent } = &mut self.state {
+                    *state_sent = true;
+                }
+            }
             PrimaryInput::HandOver(position) => self.hand_over(position),
             PrimaryInput::GiveAway => self.give_away(),
             PrimaryInput::Suspend => self.suspend(now),
@@ -207,34 +206,23 @@ impl Primary {
             PrimaryInput::Tick => self.tick(now),
         }
         self.ask(now);
+        self.check();
     }
 
     fn connected(&mut self, now: Nanos, name: String) {
-        if !self.peer.is_empty() {
+        if self.peer.is_some() {
             return self.end(now, "the backup connected once more", Unprotected::LostConnection);
         }
-        let problem = if self.state == PrimaryState::Alone(Unprotected::Suspended) {
-            "protection is suspended"
-        } else if !matches!(self.state, PrimaryState::Alone(_)) {
-            "not waiting for a backup"
-        } else if !is_name(&name) {
-            "the backup's name is empty or too long"
-        } else if name == self.record.owner {
-            "the backup has this node's own name"
-        } else {
-            ""
-        };
-        if !problem.is_empty() {
+        if let Some(problem) = self.problem_of(&name) {
             self.actions.push_back(PrimaryAction::Disconnect(problem.into()));
             return;
         }
-        self.peer = name;
+        self.peer = Some(name);
         self.last_heard = now;
         self.lease.restart(now);
         self.ack = Ack::default();
         self.stalled = None;
         self.peer_uplink_down = false;
-        self.state_sent = false;
         self.state = PrimaryState::Greeting;
         let hello = Hello {
             version_min: PROTOCOL_VERSION,
@@ -249,39 +237,49 @@ impl Primary {
         self.send(to_backup::Kind::Hello(hello));
     }
 
+    /// Why a backup of that name is not taken now.
+    fn problem_of(&self, name: &str) -> Option<&'static str> {
+        match self.state {
+            PrimaryState::Alone(Unprotected::Suspended) => Some("protection is suspended"),
+            PrimaryState::Alone(_) if !is_name(name) => Some("the backup's name is empty or too long"),
+            PrimaryState::Alone(_) if name == self.record.owner => Some("the backup has this node's own name"),
+            PrimaryState::Alone(_) => None,
+            _ => Some("not waiting for a backup"),
+        }
+    }
+
     fn send(&mut self, kind: to_backup::Kind) {
         self.actions
             .push_back(PrimaryAction::Send(ToBackup { kind: Some(kind) }));
     }
 
     fn message(&mut self, now: Nanos, message: ToPrimary) {
-        if self.peer.is_empty() {
+        let Some(peer) = &self.peer else {
             return;
-        }
+        };
         self.last_heard = now;
         match (message.kind, &self.state) {
             (Some(to_primary::Kind::Welcome(welcome)), PrimaryState::Greeting) => {
-                match check_welcome(&welcome, &self.hello, &self.peer) {
+                match check_welcome(&welcome, &self.hello, peer) {
                     Ok(()) => {
-                        self.state = PrimaryState::Syncing;
+                        self.state = PrimaryState::Syncing { state_sent: false };
                         self.actions.push_back(PrimaryAction::BeginJoin);
                     }
                     Err(problem) => self.refuse(now, &problem),
                 }
             }
-            (Some(to_primary::Kind::Joined(_)), PrimaryState::Syncing) if self.state_sent => {
+            (Some(to_primary::Kind::Joined(_)), PrimaryState::Syncing { state_sent: true }) => {
                 // From here on nothing leaves that is not acknowledged. What left before is, once the backup is here.
-                self.state = PrimaryState::Naming;
-                self.catch_up = self.logged;
+                self.state = PrimaryState::Naming { catch_up: self.logged };
             }
-            (Some(to_primary::Kind::Ready(ready)), PrimaryState::Naming)
+            (Some(to_primary::Kind::Ready(ready)), PrimaryState::Naming { .. })
                 if self.is_named() && ready.term == self.record.term =>
             {
                 self.state = PrimaryState::Protected;
             }
             (
                 Some(to_primary::Kind::Ack(ack)),
-                PrimaryState::Naming | PrimaryState::Protected | PrimaryState::HandingOver,
+                PrimaryState::Naming { .. } | PrimaryState::Protected | PrimaryState::HandingOver { .. },
             ) => self.acked(now, ack),
             (Some(to_primary::Kind::Diverged(diverged)), _) => {
                 self.actions.push_back(PrimaryAction::Report(Diverged {
@@ -300,7 +298,7 @@ impl Primary {
         if ack.received < self.ack.received || ack.verified < self.ack.verified || ack.verified > ack.received {
             return self.refuse(now, "the backup's acknowledgements go backwards");
         }
-        if ack.received > self.logged {
+        if LogPosition::new(ack.received) > self.logged {
             return self.refuse(now, "the backup acknowledges what was never sent");
         }
         if ack.received > self.ack.received {
@@ -308,25 +306,25 @@ impl Primary {
         }
         self.ack = ack;
         self.tell_to_claim();
-        let waits = self.state == PrimaryState::Naming && self.question.is_none() && !self.is_named();
-        if waits && ack.received >= self.catch_up {
-            let new = self.record.with_peer(&self.peer);
+        if let PrimaryState::Naming { catch_up } = self.state
+            && let Some(peer) = &self.peer
+            && self.question.is_none()
+            && !self.is_named()
+            && self.received() >= catch_up
+        {
+            let new = self.record.with_peer(peer);
             self.question = Some(Question::new(self.record.clone(), new, now));
         }
     }
 
     /// The machine stands still: the backup goes on with it when it has executed all of the log.
-    fn hand_over(&mut self, position: u64) {
+    fn hand_over(&mut self, position: LogPosition) {
         self.note_logged(position);
-        match self.state {
-            PrimaryState::Protected => {
-                self.handover = Some(position);
-                self.state = PrimaryState::HandingOver;
-                self.tell_to_claim();
-            }
-            // Thawed when the term is won.
-            PrimaryState::Fencing(_) | PrimaryState::Frozen(_) => self.handover = Some(position),
-            PrimaryState::HandingOver => {}
+        match &mut self.state {
+            PrimaryState::Protected => self.begin_handover(position, false),
+            PrimaryState::Fencing { still, .. } => *still = true,
+            // One that is frozen is thawed when the term is won.
+            PrimaryState::Frozen(_) | PrimaryState::HandingOver { .. } => {}
             _ => self.actions.push_back(PrimaryAction::Thaw),
         }
     }
@@ -336,20 +334,28 @@ impl Primary {
     /// and not at all once the backup was told to claim the term.
     fn give_away(&mut self) {
         if self.state == PrimaryState::Protected {
-            self.given_away = true;
-            self.hand_over(self.logged);
+            self.begin_handover(self.logged, true);
         }
+    }
+
+    fn begin_handover(&mut self, at: LogPosition, stalled: bool) {
+        self.state = PrimaryState::HandingOver {
+            at,
+            stalled,
+            told: false,
+        };
+        self.tell_to_claim();
     }
 
     /// Tells the backup to claim the term, once it has executed everything. Nothing leaves from then on.
     fn tell_to_claim(&mut self) {
-        if let Some(position) = self.handover
-            && self.state == PrimaryState::HandingOver
-            && !self.handed_over
-            && self.ack.verified >= position
+        let verified = self.verified();
+        if let PrimaryState::HandingOver { at, stalled, told } = &mut self.state
+            && !*told
+            && verified >= *at
         {
-            self.handed_over = true;
-            let stalled = self.given_away;
+            *told = true;
+            let (position, stalled) = (at.get(), *stalled);
             self.send(to_backup::Kind::Handover(Handover { position, stalled }));
         }
     }
@@ -357,10 +363,13 @@ impl Primary {
     fn suspend(&mut self, now: Nanos) {
         match self.state {
             PrimaryState::Alone(_) => self.state = PrimaryState::Alone(Unprotected::Suspended),
-            PrimaryState::Greeting | PrimaryState::Syncing | PrimaryState::Naming | PrimaryState::Protected => {
+            PrimaryState::Greeting
+            | PrimaryState::Syncing { .. }
+            | PrimaryState::Naming { .. }
+            | PrimaryState::Protected => {
                 self.end(now, "protection is suspended", Unprotected::Suspended);
             }
-            PrimaryState::HandingOver | PrimaryState::Fencing(_) | PrimaryState::Frozen(_) => {}
+            PrimaryState::HandingOver { .. } | PrimaryState::Fencing { .. } | PrimaryState::Frozen(_) => {}
         }
     }
 
@@ -368,11 +377,21 @@ impl Primary {
         if self.why == Unprotected::Suspended {
             self.why = Unprotected::NeedBackup;
         }
-        if let PrimaryState::Alone(why) | PrimaryState::Fencing(why) = &mut self.state
+        if let PrimaryState::Alone(why) | PrimaryState::Fencing { why, .. } = &mut self.state
             && *why == Unprotected::Suspended
         {
             *why = Unprotected::NeedBackup;
         }
+    }
+
+    /// Up to where the backup has the log.
+    fn received(&self) -> LogPosition {
+        LogPosition::new(self.ack.received)
+    }
+
+    /// Up to where it has executed it.
+    fn verified(&self) -> LogPosition {
+        LogPosition::new(self.ack.verified)
     }
 
     /// Whether the record that it holds names a backup.
@@ -398,16 +417,14 @@ impl Primary {
         match verdict {
             Verdict::Won => {
                 self.record = question.new;
-                if self.state == PrimaryState::Naming {
+                if matches!(self.state, PrimaryState::Naming { .. }) {
                     self.send(to_backup::Kind::Named(Named { term: self.record.term }));
                 } else if self.is_named() {
                     // The naming was on its way as the backup was lost: the term after it is what is needed.
                     self.fence(now);
                 } else {
                     let was = std::mem::replace(&mut self.state, PrimaryState::Alone(self.why.clone()));
-                    self.handed_over = false;
-                    self.given_away = false;
-                    if self.handover.take().is_some() || matches!(was, PrimaryState::Frozen(_)) {
+                    if matches!(was, PrimaryState::Frozen(_) | PrimaryState::Fencing { still: true, .. }) {
                         self.actions.push_back(PrimaryAction::Thaw);
                     }
                 }
@@ -420,7 +437,7 @@ impl Primary {
             Verdict::Unknown => {
                 question.put_off(now.saturating_add(self.timing.heartbeat));
                 self.question = Some(question);
-                if matches!(self.state, PrimaryState::Fencing(_)) {
+                if matches!(self.state, PrimaryState::Fencing { .. }) {
                     self.state = PrimaryState::Frozen(Freeze::NoArbiter);
                     self.actions.push_back(PrimaryAction::Freeze(Freeze::NoArbiter));
                 }
@@ -435,14 +452,14 @@ impl Primary {
     }
 
     fn tick(&mut self, now: Nanos) {
-        if self.peer.is_empty() {
+        if self.peer.is_none() {
             return;
         }
         if now >= self.suspects_at() {
             self.part("silent past the deadline");
             return self.lost_peer(now, Unprotected::LostConnection);
         }
-        if !self.waits_for_acks() || self.ack.received >= self.logged {
+        if !self.waits_for_acks() || self.received() >= self.logged {
             self.stalled = None;
         } else {
             let since = *self.stalled.get_or_insert(now);
@@ -453,7 +470,7 @@ impl Primary {
         if let Some(number) = self.lease.beat(now) {
             self.actions.push_back(PrimaryAction::Heartbeat(Heartbeat {
                 number,
-                released: self.released,
+                released: self.released.get(),
                 stalled: self.machine_stalled,
             }));
         }
@@ -463,7 +480,7 @@ impl Primary {
     fn waits_for_acks(&self) -> bool {
         matches!(
             self.state,
-            PrimaryState::Naming | PrimaryState::Protected | PrimaryState::HandingOver
+            PrimaryState::Naming { .. } | PrimaryState::Protected | PrimaryState::HandingOver { .. }
         )
     }
 
@@ -483,7 +500,7 @@ impl Primary {
 
     /// The connection is gone.
     fn lost(&mut self, now: Nanos, why: Unprotected) {
-        if !self.peer.is_empty() {
+        if self.peer.is_some() {
             self.forget_peer();
             self.lost_peer(now, why);
         }
@@ -491,14 +508,14 @@ impl Primary {
 
     /// Closes the connection, if there is one.
     fn part(&mut self, reason: &str) {
-        if !self.peer.is_empty() {
+        if self.peer.is_some() {
             self.actions.push_back(PrimaryAction::Disconnect(reason.into()));
             self.forget_peer();
         }
     }
 
     fn forget_peer(&mut self) {
-        self.peer.clear();
+        self.peer = None;
         self.lease.end();
         self.actions.push_back(PrimaryAction::EndLog);
     }
@@ -508,17 +525,20 @@ impl Primary {
         self.why = why.clone();
         match self.state {
             // The naming is on its way: its answer decides what to ask next.
-            PrimaryState::Naming if self.question.is_some() => self.state = PrimaryState::Fencing(why),
-            // The backup was told to claim, and is given the time to.
-            PrimaryState::HandingOver if self.handed_over => {
-                self.state = PrimaryState::Fencing(why);
-                self.fence(now.saturating_add(self.timing.deadline));
+            PrimaryState::Naming { .. } if self.question.is_some() => {
+                self.state = PrimaryState::Fencing { why, still: false };
             }
-            PrimaryState::Naming | PrimaryState::Protected | PrimaryState::HandingOver if self.is_named() => {
-                self.state = PrimaryState::Fencing(why);
+            PrimaryState::HandingOver { told, .. } => {
+                self.state = PrimaryState::Fencing { why, still: true };
+                // A backup that was told to claim is given the time to.
+                let grace = if told { self.timing.deadline } else { 0 };
+                self.fence(now.saturating_add(grace));
+            }
+            PrimaryState::Naming { .. } | PrimaryState::Protected if self.is_named() => {
+                self.state = PrimaryState::Fencing { why, still: false };
                 self.fence(now);
             }
-            PrimaryState::Fencing(_) | PrimaryState::Frozen(_) => {}
+            PrimaryState::Fencing { .. } | PrimaryState::Frozen(_) => {}
             _ => self.state = PrimaryState::Alone(why),
         }
     }

@@ -5,7 +5,7 @@ use lockstep_proto::session::{
 };
 use lockstep_proto::{Ack, Goodbye, Handover, Heartbeat, Hello, Named, Ready, ToBackup, to_backup, to_primary};
 
-use super::messages::{MS, TERM, TIMING, diverged, hello, identity, record, state, to_backup, unknown};
+use super::messages::{MS, TERM, TIMING, at, diverged, hello, identity, record, state, to_backup, unknown};
 
 fn does(session: &mut Backup, now: u64, input: BackupInput) -> Vec<BackupAction> {
     session.handle(now, input);
@@ -70,7 +70,7 @@ fn claim() -> BackupAction {
 #[test]
 fn log_that_comes_before_the_state_counts() {
     let mut session = syncing();
-    assert_eq!(does(&mut session, 0, BackupInput::Received(13)), []);
+    assert_eq!(does(&mut session, 0, BackupInput::Received(at(13))), []);
     let message = to_backup(to_backup::Kind::State(state(10)));
     does(&mut session, 0, BackupInput::Message(message));
     let actions = does(&mut session, 0, BackupInput::Built);
@@ -80,7 +80,7 @@ fn log_that_comes_before_the_state_counts() {
 #[test]
 fn acknowledges_no_more_than_was_received() {
     let mut session = protected();
-    let actions = does(&mut session, 0, BackupInput::Verified(99, 1));
+    let actions = does(&mut session, 0, BackupInput::Verified(at(99), 1));
     assert_eq!(acks(&actions), [(10, 10)]);
     let heartbeat = Heartbeat {
         number: 1,
@@ -88,16 +88,16 @@ fn acknowledges_no_more_than_was_received() {
         ..Heartbeat::default()
     };
     does(&mut session, 0, BackupInput::Heartbeat(heartbeat));
-    assert_eq!(session.released(), 10);
-    does(&mut session, 0, BackupInput::Received(50));
-    assert_eq!(session.released(), 50);
+    assert_eq!(session.released(), at(10));
+    does(&mut session, 0, BackupInput::Received(at(50)));
+    assert_eq!(session.released(), at(50));
 }
 
 #[test]
 fn what_is_verified_after_the_end_is_of_no_session() {
     let mut session = joined();
     does(&mut session, 0, BackupInput::Disconnected);
-    assert_eq!(does(&mut session, 0, BackupInput::Verified(11, 1)), []);
+    assert_eq!(does(&mut session, 0, BackupInput::Verified(at(11), 1)), []);
     does(&mut session, 0, BackupInput::Connected("a".into()));
     assert_eq!(*session.ack(), Ack::default());
 }
@@ -118,7 +118,7 @@ fn one_that_was_not_told_that_it_is_named_claims_nothing() {
 #[test]
 fn claims_after_the_deadline_however_it_learns_of_the_loss() {
     let mut session = protected();
-    does(&mut session, 5 * MS, BackupInput::Received(11));
+    does(&mut session, 5 * MS, BackupInput::Received(at(11)));
     let actions = does(&mut session, 6 * MS, BackupInput::Disconnected);
     assert!(matches!(&actions[..], [BackupAction::Disconnect(_)]));
     assert_eq!(session.state(), BackupState::Claiming);
@@ -161,8 +161,8 @@ fn acknowledges_and_answers_nothing_while_it_claims() {
         ..Heartbeat::default()
     };
     for input in [
-        BackupInput::Received(20),
-        BackupInput::Verified(10, 1),
+        BackupInput::Received(at(20)),
+        BackupInput::Verified(at(10), 1),
         BackupInput::Heartbeat(heartbeat),
         BackupInput::Message(to_backup(to_backup::Kind::Goodbye(Goodbye::default()))),
     ] {
@@ -548,11 +548,11 @@ fn knows_whether_the_machine_that_it_takes_over_was_stalled() {
 #[test]
 fn says_how_far_its_execution_lags() {
     let mut session = protected();
-    does(&mut session, 0, BackupInput::Received(11));
-    does(&mut session, 2 * MS, BackupInput::Received(12));
-    does(&mut session, 5 * MS, BackupInput::Verified(11, 1));
+    does(&mut session, 0, BackupInput::Received(at(11)));
+    does(&mut session, 2 * MS, BackupInput::Received(at(12)));
+    does(&mut session, 5 * MS, BackupInput::Verified(at(11), 1));
     assert_eq!(session.ack().lag_ns, 3 * MS);
-    does(&mut session, 6 * MS, BackupInput::Verified(12, 1));
+    does(&mut session, 6 * MS, BackupInput::Verified(at(12), 1));
     assert_eq!(session.ack().lag_ns, 0);
 }
 

@@ -4,7 +4,7 @@ use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, Ve
 use lockstep_proto::{Handover, Heartbeat, Named, ToBackup, to_backup, to_primary};
 use proptest::prelude::*;
 
-use super::messages::{MS, TERM, TIMING, any_to_backup, diverged, hello, identity, name, number, state, to_backup};
+use super::messages::{MS, TERM, TIMING, any_to_backup, at, diverged, hello, identity, name, number, state, to_backup};
 
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)]
@@ -79,9 +79,9 @@ impl Watched {
             Step::Unfit(reason) => self.handle(BackupInput::Unfit(reason)),
             Step::Received(position) => {
                 self.received = self.received.max(position);
-                self.heard(BackupInput::Received(position));
+                self.heard(BackupInput::Received(at(position)));
             }
-            Step::Verified(position) => self.handle(BackupInput::Verified(position, position)),
+            Step::Verified(position) => self.handle(BackupInput::Verified(at(position), position)),
             Step::Diverged(report) => self.handle(BackupInput::Diverged(diverged(1, report))),
             Step::HandOver => {
                 let position = self.session.ack().verified;
@@ -142,7 +142,7 @@ impl Watched {
         while let Some(action) = self.session.poll() {
             self.action(action, was);
         }
-        assert!(self.session.released() <= self.session.ack().received);
+        assert!(self.session.released().get() <= self.session.ack().received);
         assert!(self.session.ack().received <= self.received);
     }
 

@@ -1,5 +1,6 @@
 //! Bytes that are no message, or one of another version.
 
+use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::{Backup, BackupInput, Primary, PrimaryInput, Unprotected};
 use lockstep_proto::{Heartbeat, HeartbeatReply, ToBackup, ToPrimary};
 use proptest::prelude::*;
@@ -40,7 +41,7 @@ proptest! {
             primary.handle(0, PrimaryInput::Reply(reply));
         }
         // The record names nobody.
-        prop_assert_eq!(primary.release_limit(0), u64::MAX);
+        prop_assert_eq!(primary.release_limit(0), LogPosition::NO_LIMIT);
 
         let mut backup = Backup::new(identity());
         backup.handle(0, BackupInput::Connected("a".into()));
@@ -51,6 +52,6 @@ proptest! {
         if let Ok(heartbeat) = Heartbeat::decode(&bytes[..]) {
             backup.handle(0, BackupInput::Heartbeat(heartbeat));
         }
-        prop_assert!(backup.released() <= backup.ack().received);
+        prop_assert!(backup.released().get() <= backup.ack().received);
     }
 }

@@ -1,5 +1,6 @@
 //! Messages, right and wrong.
 
+use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::{BackupIdentity, MAX_NAME_BYTES, MAX_REASON_BYTES, PROTOCOL_VERSION, Record, Timing};
 use lockstep_proto::{
     Ack, Diverged, Goodbye, Handover, HeartbeatReply, Hello, JoinState, Joined, MachineConfig, Named, Ready, ToBackup,
@@ -14,6 +15,10 @@ pub const TIMING: Timing = Timing {
     deadline: 150 * MS,
 };
 pub const TERM: u64 = 7;
+
+pub fn at(position: u64) -> LogPosition {
+    LogPosition::new(position)
+}
 
 pub fn record(peer: Option<&str>) -> Record {
     Record {

@@ -1,10 +1,11 @@
 //! The primary's end, case by case.
 
+use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::{Commit, Unprotected, Verdict};
 use lockstep_proto::session::{Freeze, MAX_REASON_BYTES, Primary, PrimaryAction, PrimaryInput, PrimaryState};
 use lockstep_proto::{Diverged, Goodbye, Joined, Ready, ToPrimary, Welcome, to_backup, to_primary};
 
-use super::messages::{MS, TERM, TIMING, ack, diverged, hello, record, reply, to_primary, unknown, welcome};
+use super::messages::{MS, TERM, TIMING, ack, at, diverged, hello, record, reply, to_primary, unknown, welcome};
 
 /// What `session` does about `input`.
 fn does(session: &mut Primary, now: u64, input: PrimaryInput) -> Vec<PrimaryAction> {
@@ -33,11 +34,11 @@ fn syncing() -> Primary {
 /// The state is sent at 10, 12 is logged and has left, and the backup has joined.
 fn joined() -> Primary {
     let mut session = syncing();
-    session.note_logged(10);
+    session.note_logged(at(10));
     does(&mut session, 0, PrimaryInput::StateSent);
-    session.note_logged(12);
-    assert_eq!(session.release_limit(0), u64::MAX);
-    session.note_released(12);
+    session.note_logged(at(12));
+    assert_eq!(session.release_limit(0), LogPosition::NO_LIMIT);
+    session.note_released(at(12));
     let message = to_primary(to_primary::Kind::Joined(Joined {}));
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(message)), []);
     session
@@ -59,7 +60,7 @@ fn named() -> Primary {
     let actions = does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
     assert!(matches!(&actions[..], [PrimaryAction::Send(message)]
         if matches!(&message.kind, Some(to_backup::Kind::Named(named)) if named.term == TERM)));
-    assert_eq!(*session.state(), PrimaryState::Naming);
+    assert_eq!(*session.state(), PrimaryState::Naming { catch_up: at(12) });
     session
 }
 
@@ -82,7 +83,7 @@ fn fencing_question() -> PrimaryAction {
 fn names_the_backup_only_when_it_has_what_left() {
     let mut session = joined();
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(11, 10))), []);
-    assert_eq!(session.release_limit(0), 0);
+    assert_eq!(session.release_limit(0), at(0));
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(12, 10))).len(), 1);
 }
 
@@ -92,7 +93,7 @@ fn a_backup_that_was_not_asked_for_needs_no_fencing() {
         let actions = does(&mut session, 0, PrimaryInput::Disconnected);
         assert_eq!(actions, [PrimaryAction::EndLog]);
         assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::LostConnection));
-        assert_eq!(session.release_limit(0), u64::MAX);
+        assert_eq!(session.release_limit(0), LogPosition::NO_LIMIT);
     }
 }
 
@@ -101,18 +102,18 @@ fn a_backup_that_may_be_named_is_fenced_off() {
     for mut session in [named(), protected()] {
         let actions = does(&mut session, 0, PrimaryInput::Disconnected);
         assert_eq!(actions, [PrimaryAction::EndLog, fencing_question()]);
-        assert_eq!(session.release_limit(0), 0);
+        assert_eq!(session.release_limit(0), at(0));
         assert_eq!(does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won)), []);
         assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::LostConnection));
         assert_eq!(session.record().term, TERM + 1);
-        assert_eq!(session.release_limit(0), u64::MAX);
+        assert_eq!(session.release_limit(0), LogPosition::NO_LIMIT);
     }
 }
 
 #[test]
 fn one_that_begins_with_a_named_peer_fences_it_off_first() {
     let mut session = Primary::new(hello(), record(Some("b")), TIMING, Unprotected::NeedBackup);
-    assert_eq!(session.release_limit(0), 0);
+    assert_eq!(session.release_limit(0), at(0));
     assert_eq!(session.wake(), Some(0));
     assert_eq!(does(&mut session, 5, PrimaryInput::Tick), [fencing_question()]);
     does(&mut session, 5, PrimaryInput::Arbiter(Verdict::Won));
@@ -126,7 +127,7 @@ fn a_naming_on_its_way_is_awaited_before_fencing() {
         does(&mut session, 0, PrimaryInput::Disconnected),
         [PrimaryAction::EndLog]
     );
-    assert_eq!(session.release_limit(0), 0);
+    assert_eq!(session.release_limit(0), at(0));
     let actions = does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
     assert_eq!(actions, [fencing_question()]);
     does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
@@ -170,13 +171,13 @@ fn freezes_for_good_when_the_term_is_lost() {
     let actions = does(&mut session, 0, PrimaryInput::Connected("b".into()));
     assert!(matches!(&actions[..], [PrimaryAction::Disconnect(_)]));
     assert_eq!(*session.state(), PrimaryState::Frozen(Freeze::LostTerm));
-    assert_eq!(session.release_limit(0), 0);
+    assert_eq!(session.release_limit(0), at(0));
 }
 
 #[test]
 fn releases_what_is_acknowledged_within_the_lease() {
     let mut session = protected();
-    assert_eq!(session.release_limit(0), 0);
+    assert_eq!(session.release_limit(0), at(0));
     let actions = does(&mut session, 10 * MS, PrimaryInput::Tick);
     let [PrimaryAction::Heartbeat(heartbeat)] = &actions[..] else {
         panic!("no heartbeat: {actions:?}");
@@ -185,8 +186,8 @@ fn releases_what_is_acknowledged_within_the_lease() {
     let number = heartbeat.number;
     does(&mut session, 60 * MS, PrimaryInput::Reply(reply(number)));
     let until = 10 * MS + TIMING.lease();
-    assert_eq!(session.release_limit(until - 1), 12);
-    assert_eq!(session.release_limit(until), 0);
+    assert_eq!(session.release_limit(until - 1), at(12));
+    assert_eq!(session.release_limit(until), at(0));
 }
 
 #[test]
@@ -251,10 +252,10 @@ fn wrong_messages_end_the_session_with_a_reason() {
             let reason = reason.unwrap_or_else(|| panic!("{before:?} takes {message:?}"));
             assert!(!reason.is_empty() && reason.len() <= MAX_REASON_BYTES);
             assert!(actions.contains(&PrimaryAction::EndLog));
-            assert!(session.peer().is_empty());
+            assert!(session.peer().is_none());
             assert!(matches!(
                 session.state(),
-                PrimaryState::Alone(_) | PrimaryState::Fencing(_)
+                PrimaryState::Alone(_) | PrimaryState::Fencing { .. }
             ));
         }
     }
@@ -312,19 +313,24 @@ fn a_second_connection_ends_the_session() {
 #[test]
 fn hands_over_when_the_backup_has_executed_everything() {
     let mut session = protected();
-    session.note_logged(20);
-    assert_eq!(does(&mut session, 0, PrimaryInput::HandOver(20)), []);
-    assert_eq!(*session.state(), PrimaryState::HandingOver);
+    session.note_logged(at(20));
+    assert_eq!(does(&mut session, 0, PrimaryInput::HandOver(at(20))), []);
+    let handing_over = PrimaryState::HandingOver {
+        at: at(20),
+        stalled: false,
+        told: false,
+    };
+    assert_eq!(*session.state(), handing_over);
     let [PrimaryAction::Heartbeat(heartbeat)] = &does(&mut session, 0, PrimaryInput::Tick)[..] else {
         panic!("no heartbeat");
     };
     does(&mut session, 0, PrimaryInput::Reply(reply(heartbeat.number)));
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(20, 19))), []);
-    assert_eq!(session.release_limit(0), 20);
+    assert_eq!(session.release_limit(0), at(20));
     let actions = does(&mut session, 0, PrimaryInput::Message(ack(20, 20)));
     assert!(matches!(&actions[..], [PrimaryAction::Send(message)]
         if matches!(&message.kind, Some(to_backup::Kind::Handover(handover)) if handover.position == 20)));
-    assert_eq!(session.release_limit(0), 0);
+    assert_eq!(session.release_limit(0), at(0));
     // The backup closes the connection and is given the time to claim.
     assert_eq!(
         does(&mut session, MS, PrimaryInput::Disconnected),
@@ -342,21 +348,26 @@ fn hands_over_when_the_backup_has_executed_everything() {
 fn gives_a_machine_away_that_does_not_move() {
     let mut session = protected();
     session.set_machine_stalled(true);
-    session.note_logged(20);
+    session.note_logged(at(20));
     assert_eq!(does(&mut session, 0, PrimaryInput::GiveAway), []);
-    assert_eq!(*session.state(), PrimaryState::HandingOver);
+    let handing_over = PrimaryState::HandingOver {
+        at: at(20),
+        stalled: true,
+        told: false,
+    };
+    assert_eq!(*session.state(), handing_over);
     let [PrimaryAction::Heartbeat(heartbeat)] = &does(&mut session, 0, PrimaryInput::Tick)[..] else {
         panic!("no heartbeat");
     };
     assert!(heartbeat.stalled);
     does(&mut session, 0, PrimaryInput::Reply(reply(heartbeat.number)));
-    session.note_logged(25);
+    session.note_logged(at(25));
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(22, 19))), []);
-    assert_eq!(session.release_limit(0), 22);
+    assert_eq!(session.release_limit(0), at(22));
     let actions = does(&mut session, 0, PrimaryInput::Message(ack(25, 21)));
     assert!(matches!(&actions[..], [PrimaryAction::Send(message)]
         if matches!(&message.kind, Some(to_backup::Kind::Handover(handover)) if handover.position == 20 && handover.stalled)));
-    assert_eq!(session.release_limit(0), 0);
+    assert_eq!(session.release_limit(0), at(0));
     does(&mut session, MS, PrimaryInput::Disconnected);
     let at = MS + TIMING.deadline;
     assert_eq!(does(&mut session, at, PrimaryInput::Tick), [fencing_question()]);
@@ -365,7 +376,7 @@ fn gives_a_machine_away_that_does_not_move() {
         does(&mut session, at, PrimaryInput::Arbiter(Verdict::Won)),
         [PrimaryAction::Thaw]
     );
-    assert_eq!(session.release_limit(at), u64::MAX);
+    assert_eq!(session.release_limit(at), LogPosition::NO_LIMIT);
 }
 
 #[test]
@@ -380,19 +391,19 @@ fn gives_nothing_away_without_a_backup_in_sync() {
 #[test]
 fn goes_on_when_the_backup_is_lost_in_a_handover() {
     let mut session = protected();
-    session.note_logged(20);
-    does(&mut session, 0, PrimaryInput::HandOver(20));
+    session.note_logged(at(20));
+    does(&mut session, 0, PrimaryInput::HandOver(at(20)));
     let actions = does(&mut session, MS, PrimaryInput::Disconnected);
     assert_eq!(actions, [PrimaryAction::EndLog, fencing_question()]);
     let actions = does(&mut session, MS, PrimaryInput::Arbiter(Verdict::Won));
     assert_eq!(actions, [PrimaryAction::Thaw]);
-    assert_eq!(session.release_limit(MS), u64::MAX);
+    assert_eq!(session.release_limit(MS), LogPosition::NO_LIMIT);
 }
 
 #[test]
 fn nobody_to_hand_over_to_thaws_at_once() {
     for mut session in [alone(), greeting(), syncing(), joined(), named()] {
-        let actions = does(&mut session, 0, PrimaryInput::HandOver(12));
+        let actions = does(&mut session, 0, PrimaryInput::HandOver(at(12)));
         assert_eq!(actions, [PrimaryAction::Thaw]);
     }
 }
@@ -401,19 +412,19 @@ fn nobody_to_hand_over_to_thaws_at_once() {
 fn in_mode_replayed_what_was_executed_may_leave() {
     let mut session = protected();
     session.set_commit(Commit::Replayed);
-    session.note_logged(20);
+    session.note_logged(at(20));
     let [PrimaryAction::Heartbeat(heartbeat)] = &does(&mut session, 0, PrimaryInput::Tick)[..] else {
         panic!("no heartbeat");
     };
     does(&mut session, 0, PrimaryInput::Reply(reply(heartbeat.number)));
     does(&mut session, 0, PrimaryInput::Message(ack(20, 15)));
-    assert_eq!(session.release_limit(0), 15);
+    assert_eq!(session.release_limit(0), at(15));
 }
 
 #[test]
 fn a_backup_that_acknowledges_nothing_is_given_up() {
     let mut session = protected();
-    session.note_logged(20);
+    session.note_logged(at(20));
     let mut now = 0;
     let actions = loop {
         let actions = does(&mut session, now, PrimaryInput::Tick);

@@ -1,11 +1,11 @@
 //! The primary's end, with anything at any time.
 
-use lockstep_proto::session::{Freeze, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record};
+use lockstep_proto::session::{Ending, Freeze, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record};
 use lockstep_proto::session::{Unprotected, Verdict};
 use lockstep_proto::{Joined, Ready, ToPrimary, to_backup, to_primary};
 use proptest::prelude::*;
 
-use super::messages::{MS, TIMING, ack, any_to_primary, hello, name, number, record, reply, to_primary, welcome};
+use super::messages::{MS, TIMING, ack, any_to_primary, at, hello, name, number, record, reply, to_primary, welcome};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -24,6 +24,16 @@ enum Step {
     Suspend,
     Resume,
     Verdict(Verdict),
+    /// An operator asks the guest to shut down within so much time.
+    ShutDown(u64),
+    /// An operator ends it at once.
+    End,
+    /// The guest has ended.
+    Ends,
+    /// The same, to be booted anew.
+    Resets,
+    /// What waits leaves.
+    Leaves,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -42,6 +52,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Suspend),
         2 => Just(Step::Resume),
         6 => verdict.prop_map(Step::Verdict),
+        2 => (0..200 * MS).prop_map(Step::ShutDown),
+        1 => Just(Step::End),
+        1 => Just(Step::Ends),
+        1 => Just(Step::Resets),
+        8 => Just(Step::Leaves),
     ]
 }
 
@@ -58,6 +73,16 @@ struct Watched {
     given_away: bool,
     beat: u64,
     logged: u64,
+    ending: Ending,
+    gate: Gate<()>,
+    /// An operator wanted the end.
+    shut_down: bool,
+    /// It was ended by force, and nobody has asked since.
+    forced: bool,
+    /// It has ended by a reset, and would be booted anew.
+    resets: bool,
+    /// How often the backup was told of the end.
+    goodbyes: u32,
 }
 
 impl Watched {
@@ -72,6 +97,12 @@ impl Watched {
             given_away: false,
             beat: 0,
             logged: 0,
+            ending: Ending::default(),
+            gate: Gate::default(),
+            shut_down: false,
+            forced: false,
+            resets: false,
+            goodbyes: 0,
         }
     }
 
@@ -91,15 +122,33 @@ impl Watched {
             Step::Connected(name) => self.handle(PrimaryInput::Connected(name)),
             Step::Disconnected => self.handle(PrimaryInput::Disconnected),
             Step::StateSent => self.handle(PrimaryInput::StateSent),
-            Step::Logged(_) if !self.running => {}
+            Step::Logged(_) if !self.running || self.ending.has_ended() => {}
             Step::Logged(more) => {
                 self.logged += more;
-                self.session.note_logged(self.logged);
+                self.session.note_logged(at(self.logged));
+                if more > 0 {
+                    self.gate.push(at(self.logged), ());
+                }
             }
+            Step::ShutDown(patience) => {
+                self.ending.ask(self.now, patience);
+                self.shut_down |= self.goodbyes == 0;
+                self.forced = false;
+            }
+            Step::End => {
+                self.ending.force();
+                self.shut_down |= self.goodbyes == 0;
+            }
+            Step::Ends => self.ending.guest_ended(self.now, "halt", false),
+            Step::Resets => {
+                self.resets |= !self.ending.has_ended();
+                self.ending.guest_ended(self.now, "reset", true);
+            }
+            Step::Leaves => while self.gate.pop(self.session.release_limit(self.now)).is_some() {},
             // The machine stands still first.
             Step::HandOver if self.running => {
                 self.running = false;
-                self.handle(PrimaryInput::HandOver(self.logged));
+                self.handle(PrimaryInput::HandOver(at(self.logged)));
             }
             Step::HandOver => {}
             Step::GiveAway => {
@@ -110,6 +159,45 @@ impl Watched {
             Step::Resume => self.handle(PrimaryInput::Resume),
             Step::Verdict(verdict) => self.verdict(verdict),
         }
+        self.look_at_the_end();
+    }
+
+    fn is_over(&self, has_peer: bool) -> bool {
+        self.ending
+            .is_over(self.now, self.gate.is_empty(), has_peer, self.session.state())
+    }
+
+    /// What the link does after each event.
+    fn look_at_the_end(&mut self) {
+        if self.ending.forces(self.now, self.session.state()) {
+            let leaving = match self.session.state() {
+                PrimaryState::Frozen(why) => *why != Freeze::NoArbiter,
+                state => matches!(state, PrimaryState::HandingOver { .. }),
+            };
+            assert!(!leaving, "ended by force, and it may be the other node's");
+            assert!(!self.forced && self.shut_down && !self.ending.has_ended());
+            self.forced = true;
+        }
+        if let Some(end) = self.ending.take_goodbye(self.gate.is_empty()) {
+            self.goodbyes += 1;
+            assert_eq!(self.goodbyes, 1, "told twice");
+            assert!(self.gate.is_empty(), "told before all has left");
+            assert_eq!(end.shut_down, self.shut_down);
+            assert_eq!(end.restarts, self.resets && !self.shut_down);
+            if end.restarts {
+                self.handle(PrimaryInput::Disconnected);
+            }
+        }
+        let wake = self.ending.wake();
+        let is_over = self.is_over(self.session.peer().is_some());
+        assert!(is_over || wake.is_none_or(|at| at > self.now), "it never sleeps");
+        assert!(!is_over || self.ending.has_ended());
+        let is_early = wake.is_some_and(|until| self.now < until);
+        if is_over && is_early && self.resets && !self.ending.is_shut_down() {
+            let is_lost = *self.session.state() == PrimaryState::Frozen(Freeze::LostTerm);
+            assert!(is_lost || !self.may_be_named, "booted while the backup may claim");
+        }
+        assert!(self.ending.has_ended() || self.goodbyes == 0);
     }
 
     fn verdict(&mut self, verdict: Verdict) {
@@ -129,22 +217,22 @@ impl Watched {
             PrimaryState::Alone(Unprotected::Suspended) => return self.handle(PrimaryInput::Resume),
             PrimaryState::Alone(_) => return self.handle(PrimaryInput::Connected("b".into())),
             PrimaryState::Greeting => to_primary::Kind::Welcome(welcome()),
-            PrimaryState::Syncing => {
-                self.session.note_logged(self.logged);
+            PrimaryState::Syncing { .. } => {
+                self.session.note_logged(at(self.logged));
                 self.handle(PrimaryInput::StateSent);
                 to_primary::Kind::Joined(Joined {})
             }
-            PrimaryState::Naming if self.session.record().peer.is_some() => to_primary::Kind::Ready(Ready {
+            PrimaryState::Naming { .. } if self.session.record().peer.is_some() => to_primary::Kind::Ready(Ready {
                 term: self.session.record().term,
             }),
-            PrimaryState::Naming | PrimaryState::Protected => {
+            PrimaryState::Naming { .. } | PrimaryState::Protected => {
                 self.handle(PrimaryInput::Reply(reply(self.beat)));
                 return self.handle(PrimaryInput::Message(ack(self.logged, self.session.ack().verified)));
             }
-            PrimaryState::HandingOver => {
+            PrimaryState::HandingOver { .. } => {
                 return self.handle(PrimaryInput::Message(ack(self.logged, self.logged)));
             }
-            PrimaryState::Fencing(_) | PrimaryState::Frozen(_) => return self.verdict(Verdict::Won),
+            PrimaryState::Fencing { .. } | PrimaryState::Frozen(_) => return self.verdict(Verdict::Won),
         };
         self.handle(PrimaryInput::Message(to_primary(kind)));
     }
@@ -165,7 +253,7 @@ impl Watched {
                     assert!(handover.position <= self.session.ack().verified);
                     assert!(self.given_away || handover.position == self.logged);
                     assert_eq!(handover.stalled, self.given_away);
-                    assert_eq!(self.session.release_limit(self.now), 0);
+                    assert_eq!(self.session.release_limit(self.now), at(0));
                 }
                 assert!(self.connected || greets);
                 self.connected = true;
@@ -193,19 +281,19 @@ impl Watched {
     fn check(&mut self) {
         self.given_away &= !matches!(self.session.state(), PrimaryState::Alone(_));
         let session = &self.session;
-        let limit = session.release_limit(self.now);
+        let limit = session.release_limit(self.now).get();
         assert!(session.ack().received <= self.logged);
         if self.may_be_named {
             assert!(limit <= session.ack().received);
         }
         match session.state() {
-            PrimaryState::Alone(_) => assert!(!self.may_be_named && session.peer().is_empty() && self.running),
-            PrimaryState::Fencing(_) => assert!(limit == 0 && session.peer().is_empty()),
-            PrimaryState::HandingOver => {
-                assert!(!session.peer().is_empty() && (self.given_away || !self.running));
+            PrimaryState::Alone(_) => assert!(!self.may_be_named && session.peer().is_none() && self.running),
+            PrimaryState::Fencing { .. } => assert!(limit == 0 && session.peer().is_none()),
+            PrimaryState::HandingOver { .. } => {
+                assert!(session.peer().is_some() && (self.given_away || !self.running));
             }
-            PrimaryState::Frozen(_) => assert!(limit == 0 && session.peer().is_empty() && !self.running),
-            _ => assert!(!session.peer().is_empty() && self.running),
+            PrimaryState::Frozen(_) => assert!(limit == 0 && session.peer().is_none() && !self.running),
+            _ => assert!(session.peer().is_some() && self.running),
         }
     }
 }
@@ -229,5 +317,16 @@ proptest! {
         let state = watched.session.state().clone();
         let ends = matches!(state, PrimaryState::Alone(_) | PrimaryState::Frozen(Freeze::LostTerm));
         prop_assert!(ends, "stuck in {:?}", state);
+        // A guest that was asked to end does, by itself or by force; and the link with it, at the last by its own clock.
+        for _ in 0..2 {
+            if watched.shut_down && !watched.forced {
+                let wake = watched.ending.wake().unwrap_or(watched.now);
+                watched.step(Step::Time(wake.saturating_sub(watched.now)));
+            }
+        }
+        watched.step(Step::Ends);
+        let wake = watched.ending.wake().expect("it has ended");
+        watched.step(Step::Time(wake.saturating_sub(watched.now)));
+        prop_assert!(watched.is_over(true));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, Record};
 use lockstep_proto::session::{Unprotected, Verdict};
 use lockstep_proto::{JoinState, to_primary};
@@ -129,10 +130,10 @@ impl Node {
                 if replica.received() != position {
                     env.checker.fail("the log has a gap".into());
                 }
-                self.backup_input(env, BackupInput::Received(position));
+                self.backup_input(env, BackupInput::Received(LogPosition::new(position)));
                 self.execute(env);
             }
-            Packet::Announce(position) => self.backup_input(env, BackupInput::Received(position)),
+            Packet::Announce(position) => self.backup_input(env, BackupInput::Received(LogPosition::new(position))),
             Packet::ToPrimary(_) | Packet::Reply(_) => {}
         }
     }
@@ -180,7 +181,7 @@ impl Node {
         replica.executing = false;
         if backup.promoted.is_none() && replica.execute() {
             let position = replica.history.len() as u64;
-            self.backup_input(env, BackupInput::Verified(position, position));
+            self.backup_input(env, BackupInput::Verified(LogPosition::new(position), position));
             self.execute(env);
         }
     }
@@ -205,7 +206,7 @@ impl Node {
         let history = std::mem::take(&mut backup.replica.history);
         let released = match env.bug {
             Some(Bug::NothingEmittedAgain) => history.len() as u64,
-            _ => backup.session.released(),
+            _ => backup.session.released().get(),
         };
         env.checker.goes_live(name, record.term, &history, &env.arbiter.record);
         let driver = PrimaryDriver::new(id, &env.plan, record, history, released, Unprotected::LostConnection);
@@ -268,7 +269,7 @@ impl Node {
     fn release_before_win(&mut self, env: &mut Env, term: u64) {
         let name = self.name();
         let Some(backup) = self.backup() else { return };
-        let released = backup.session.released() as usize;
+        let released = backup.session.released().get() as usize;
         for (at, effect) in backup.replica.history.iter().enumerate().skip(released) {
             env.checker
                 .releases(env.now, name, term, at as u64 + 1, *effect, &env.arbiter.record);

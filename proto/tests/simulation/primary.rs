@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::{Freeze, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record};
 use lockstep_proto::session::{Unprotected, Verdict};
 use lockstep_proto::{Hello, JoinState, MachineConfig, ToBackup, to_backup};
@@ -35,7 +36,7 @@ pub struct PrimaryDriver {
     /// The connection that is being made.
     dialing: Option<usize>,
     /// The limit of old: a planted bug.
-    limit: Option<u64>,
+    limit: Option<LogPosition>,
 }
 
 /// The effect of an entry of the log after one that had the effect `last`.
@@ -55,10 +56,10 @@ impl PrimaryDriver {
         };
         let mut session = Primary::new(hello, record, plan.timing, why);
         session.set_commit(plan.commit);
-        session.note_released(released);
+        session.note_released(LogPosition::new(released));
         let mut gate = Gate::default();
         for position in released + 1..=history.len() as u64 {
-            gate.push(position, history[position as usize - 1]);
+            gate.push(LogPosition::new(position), history[position as usize - 1]);
         }
         Self {
             session,
@@ -75,14 +76,13 @@ impl PrimaryDriver {
         }
     }
 
-    fn limit(&mut self, bug: Option<Bug>, now: u64) -> u64 {
+    fn limit(&mut self, bug: Option<Bug>, now: u64) -> LogPosition {
+        let received = LogPosition::new(self.session.ack().received);
         let limit = self.session.release_limit(now);
         match (bug, self.session.state()) {
-            (Some(Bug::OpenWithoutFencing), PrimaryState::Fencing(_)) => u64::MAX,
-            (Some(Bug::LeaseIgnored), PrimaryState::Naming | PrimaryState::Protected) => {
-                limit.max(self.session.ack().received)
-            }
-            (Some(Bug::OpenAfterHandover), _) if self.handed_over => limit.max(self.session.ack().received),
+            (Some(Bug::OpenWithoutFencing), PrimaryState::Fencing { .. }) => LogPosition::NO_LIMIT,
+            (Some(Bug::LeaseIgnored), PrimaryState::Naming { .. } | PrimaryState::Protected) => limit.max(received),
+            (Some(Bug::OpenAfterHandover), _) if self.handed_over => limit.max(received),
             (Some(Bug::LimitAskedOnce), _) => *self.limit.get_or_insert(limit),
             _ => limit,
         }
@@ -130,7 +130,7 @@ impl Node {
             NodeEvent::Release => self.release(env),
             NodeEvent::PagesSent(join) => self.pages_sent(env, join),
             NodeEvent::StandStill => self.stand_still(env),
-            NodeEvent::HandOver(position) => self.input(env, PrimaryInput::HandOver(position)),
+            NodeEvent::HandOver(position) => self.input(env, PrimaryInput::HandOver(LogPosition::new(position))),
             NodeEvent::Stall(stalled) => {
                 if let Some(primary) = self.primary() {
                     primary.stalled = stalled;
@@ -205,9 +205,11 @@ impl Node {
         let input = env.rng.next();
         let position = primary.produce(input);
         if primary.streaming {
-            primary.session.note_logged(position);
+            primary.session.note_logged(LogPosition::new(position));
         }
-        primary.gate.push(position, primary.history[position as usize - 1]);
+        primary
+            .gate
+            .push(LogPosition::new(position), primary.history[position as usize - 1]);
         if primary.streaming && conn.is_some() {
             self.send(env, Packet::Log(position, input));
             if env.bug == Some(Bug::AckBeforeReceive) {
@@ -236,7 +238,7 @@ impl Node {
         let position = primary.gate.released();
         let term = primary.session.record().term;
         env.checker
-            .releases(env.now, name, term, position, effect, &env.arbiter.record);
+            .releases(env.now, name, term, position.get(), effect, &env.arbiter.record);
         primary.session.note_released(position);
         let soon = env.rng.between(env.plan.release);
         env.node_in(soon, id, life, NodeEvent::Release);
@@ -256,13 +258,13 @@ impl Node {
             let position = primary.gate.released();
             let term = primary.session.record().term;
             env.checker
-                .releases(env.now, name, term, position, effect, &env.arbiter.record);
+                .releases(env.now, name, term, position.get(), effect, &env.arbiter.record);
             primary.session.note_released(position);
         }
         let position = primary.history.len() as u64;
         let pages = Rc::new(primary.history.clone());
         primary.streaming = true;
-        primary.session.note_logged(position);
+        primary.session.note_logged(LogPosition::new(position));
         env.moment();
         let state = JoinState {
             position,

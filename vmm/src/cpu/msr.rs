@@ -1,7 +1,7 @@
 //! Which MSRs the guest has.
 //!
 //! Three kinds: those that KVM keeps (pass-through by the filter, saved with the vCPU), those that we answer
-//! ([`read`], [`write`]; the TSC is guest time), and all others, which fault with #GP as on a CPU that lacks them.
+//! ([`read`], [`write()`]; the TSC is guest time), and all others, which fault with #GP as on a CPU that lacks them.
 //! Numbers: Intel SDM volume 4.
 
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};

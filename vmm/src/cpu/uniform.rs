@@ -12,7 +12,7 @@
 //!   of the stack: where pages are mapped is a matter of each host, so replicas differ.
 //!
 //! Every state that is read goes through [`settle`], so that states in logs, snapshots and digests have this form. The
-//! probe sets random states and reads them back ([`crate::probe::states`]): what a host changes beyond this is refused.
+//! probe sets random states and reads them back ([`crate::probe::states`]): what a host changes beyond this is an obstacle.
 
 use kvm_bindings::{kvm_segment, kvm_sregs, kvm_vcpu_events};
 

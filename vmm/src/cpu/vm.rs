@@ -9,6 +9,7 @@ use thiserror::Error;
 use super::msr;
 use super::profile::Profile;
 use crate::memory::{Memory, MemoryError};
+use crate::sys::kick;
 use crate::sys::vcpu::RawVcpu;
 
 /// Three pages below 4 GiB that KVM may use on Intel hosts (KVM_SET_TSS_ADDR); outside memory and devices.
@@ -87,7 +88,8 @@ impl Vm {
     /// Creates the VM on `memory` with the CPU of `profile`.
     pub fn create(memory: &Memory, profile: Profile) -> Result<Self, VmError> {
         let kvm_fd = open()?;
-        let fd = kvm_fd.create_vm().map_err(kvm("KVM_CREATE_VM"))?;
+        // A signal that waits ends it with EINTR: another machine of this thread may be kicked.
+        let fd = kick::held_back(|| kvm_fd.create_vm()).map_err(kvm("KVM_CREATE_VM"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(kvm("KVM_SET_TSS_ADDR"))?;
         let reasons = KVM_MSR_EXIT_REASON_FILTER | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_INVAL;
         let cap = kvm_enable_cap {

@@ -16,6 +16,8 @@ pub(super) enum Port {
     RtcData,
     SystemControlA,
     Serial,
+    PowerEvents,
+    PowerControl,
     ResetControl,
 }
 
@@ -53,6 +55,13 @@ const fn timed(range: PortRange) -> PortRange {
     }
 }
 
+/// ACPI's PM1a event block: the status register, then the enable register.
+pub(super) const POWER_EVENTS: u16 = 0x600;
+/// ACPI's PM1a control block: one register.
+pub(super) const POWER_CONTROL: u16 = 0x604;
+/// The reset control register.
+pub(super) const RESET_CONTROL: u16 = 0xcf9;
+
 const PORTS: &[PortRange] = &[
     range(0x020, 0x021, Port::MasterPic),
     timed(range(0x040, 0x043, Port::Pit)),
@@ -65,9 +74,11 @@ const PORTS: &[PortRange] = &[
     range(0x0a0, 0x0a1, Port::SlavePic),
     range(0x3f8, 0x3ff, Port::Serial),
     range(0x4d0, 0x4d1, Port::Elcr),
+    range(POWER_EVENTS, POWER_EVENTS + 3, Port::PowerEvents),
+    range(POWER_CONTROL, POWER_CONTROL + 1, Port::PowerControl),
     PortRange {
         byte_only: true,
-        ..range(0xcf9, 0xcf9, Port::ResetControl)
+        ..range(RESET_CONTROL, RESET_CONTROL, Port::ResetControl)
     },
 ];
 

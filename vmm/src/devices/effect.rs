@@ -23,6 +23,8 @@ pub enum Effect {
     },
     /// The guest asked for a reset of the machine.
     Reset,
+    /// The guest powered the machine off.
+    PowerOff,
 }
 
 /// A request to one of the disks.

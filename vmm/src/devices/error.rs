@@ -22,6 +22,9 @@ pub enum DeviceError {
     /// The machine has no keyboard.
     #[error("the machine has no keyboard")]
     NoKeyboard,
+    /// The machine has no power button.
+    #[error("the machine has no power button")]
+    NoPowerButton,
     /// There is no such network interface.
     #[error("there is no network interface {0}")]
     UnknownNic(u32),

@@ -38,6 +38,7 @@ enum Event {
     Keyboard {
         codes: Vec<u8>,
     },
+    PowerButton,
     Frame {
         len: usize,
     },
@@ -76,7 +77,7 @@ enum Event {
 fn port() -> impl Strategy<Value = u16> {
     let known = [
         0x20, 0x21, 0xa0, 0xa1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x60, 0x61, 0x64, 0x70, 0x71, 0x71, 0x92, 0xcf8, 0xcf9,
-        0x4d0, 0x4d1, 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd,
+        0x4d0, 0x4d1, 0x600, 0x601, 0x602, 0x603, 0x604, 0x605, 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd,
     ];
     prop_oneof![9 => prop::sample::select(known.to_vec()), 1 => any::<u16>()]
 }
@@ -149,6 +150,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => Just(Event::Acknowledge),
         1 => prop::collection::vec(any::<u8>(), 0..70).prop_map(|bytes| Event::Console { bytes }),
         2 => prop::collection::vec(any::<u8>(), 0..18).prop_map(|codes| Event::Keyboard { codes }),
+        1 => Just(Event::PowerButton),
         3 => (0..1_600_usize).prop_map(|len| Event::Frame { len }),
         3 => (0..2_usize, 0..4_usize, 0..4_u8, any::<bool>())
             .prop_map(|(disk, nth, status, exact)| Event::Complete { disk, nth, status, exact }),
@@ -244,6 +246,10 @@ impl World {
                 let taken = rig.devices.keyboard_input(codes).is_ok();
                 assert_eq!(taken, codes.len() <= room);
                 seen.extend([room as u8, u8::from(taken)]);
+            }
+            Event::PowerButton => {
+                seen.push(u8::from(rig.devices.hears_power_button()));
+                rig.devices.press_power_button().unwrap();
             }
             Event::Frame { len } => {
                 seen.push(rig.devices.frame_room(0, &rig.ram) as u8);

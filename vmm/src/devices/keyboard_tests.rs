@@ -150,6 +150,16 @@ fn revision_1_has_no_keyboard_and_its_state_as_ever() {
     assert!(Devices::restore(&rig.config, &newer.devices.save()).is_err());
 }
 
+/// The same of revision 3, by a program that had no later one.
+const REVISION_3_STATE: u128 = 0x07fd_3859_9655_a36b_8f9a_65ed_fe16_2fd0;
+
+#[test]
+fn revision_3_has_its_state_as_ever() {
+    let rig = Rig::of_revision(3);
+    let saved = rig.devices.save();
+    assert_eq!(xxhash_rust::xxh3::xxh3_128(&saved), REVISION_3_STATE);
+}
+
 #[test]
 fn other_revisions_are_refused() {
     for revision in [0, lockstep_proto::model::NEWEST_REVISION + 1, u32::MAX] {

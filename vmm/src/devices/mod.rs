@@ -13,6 +13,7 @@
 //! | ports 0x92, 0xcf9 | resets |
 //! | ports 0x70, 0x71 | MC146818 clock, IRQ 8 |
 //! | ports 0x3f8 | 16550A console, IRQ 4 |
+//! | ports 0x600, 0x604 | ACPI's PM1a event and control blocks with a power button, IRQ 14; since model revision 4 |
 //! | from 0xd000_0000, 4 KiB each | virtio: disks, then network interfaces, then the entropy device; IRQs 5, 6, 7, 9 to 12 |
 
 mod bus;
@@ -22,7 +23,9 @@ mod keyboard;
 mod line;
 mod pic;
 mod pit;
+mod power;
 mod reset;
+mod resources;
 mod rtc;
 mod serial;
 mod state;
@@ -36,11 +39,13 @@ pub(crate) use virtio::block::STATUS_OK;
 pub use virtio::net::NicCounters;
 
 pub use keyboard::CTRL_ALT_DEL;
+pub use resources::{FIXED, FixedHardware, Resources};
 
 use bus::Port;
 use keyboard::Keyboard;
 use pic::Pic;
 use pit::Pit;
+use power::Power;
 use reset::ResetPorts;
 use rtc::Rtc;
 use serial::Uart;
@@ -58,6 +63,8 @@ const TIMER_IRQ: u8 = 0;
 const KEYBOARD_IRQ: u8 = 1;
 const SERIAL_IRQ: u8 = 4;
 const RTC_IRQ: u8 = 8;
+/// ACPI's system control interrupt: one that no virtio slot has. (It is a disk controller's on a PC that has one.)
+const POWER_IRQ: u8 = 14;
 /// The last second of the year 9999, which is as far as a clock with four digits for the year goes.
 const LAST_SECOND: i64 = 253_402_300_799;
 
@@ -70,6 +77,7 @@ pub struct Devices {
     uart: Uart,
     reset: ResetPorts,
     keyboard: Option<Keyboard>,
+    power: Option<Power>,
     disks: Vec<Mmio<Block>>,
     nics: Vec<Mmio<Net>>,
     entropy: Mmio<Entropy>,
@@ -112,24 +120,11 @@ impl Devices {
             uart: Uart::new(),
             reset: ResetPorts::new(),
             keyboard: config.has_keyboard().then(Keyboard::new),
+            power: config.has_power_button().then(Power::new),
             disks: disks.collect::<Result<_, _>>()?,
             nics: nics.collect::<Result<_, _>>()?,
             entropy: Mmio::new(Entropy::default()),
         })
-    }
-
-    /// Words for the guest's kernel command line that tell Linux where the virtio slots are, and what it need not ask the
-    /// keyboard's controller: some 2,000 stops of a boot.
-    pub fn cmdline_words(config: &lockstep_proto::MachineConfig) -> Vec<String> {
-        let slots = (0..slots(config))
-            .zip(SLOT_IRQS)
-            .map(|(slot, irq)| format!("virtio_mmio.device=4K@{:#x}:{irq}", bus::slot_address(slot)));
-        let keyboard: &[&str] = if config.has_keyboard() {
-            &["i8042.nopnp", "i8042.noaux", "i8042.dumbkbd"]
-        } else {
-            &[]
-        };
-        slots.chain(keyboard.iter().copied().map(str::to_owned)).collect()
     }
 
     /// Whether what an access to this port does depends on the guest's time.
@@ -169,6 +164,8 @@ impl Devices {
             Port::RtcData => self.rtc.read(now),
             Port::SystemControlA => self.reset.read_port_a(),
             Port::Serial => self.uart.read(offset),
+            Port::PowerEvents => self.power.as_ref().map_or(0xff, |power| power.read_events(offset)),
+            Port::PowerControl => self.power.as_ref().map_or(0xff, |power| power.read_control(offset)),
             Port::ResetControl => self.reset.read_control(),
         }
     }
@@ -203,6 +200,20 @@ impl Devices {
             effects.push(Effect::Reset);
         }
         match device {
+            Port::PowerEvents => {
+                if let Some(power) = &mut self.power {
+                    power.write_events(offset, value);
+                }
+            }
+            Port::PowerControl => {
+                if self
+                    .power
+                    .as_mut()
+                    .is_some_and(|power| power.write_control(offset, value))
+                {
+                    effects.push(Effect::PowerOff);
+                }
+            }
             Port::MasterPic => self.pic.write(false, offset != 0, value),
             Port::SlavePic => self.pic.write(true, offset != 0, value),
             Port::Elcr => self.pic.set_elcr(offset != 0, value),
@@ -273,6 +284,9 @@ impl Devices {
         if let Some(keyboard) = &mut self.keyboard {
             self.pic.drive(KEYBOARD_IRQ, keyboard.line.take());
         }
+        if let Some(power) = &mut self.power {
+            self.pic.drive(POWER_IRQ, power.line.take());
+        }
     }
 
     /// Guest time has come to `now`, which never decreases: timers whose time has come raise their interrupts.
@@ -329,6 +343,18 @@ impl Devices {
     /// Keys are pressed and released: scan codes of set 2, not more than there is room for.
     pub fn keyboard_input(&mut self, codes: &[u8]) -> Result<(), DeviceError> {
         self.keyboard.as_mut().ok_or(DeviceError::NoKeyboard)?.press(codes)?;
+        self.route_board();
+        Ok(())
+    }
+
+    /// Whether the guest listens to the power button.
+    pub fn hears_power_button(&self) -> bool {
+        self.power.as_ref().is_some_and(Power::hears_button)
+    }
+
+    /// The power button is pressed.
+    pub fn press_power_button(&mut self) -> Result<(), DeviceError> {
+        self.power.as_mut().ok_or(DeviceError::NoPowerButton)?.press_button();
         self.route_board();
         Ok(())
     }

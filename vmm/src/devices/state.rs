@@ -62,8 +62,12 @@ impl Devices {
         // Plain data into a growing vector: postcard's errors are those of bounded buffers and unsized sequences.
         let bytes = postcard::to_extend(&state, vec![VERSION]).expect("plain data are always encoded");
         // What a revision adds comes behind what was there: a machine of revision 1 is saved as it ever was.
-        match &self.keyboard {
+        let bytes = match &self.keyboard {
             Some(keyboard) => postcard::to_extend(keyboard, bytes).expect("plain data are always encoded"),
+            None => bytes,
+        };
+        match &self.power {
+            Some(power) => postcard::to_extend(power, bytes).expect("plain data are always encoded"),
             None => bytes,
         }
     }
@@ -81,6 +85,9 @@ impl Devices {
         each("reset ports", None, &encode(&self.reset));
         if let Some(keyboard) = &self.keyboard {
             each("keyboard", None, &encode(keyboard));
+        }
+        if let Some(power) = &self.power {
+            each("power button", None, &encode(power));
         }
         for (number, disk) in (0..).zip(&self.disks) {
             each("disk", Some(number), &encode(&disk.save()));
@@ -103,11 +110,17 @@ impl Devices {
         };
         // Bytes after the state, and devices more or fewer than this machine's, show in the comparison at the end.
         let damaged = |_| DeviceError::State("it is damaged, or of a machine with other devices");
-        let (saved, added): (Saved, _) = postcard::take_from_bytes(encoded).map_err(damaged)?;
+        let (saved, mut added): (Saved, _) = postcard::take_from_bytes(encoded).map_err(damaged)?;
         if let Some(keyboard) = &mut devices.keyboard {
-            *keyboard = postcard::from_bytes(added).map_err(damaged)?;
+            (*keyboard, added) = postcard::take_from_bytes(added).map_err(damaged)?;
             if !keyboard.is_sound() {
                 return Err(DeviceError::State("the keyboard is in an impossible state"));
+            }
+        }
+        if let Some(power) = &mut devices.power {
+            *power = postcard::from_bytes(added).map_err(damaged)?;
+            if !power.is_sound() {
+                return Err(DeviceError::State("the power button is in an impossible state"));
             }
         }
         if !(saved.pic.is_sound() && saved.pit.is_sound() && saved.rtc.is_sound()) {

@@ -10,6 +10,7 @@ pub const MAX_E820: usize = 128;
 /// `setup_data` of this type seeds the kernel's random numbers, and is credited with `random.trust_bootloader=on`.
 pub const SETUP_RNG_SEED: u32 = 9;
 
+const ACPI_RSDP_ADDR: usize = 0x070;
 const E820_ENTRIES: usize = 0x1e8;
 const BOOT_FLAG: usize = 0x1fe;
 const HEADER: usize = 0x202;
@@ -23,12 +24,24 @@ const KERNEL_ALIGNMENT: usize = 0x230;
 const CMDLINE_SIZE: usize = 0x238;
 const SETUP_DATA: usize = 0x250;
 const E820_TABLE: usize = 0x2d0;
-const E820_RAM: u32 = 1;
+
+/// What a range of the memory map is (ACPI 6.5, section 15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The kernel's to use.
+    Ram = 1,
+    /// ACPI tables: the kernel's to use when it has read them.
+    Acpi = 3,
+    /// Memory that ACPI goes on using.
+    Nvs = 4,
+}
 
 /// What goes into `boot_params`.
 pub struct BootParams<'a> {
-    /// Usable memory: (start, length).
-    pub ram: &'a [(u64, u64)],
+    /// The memory map: (start, length, kind), ascending.
+    pub map: &'a [(u64, u64, Kind)],
+    /// Where the ACPI tables' root pointer is.
+    pub rsdp: Option<u64>,
     /// The command line's length.
     pub command_line: u32,
     /// The initrd: (start, length).
@@ -53,13 +66,16 @@ impl BootParams<'_> {
             put(RAMDISK_IMAGE, &start.to_le_bytes());
             put(RAMDISK_SIZE, &length.to_le_bytes());
         }
-        let ram = &self.ram[..self.ram.len().min(MAX_E820)];
-        put(E820_ENTRIES, &[ram.len() as u8]);
-        for (index, (start, length)) in ram.iter().enumerate() {
+        if let Some(rsdp) = self.rsdp {
+            put(ACPI_RSDP_ADDR, &rsdp.to_le_bytes());
+        }
+        let map = &self.map[..self.map.len().min(MAX_E820)];
+        put(E820_ENTRIES, &[map.len() as u8]);
+        for (index, (start, length, kind)) in map.iter().enumerate() {
             let at = E820_TABLE + index * 20;
             put(at, &start.to_le_bytes());
             put(at + 8, &length.to_le_bytes());
-            put(at + 16, &E820_RAM.to_le_bytes());
+            put(at + 16, &(*kind as u32).to_le_bytes());
         }
         page
     }

@@ -39,6 +39,11 @@ pub enum CmdlineError {
         /// Where it stands.
         at: usize,
     },
+    /// ACPI is to be off, and the devices are found by it.
+    #[error(
+        "the kernel command line says `{0}`, but this kernel finds the machine's devices by ACPI: leave it out, or say `--acpi off` and give a kernel with CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES"
+    )]
+    Acpi(String),
     /// A device's words do.
     #[error("a device's kernel parameter `{0}` is empty or has white space or control characters")]
     DeviceWord(String),
@@ -63,6 +68,9 @@ struct Need {
 const fn need(key: &'static str, value: Option<&'static str>, rule: Rule, why: &'static str) -> Need {
     Need { key, value, rule, why }
 }
+
+/// The key that is ours to say only where there are no tables.
+const ACPI: &str = "acpi";
 
 /// What the machine needs, in the order in which it is written.
 const NEEDS: &[Need] = &[
@@ -108,7 +116,7 @@ const NEEDS: &[Need] = &[
         Rule::Fixed,
         "the machine has no I/O APIC; its interrupts come from two 8259A",
     ),
-    need("acpi", Some("off"), Rule::Fixed, "the machine has no ACPI tables"),
+    need(ACPI, Some("off"), Rule::Fixed, "the machine has no ACPI tables"),
     need("noxsave", None, Rule::Fixed, "what XSAVE writes depends on the host"),
     need(
         "nofsgsbase",
@@ -140,6 +148,12 @@ const NEEDS: &[Need] = &[
         Rule::Fixed,
         "the boot seed, which is logged, is what seeds the kernel's random numbers",
     ),
+    need(
+        "randomize_kstack_offset",
+        Some("off"),
+        Rule::Default,
+        "each system call would read the time stamp counter, which is a stop",
+    ),
 ];
 
 /// Words that contradict a need under another name.
@@ -151,8 +165,8 @@ const OPPOSITES: &[(&str, &str)] = &[
 ];
 
 /// The command line: what the machine needs and the user has not said, then the devices' words, then the user's words
-/// as they are.
-pub fn compose(user: &str, device_words: &[String]) -> Result<String, CmdlineError> {
+/// as they are. `acpi`: the machine has tables, which the kernel must look at.
+pub fn compose(user: &str, device_words: &[String], acpi: bool) -> Result<String, CmdlineError> {
     if let Some((at, byte)) = user
         .bytes()
         .enumerate()
@@ -168,7 +182,10 @@ pub fn compose(user: &str, device_words: &[String]) -> Result<String, CmdlineErr
     }
     let given = words(user);
     let mut line: Vec<String> = Vec::new();
-    for need in NEEDS {
+    if acpi && let Some(off) = given.iter().find(|word| turns_acpi_off(word)) {
+        return Err(CmdlineError::Acpi(off.clone()));
+    }
+    for need in NEEDS.iter().filter(|need| !(acpi && need.key == ACPI)) {
         let word = need
             .value
             .map_or_else(|| need.key.to_owned(), |value| format!("{}={value}", need.key));
@@ -211,8 +228,14 @@ pub fn compose(user: &str, device_words: &[String]) -> Result<String, CmdlineErr
     Ok(line)
 }
 
+/// `acpi=off`, or `acpi=ht`, which leaves the tables of processors.
+fn turns_acpi_off(word: &str) -> bool {
+    let (key, value) = split(word);
+    same_key(&key, ACPI) && matches!(value.as_deref(), Some("off" | "ht"))
+}
+
 /// The kernel's words (those after ` -- ` are init's), split as the kernel does: at white space outside double quotes.
-fn words(line: &str) -> Vec<String> {
+pub fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     let mut quoted = false;
@@ -273,13 +296,14 @@ mod tests {
     use super::*;
 
     const NEEDED: &str = "console=ttyS0 tsc_early_khz=1000000 tsc=reliable vdso=0 vdso32=0 nolapic noapic acpi=off noxsave nofsgsbase \
-                          clearcpuid=smap,smep,popcnt,erms,fsrm,rdrand,rdseed,serialize lpj=1000000 nokaslr random.trust_bootloader=on";
+                          clearcpuid=smap,smep,popcnt,erms,fsrm,rdrand,rdseed,serialize lpj=1000000 nokaslr random.trust_bootloader=on \
+                          randomize_kstack_offset=off";
 
     #[test]
     fn what_the_machine_needs_is_there() {
-        assert_eq!(compose("", &[]).unwrap(), NEEDED);
+        assert_eq!(compose("", &[], false).unwrap(), NEEDED);
         assert_eq!(
-            compose("  quiet panic=-1\t", &[]).unwrap(),
+            compose("  quiet panic=-1\t", &[], false).unwrap(),
             format!("{NEEDED} quiet panic=-1")
         );
         let devices = [
@@ -287,7 +311,7 @@ mod tests {
             "root=/dev/vda".to_owned(),
         ];
         assert_eq!(
-            compose("init=/init -- tsc=unstable", &devices).unwrap(),
+            compose("init=/init -- tsc=unstable", &devices, false).unwrap(),
             format!("{NEEDED} virtio_mmio.device=4K@0xd0000000:5 root=/dev/vda init=/init -- tsc=unstable")
         );
     }
@@ -297,6 +321,7 @@ mod tests {
         let line = compose(
             "vdso=0 nolapic tsc=\"reliable\" clearcpuid=popcnt,avx,smap,smep,serialize,rdseed,rdrand,fsrm,erms",
             &[],
+            false,
         )
         .unwrap();
         assert_eq!(line.matches("vdso=0").count(), 1);
@@ -306,8 +331,24 @@ mod tests {
     }
 
     #[test]
+    fn with_acpi_the_kernel_is_not_told_to_leave_it() {
+        let without = NEEDED.replace(" acpi=off", "");
+        assert_eq!(compose("quiet", &[], true).unwrap(), format!("{without} quiet"));
+        assert_eq!(
+            compose("acpi=force", &[], true).unwrap(),
+            format!("{without} acpi=force")
+        );
+        for off in ["acpi=off", "\"acpi=off\"", "quiet acpi=ht"] {
+            let error = compose(off, &[], true).unwrap_err();
+            assert!(matches!(error, CmdlineError::Acpi(_)), "{error}");
+            assert!(error.to_string().contains("--acpi off"), "{error}");
+        }
+        assert!(compose("acpi=force", &[], false).is_err());
+    }
+
+    #[test]
     fn a_default_gives_way() {
-        let line = compose("console=tty0 lpj=5", &[]).unwrap();
+        let line = compose("console=tty0 lpj=5", &[], false).unwrap();
         assert!(!line.contains("ttyS0") && !line.contains("lpj=1000000") && line.ends_with("console=tty0 lpj=5"));
     }
 
@@ -329,7 +370,7 @@ mod tests {
             ("\"vdso=1\"", "vdso=0"),
             ("nolapic=x", "nolapic"),
         ] {
-            let error = compose(bad, &[]).expect_err(bad);
+            let error = compose(bad, &[], false).expect_err(bad);
             assert!(matches!(error, CmdlineError::Conflict { .. }), "{error}");
             let text = error.to_string();
             assert!(text.contains(needed), "{text}");
@@ -346,13 +387,22 @@ mod tests {
     #[test]
     fn length_and_control_characters_are_bounded() {
         let room = MAX_LENGTH - NEEDED.len() - 1;
-        assert_eq!(compose(&"x".repeat(room), &[]).unwrap().len(), MAX_LENGTH);
+        assert_eq!(compose(&"x".repeat(room), &[], false).unwrap().len(), MAX_LENGTH);
         assert_eq!(
-            compose(&"x".repeat(room + 3), &[]),
+            compose(&"x".repeat(room + 3), &[], false),
             Err(CmdlineError::TooLong { length: MAX_LENGTH + 3 })
         );
-        assert_eq!(compose("a\nb", &[]), Err(CmdlineError::Control { byte: b'\n', at: 1 }));
-        assert_eq!(compose("a\0b", &[]), Err(CmdlineError::Control { byte: 0, at: 1 }));
-        assert!(matches!(compose("", &["a b".into()]), Err(CmdlineError::DeviceWord(_))));
+        assert_eq!(
+            compose("a\nb", &[], false),
+            Err(CmdlineError::Control { byte: b'\n', at: 1 })
+        );
+        assert_eq!(
+            compose("a\0b", &[], false),
+            Err(CmdlineError::Control { byte: 0, at: 1 })
+        );
+        assert!(matches!(
+            compose("", &["a b".into()], false),
+            Err(CmdlineError::DeviceWord(_))
+        ));
     }
 }

@@ -11,6 +11,7 @@
 //! | `0xf000` | `setup_data` with the boot seed |
 //! | `0x20000` | the command line, up to 2 KiB |
 //! | `0x9fc00` | end of the low usable memory |
+//! | `0xe0000`-`0xeffff` | ACPI tables, where there are some (`crate::acpi`) |
 //! | `0x100000` | usable memory again: the kernel at its linked address |
 //! | below 2 GiB | the initrd, as high as there is memory, on a page boundary |
 //! | `0xc0000000`-`0x100000000` | no memory, ever: devices |

@@ -8,6 +8,7 @@ pub mod boot_params;
 pub mod bzimage;
 pub mod cmdline;
 pub mod elf;
+pub mod features;
 pub mod layout;
 pub mod rewrite;
 pub mod trap;
@@ -21,7 +22,9 @@ use std::ops::Range;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::acpi::{self, Tables};
 use crate::memory::GuestRam;
+use boot_params::Kind;
 use bzimage::BzImageError;
 use elf::{ElfError, Vmlinux};
 use rewrite::{Finding, RewriteReport};
@@ -135,10 +138,22 @@ pub enum LoadError {
     },
 }
 
+/// The `vmlinux` in a kernel's file: the file itself, or what a bzImage has packed.
+pub fn vmlinux(kernel: &[u8]) -> Result<Cow<'_, [u8]>, LoadError> {
+    if elf::is_elf(kernel) {
+        Ok(Cow::Borrowed(kernel))
+    } else if bzimage::is_bzimage(kernel) {
+        Ok(Cow::Owned(bzimage::unpack(kernel)?))
+    } else {
+        Err(LoadError::Format(kernel.iter().take(8).copied().collect()))
+    }
+}
+
 /// Loads `kernel`, `initrd` and everything that the kernel is handed into `ram`, which the kernel then owns.
 ///
 /// `cmdline` is used as it is ([`cmdline::compose`] makes it); `boot_seed` seeds the kernel's random numbers and must
 /// come from the log. `guarded`: accesses to CR4 are trapped too ([`crate::machine::Machine::guard_programs`]).
+/// `acpi`: the tables that the kernel finds.
 pub fn load(
     ram: &GuestRam,
     kernel: &[u8],
@@ -146,14 +161,9 @@ pub fn load(
     cmdline: &str,
     boot_seed: &[u8; 32],
     guarded: bool,
+    acpi: Option<&Tables>,
 ) -> Result<Loaded, LoadError> {
-    let vmlinux: Cow<'_, [u8]> = if elf::is_elf(kernel) {
-        Cow::Borrowed(kernel)
-    } else if bzimage::is_bzimage(kernel) {
-        Cow::Owned(bzimage::unpack(kernel)?)
-    } else {
-        return Err(LoadError::Format(kernel.iter().take(8).copied().collect()));
-    };
+    let vmlinux = vmlinux(kernel)?;
     let kernel = Vmlinux::parse(&vmlinux)?;
     let usable = usable_ram(ram)?;
     check_command_line(cmdline)?;
@@ -198,8 +208,13 @@ pub fn load(
     write(ram, layout::COMMAND_LINE, cmdline.as_bytes())?;
     let command_line = layout::COMMAND_LINE..layout::COMMAND_LINE + cmdline.len() as u64;
     write(ram, command_line.end, &[0])?;
+    let mut map: Vec<_> = usable.iter().map(|(start, len)| (*start, *len, Kind::Ram)).collect();
+    if let Some(acpi) = acpi {
+        map.splice(1..1, place_acpi(ram, acpi)?);
+    }
     let params = boot_params::BootParams {
-        ram: &usable,
+        map: &map,
+        rsdp: acpi.map(|_| acpi::TABLES),
         command_line: cmdline.len() as u32,
         initrd: initrd.as_ref().map(|r| (r.start as u32, (r.end - r.start) as u32)),
     };
@@ -253,7 +268,8 @@ fn usable_ram(ram: &GuestRam) -> Result<Vec<(u64, u64)>, LoadError> {
         (layout::HIGH_MEMORY, len - layout::HIGH_MEMORY),
     ];
     usable.extend_from_slice(&regions[1..]);
-    if let Some((start, len)) = usable.get(boot_params::MAX_E820) {
+    // Two are the ACPI tables'.
+    if let Some((start, len)) = usable.get(boot_params::MAX_E820 - 2) {
         return Err(LoadError::Ram {
             what: "it has too many regions",
             start: *start,
@@ -271,6 +287,17 @@ fn check_command_line(line: &str) -> Result<(), LoadError> {
         Some(at) => Err(LoadError::CommandLineZero(at)),
         None => Ok(()),
     }
+}
+
+/// Writes the tables into the legacy hole, where the kernel has no memory; their place in its memory map.
+fn place_acpi(ram: &GuestRam, acpi: &Tables) -> Result<[(u64, u64, Kind); 2], LoadError> {
+    write(ram, acpi::STATE, &acpi.state)?;
+    write(ram, acpi::TABLES, &acpi.tables)?;
+    let pages = |bytes: &[u8]| (bytes.len() as u64).next_multiple_of(layout::PAGE);
+    Ok([
+        (acpi::STATE, pages(&acpi.state), Kind::Nvs),
+        (acpi::TABLES, pages(&acpi.tables), Kind::Acpi),
+    ])
 }
 
 /// As high as there is memory below the limit, above the kernel.

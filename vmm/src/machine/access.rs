@@ -11,7 +11,7 @@ use super::{Machine, MachineError, Stop, StopKind};
 use crate::cpu::assist::numbered_register;
 use crate::cpu::msr::{self, MsrAnswer};
 use crate::cpu::state;
-use crate::devices::{Devices, Effect};
+use crate::devices::Effect;
 use crate::loader::trap::{IN_AL_IMM8, IN_EAX_IMM8, OUT_IMM8_EAX, Trapped};
 use crate::sys::vcpu::{Exit, MAX_IO_BYTES};
 
@@ -23,24 +23,6 @@ const CARRY: u64 = 1;
 const MAX_PIECES: usize = 4096;
 
 impl Machine {
-    pub(super) fn describe(&self, kind: StopKind) -> Stop {
-        let wants_time = match kind {
-            StopKind::Port { port, write } => Devices::needs_time(port, write),
-            StopKind::Msr { index, write: false } => msr::read(index) == MsrAnswer::Time,
-            // A program's fault may be its RDTSC.
-            StopKind::Trap(trapped) => matches!(trapped, Trapped::Rdtsc | Trapped::Rdtscp | Trapped::GpHandler),
-            _ => false,
-        };
-        let wants_random = matches!(kind, StopKind::Trap(Trapped::Rdrand { .. } | Trapped::Rdseed { .. }));
-        Stop {
-            number: self.stop,
-            kind,
-            wants_time,
-            wants_random,
-            halted: self.halted,
-        }
-    }
-
     /// Does what the exit asks for, completes it and reads the registers.
     pub(super) fn access(
         &mut self,
@@ -58,13 +40,13 @@ impl Machine {
                 Exit::In { port, size, count } => {
                     let mut data = vec![0; (size as usize * count as usize).min(MAX_IO_BYTES)];
                     for element in data.chunks_mut(usize::from(size).max(1)) {
-                        self.devices.pio_read(port, element, self.now);
+                        self.devices.pio_read(port, element, self.now.ns());
                     }
                     self.vm.vcpu.answer_in(&data);
                 }
                 Exit::Out { port, size, ref data } => {
                     for element in data.chunks(usize::from(size).max(1)) {
-                        self.devices.pio_write(port, element, self.now, effects);
+                        self.devices.pio_write(port, element, self.now.ns(), effects);
                     }
                 }
                 Exit::MmioRead { addr, len } => {
@@ -105,7 +87,7 @@ impl Machine {
     fn msr_answer(&mut self, answer: MsrAnswer) -> Option<u64> {
         match answer {
             MsrAnswer::Value(value) => Some(value),
-            MsrAnswer::Time => Some(self.now),
+            MsrAnswer::Time => Some(self.now.ns()),
             MsrAnswer::Give | MsrAnswer::Fault => {
                 self.counters.msr_faults += 1;
                 None
@@ -201,8 +183,8 @@ impl Machine {
 
     /// EDX:EAX is the time stamp counter, which is guest time.
     pub(super) fn answer_rdtsc(&self, regs: &mut kvm_regs) {
-        regs.rax = self.now & 0xffff_ffff;
-        regs.rdx = self.now >> 32;
+        regs.rax = self.now.ns() & 0xffff_ffff;
+        regs.rdx = self.now.ns() >> 32;
     }
 
     /// The two bytes before RIP must be the access that the rewriting put there.

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use kvm_bindings::kvm_regs;
 use lockstep_proto::Turn;
+use lockstep_proto::quantity::GuestTime;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use zerocopy::IntoBytes;
 
@@ -29,11 +30,11 @@ impl Chain {
     }
 
     /// Extends the chain by one turn.
-    pub(super) fn extend(&mut self, stop: u64, now: u64, regs: &kvm_regs, turn: &Turn, effects: &[Effect]) {
+    pub(super) fn extend(&mut self, stop: u64, now: GuestTime, regs: &kvm_regs, turn: &Turn, effects: &[Effect]) {
         let mut bytes = [0; 16 + 8 + 8 + 16 + size_of::<kvm_regs>()];
         bytes[..16].copy_from_slice(&self.0.to_le_bytes());
         bytes[16..24].copy_from_slice(&stop.to_le_bytes());
-        bytes[24..32].copy_from_slice(&now.to_le_bytes());
+        bytes[24..32].copy_from_slice(&now.ns().to_le_bytes());
         bytes[32..48].copy_from_slice(&exchange(turn, effects).to_le_bytes());
         bytes[48..].copy_from_slice(regs.as_bytes());
         self.0 = xxh3_128(&bytes);
@@ -47,6 +48,7 @@ fn exchange(turn: &Turn, effects: &[Effect]) -> u128 {
         && turn.frames.is_empty()
         && turn.console.is_empty()
         && turn.keyboard.is_empty()
+        && !turn.power_button
         && turn.disks.is_empty()
         && turn.entropy.is_empty();
     if silent {
@@ -81,12 +83,16 @@ fn exchange(turn: &Turn, effects: &[Effect]) -> u128 {
     if !turn.keyboard.is_empty() {
         part(6, 0, &turn.keyboard);
     }
+    if turn.power_button {
+        part(7, 0, &[]);
+    }
     for effect in effects {
         match effect {
             Effect::Console(bytes) => part(16, 0, bytes),
             Effect::Frame { nic, data } => part(17, (*nic).into(), data),
             Effect::Entropy { bytes } => part(18, (*bytes).into(), &[]),
             Effect::Reset => part(19, 0, &[]),
+            Effect::PowerOff => part(26, 0, &[]),
             Effect::Disk(request) => {
                 part(20, request.request, &request.disk.to_le_bytes());
                 match &request.op {

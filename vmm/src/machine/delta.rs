@@ -18,8 +18,8 @@ pub struct Delta {
 }
 
 impl Machine {
-    /// Takes the delta of the forced stop where the machine stands; only from [`super::Oracle::forced`].
-    pub fn take_delta(&mut self) -> Result<Delta, MachineError> {
+    /// The delta of the forced stop where the machine stands.
+    pub(super) fn carry_out(&mut self) -> Result<Delta, MachineError> {
         let vcpu = state::save_often(&mut self.vm.vcpu)?;
         let vcpu = self.with_tsd(vcpu);
         let frames = self.memory.collect_dirty(&self.vm.fd)?;
@@ -33,10 +33,13 @@ impl Machine {
     }
 
     /// Becomes what the delta says. The machine stands at a completed natural stop or after another delta.
-    pub(super) fn apply_delta(&mut self, delta: &Delta) -> Result<(), MachineError> {
+    pub(super) fn carry_in(&mut self, delta: &Delta) -> Result<(), MachineError> {
         for (frame, page) in delta.frames.iter().zip(delta.pages.chunks(PAGE_SIZE)) {
             self.memory.write_page(*frame, page)?;
         }
+        // At once: what falls over in them later, while KVM makes its slots anew, is found as their next writer finds it, with
+        // its page, and does not pass for what was carried.
+        self.note_carried(&delta.frames);
         // What was dirtied here since the last collection was dirtied on the recorder too (the log up to here is the
         // same). It is among the delta's pages, or the recorder collected it meanwhile for a join, of which its log says
         // nothing. Both sides start a new collection now.
@@ -45,7 +48,6 @@ impl Machine {
             self.memory.reset_slots(&self.vm.fd)?;
         }
         self.set_vcpu_state(&delta.vcpu)?;
-        self.note_carried(&delta.frames);
         let beside: Vec<_> = dirtied
             .into_iter()
             .filter(|frame| delta.frames.binary_search(frame).is_err())

@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::parts::Parts;
 use super::{Machine, MachineError};
 use crate::cpu::state;
+use crate::devices::Devices;
 use crate::memory::MemoryDigest;
 
 /// What an epoch found.
@@ -26,6 +27,33 @@ pub struct EpochReport {
 }
 
 impl EpochReport {
+    /// Of memory with this digest, a vCPU and devices. `raw`: the vCPU's state as KVM gave it, where it is another.
+    pub(crate) fn of(
+        memory: [u8; 16],
+        vcpu: &VcpuState,
+        raw: Option<&VcpuState>,
+        devices: &Devices,
+        pages: Vec<(u64, u128)>,
+    ) -> Result<Self, MachineError> {
+        let saved = devices.save();
+        let digest = |vcpu: &VcpuState| {
+            let mut hasher = Xxh3::new();
+            hasher.update(&memory);
+            state::digest_into(&mut hasher, vcpu);
+            if vcpu.guest_tsd {
+                hasher.update(b"TSD");
+            }
+            hasher.update(&saved);
+            hasher.digest128().to_be_bytes()
+        };
+        Ok(Self {
+            digest: digest(vcpu),
+            raw_digest: digest(raw.unwrap_or(vcpu)),
+            parts: Parts::of(memory, vcpu, devices)?,
+            pages,
+        })
+    }
+
     /// The message for the log; `detail` adds the pages' hashes.
     pub fn to_message(&self, detail: bool) -> Epoch {
         let mut epoch = Epoch {
@@ -64,7 +92,7 @@ impl Machine {
         Ok(())
     }
 
-    pub(super) fn end_epoch(&mut self) -> Result<EpochReport, MachineError> {
+    pub(super) fn report_epoch(&mut self) -> Result<EpochReport, MachineError> {
         let frames = self.memory.collect_dirty(&self.vm.fd)?;
         let digest = self.memory_digest.get_or_insert_with(|| MemoryDigest::of(&self.memory));
         let mut pages = Vec::with_capacity(frames.len());
@@ -73,27 +101,13 @@ impl Machine {
         }
         let memory = digest.total();
         let guest_tsd = self.guest_tsd;
-        let devices = self.devices.save();
-        let raw = state::read_often(&mut self.vm.vcpu)?;
-        let digest = |vcpu: &VcpuState| {
-            let mut hasher = Xxh3::new();
-            hasher.update(&memory);
-            state::digest_into(&mut hasher, vcpu);
-            if guest_tsd {
-                hasher.update(b"TSD");
-            }
-            hasher.update(&devices);
-            hasher.digest128().to_be_bytes()
+        let raw = VcpuState {
+            guest_tsd,
+            ..state::read_often(&mut self.vm.vcpu)?
         };
-        let raw_digest = digest(&raw);
-        let vcpu = state::settled(raw)?;
+        let vcpu = state::settled(raw.clone())?;
         self.counters.epochs += 1;
         self.counters.epoch_pages += pages.len() as u64;
-        Ok(EpochReport {
-            digest: digest(&vcpu),
-            raw_digest,
-            parts: Parts::of(memory, &vcpu, &self.devices)?,
-            pages,
-        })
+        EpochReport::of(memory, &vcpu, Some(&raw), &self.devices, pages)
     }
 }

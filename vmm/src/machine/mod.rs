@@ -9,6 +9,7 @@
 
 mod access;
 mod assist;
+mod body;
 mod boot;
 mod chain;
 mod debug;
@@ -16,26 +17,31 @@ mod delta;
 mod epoch;
 mod error;
 mod guard;
-mod moment;
 mod parts;
 mod run;
+mod saved;
+mod seen;
 mod stop;
 mod transfer;
 mod turn;
 
+pub(crate) use body::{Body, Came, Cause, State};
 pub use chain::Chain;
 pub use debug::{BREAKPOINTS, Trace};
 pub use delta::Delta;
 pub use epoch::EpochReport;
 pub use error::MachineError;
-pub use moment::Moment;
 pub use parts::{Part, Parts};
+pub(crate) use run::step;
 pub use run::{Flow, Oracle, Slice};
+pub use saved::SavedMachine;
+pub use seen::Seen;
 pub use stop::{Stop, StopKind};
 pub use transfer::Transfer;
 pub use turn::Taken;
 
 use kvm_bindings::kvm_regs;
+use lockstep_proto::quantity::GuestTime;
 use lockstep_proto::{MachineConfig, VcpuState};
 
 use crate::cpu::profile::Profile;
@@ -75,8 +81,7 @@ pub struct Machine {
     memory: Memory,
     devices: Devices,
     config: MachineConfig,
-    /// Guest time in nanoseconds.
-    now: u64,
+    now: GuestTime,
     /// Natural stops so far.
     stop: u64,
     halted: bool,
@@ -121,7 +126,7 @@ impl Machine {
             memory,
             devices,
             config,
-            now: 0,
+            now: GuestTime::ZERO,
             stop: 0,
             halted: false,
             chain: Chain::default(),
@@ -160,8 +165,8 @@ impl Machine {
         &self.devices
     }
 
-    /// Guest time in nanoseconds since the machine was made.
-    pub fn now(&self) -> u64 {
+    /// Guest time.
+    pub fn now(&self) -> GuestTime {
         self.now
     }
 
@@ -252,16 +257,6 @@ impl Machine {
         Ok(self.kicks.insert(kicks))
     }
 
-    /// Whether the vCPU stands in the guest's user code: no natural stop need be near there.
-    pub fn is_in_user_mode(&self) -> Result<bool, MachineError> {
-        let sregs = self.vm.vcpu.fd().get_sregs();
-        let sregs = sregs.map_err(|cause| MachineError::Io {
-            what: "KVM_GET_SREGS",
-            cause: cause.into(),
-        })?;
-        Ok(sregs.ss.dpl == 3)
-    }
-
     /// Kicks this machine's vCPU from any thread, once a thread is attached.
     pub fn kick_handle(&self) -> Option<KickHandle> {
         self.kicks.as_ref().map(Kicks::handle)
@@ -272,7 +267,7 @@ impl Machine {
         &mut self.vm
     }
 
-    pub(crate) fn set_position(&mut self, now: u64, stop: u64, chain: Chain) {
+    pub(crate) fn set_position(&mut self, now: GuestTime, stop: u64, chain: Chain) {
         self.now = now;
         self.stop = stop;
         self.chain = chain;

@@ -24,7 +24,7 @@ impl Machine {
             host_class: host_class.into(),
             vcpu: Some(self.vcpu_state()?),
             devices: self.devices.save().into(),
-            guest_ns: self.now,
+            guest_ns: self.now.ns(),
             stop: self.stop,
             chain: self.chain.to_message(),
             pages: 0,

@@ -68,6 +68,11 @@ impl Memory {
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) || !bytes.is_multiple_of(PAGE_SIZE as u64) {
             return Err(MemoryError::Size(bytes));
         }
+        Self::map(bytes)
+    }
+
+    /// The same for any number of pages: a scripted machine has few.
+    pub(crate) fn map(bytes: u64) -> Result<Self, MemoryError> {
         let low = bytes.min(HOLE_START);
         let mut ranges = vec![(GuestAddress(0), low as usize)];
         if bytes > low {
@@ -206,18 +211,30 @@ impl Memory {
 
     /// The frames written since the last collection, by the guest or by us, ascending; empties both logs.
     pub fn collect_dirty(&self, vm: &VmFd) -> Result<Vec<u64>, MemoryError> {
+        self.collect(|slot, bytes| {
+            vm.get_dirty_log(slot, bytes).map_err(|cause| MemoryError::Kvm {
+                what: "KVM_GET_DIRTY_LOG",
+                cause: cause.into(),
+            })
+        })
+    }
+
+    /// The same where no KVM runs the guest, and all writes are ours.
+    pub(crate) fn collect_own(&self) -> Vec<u64> {
+        self.collect(|_, _| Ok::<_, std::convert::Infallible>(Vec::new()))
+            .unwrap_or_else(|never| match never {})
+    }
+
+    /// `kvm`: the dirty log of a slot with so many bytes, a bit for each page.
+    fn collect<E>(&self, kvm: impl Fn(u32, usize) -> Result<Vec<u64>, E>) -> Result<Vec<u64>, E> {
         let mut frames = Vec::new();
         for (slot, region) in self.ram.iter().enumerate() {
             let first = region.start_addr().0 / PAGE_SIZE as u64;
-            let kvm = vm
-                .get_dirty_log(slot as u32, region.len() as usize)
-                .map_err(|cause| MemoryError::Kvm {
-                    what: "KVM_GET_DIRTY_LOG",
-                    cause: cause.into(),
-                })?;
+            let kvm = kvm(slot as u32, region.len() as usize)?;
             let own = region.get_mmap().bitmap().get_and_reset();
-            for (word, bits) in kvm.iter().enumerate() {
-                let mut bits = bits | own.get(word).copied().unwrap_or(0);
+            for word in 0..kvm.len().max(own.len()) {
+                let bits = |log: &[u64]| log.get(word).copied().unwrap_or(0);
+                let mut bits = bits(&kvm) | bits(&own);
                 while bits != 0 {
                     frames.push(first + word as u64 * 64 + u64::from(bits.trailing_zeros()));
                     bits &= bits - 1;

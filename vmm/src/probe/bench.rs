@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use kvm_bindings::{kvm_guest_debug, kvm_regs};
 use lockstep_proto::VcpuState;
+use lockstep_proto::quantity::HostTime;
 use rustix::time::{ClockId, clock_gettime};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -168,7 +169,7 @@ impl Bench<'_> {
         self.vm.vcpu.attach(&self.lab.kicks);
         let now = now();
         self.deadline = (now + limit.as_nanos() as u64).min(self.lab.ends.max(now + LEAST_TIME_NS));
-        self.lab.timer.arm(self.deadline);
+        self.lab.timer.arm(HostTime::from_ns(self.deadline));
     }
 
     /// Runs the guest to its next event.

@@ -197,7 +197,7 @@ fn randomized(first: &VcpuState, random: &mut Random) -> Result<VcpuState, Probe
     })
 }
 
-/// The data segments hold the null selector, as in a 64-bit kernel, or are there; what else a descriptor has may be anything.
+/// The data segments and SS hold the null selector, as in a 64-bit kernel, or are there; what else a descriptor has may be anything.
 fn randomize_segments(sregs: &mut kvm_sregs, random: &mut Random) {
     let there = sregs.ds;
     for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs] {
@@ -207,22 +207,34 @@ fn randomize_segments(sregs: &mut kvm_sregs, random: &mut Random) {
                 ..there
             };
         } else {
-            *segment = kvm_segment {
-                base: random.next() & LOWER_HALF,
-                limit: (random.next() as u32) >> 12,
-                type_: (random.next() & 0xf) as u8,
-                unusable: 1,
-                dpl: (random.next() & 3) as u8,
-                db: (random.next() & 1) as u8,
-                s: (random.next() & 1) as u8,
-                l: (random.next() & 1) as u8,
-                avl: (random.next() & 1) as u8,
-                ..kvm_segment::default()
-            };
+            *segment = null_segment(random);
         }
     }
     // ES and DS have no base in 64-bit mode.
     (sregs.ds.base, sregs.es.base) = (0, 0);
+    // Interrupts leave it in SS, in ring 0. Its DPL is the CPL.
+    if random.next() & 1 == 0 {
+        sregs.ss = kvm_segment {
+            base: 0,
+            dpl: sregs.ss.dpl,
+            ..null_segment(random)
+        };
+    }
+}
+
+fn null_segment(random: &mut Random) -> kvm_segment {
+    kvm_segment {
+        base: random.next() & LOWER_HALF,
+        limit: (random.next() as u32) >> 12,
+        type_: (random.next() & 0xf) as u8,
+        unusable: 1,
+        dpl: (random.next() & 3) as u8,
+        db: (random.next() & 1) as u8,
+        s: (random.next() & 1) as u8,
+        l: (random.next() & 1) as u8,
+        avl: (random.next() & 1) as u8,
+        ..kvm_segment::default()
+    }
 }
 
 /// An FXSAVE image with any contents that a CPU takes (Intel SDM volume 1, 10.5.1), and the XSAVE header's bits for it.

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use libc::{c_int, pid_t, sigevent, timer_t};
+use lockstep_proto::quantity::HostTime;
+use vmm_sys_util::signal::{block_signal, unblock_signal};
 
 /// What the signal handler touches for the thread that it interrupts.
 struct Target {
@@ -28,6 +30,18 @@ thread_local! {
 
 fn signal() -> c_int {
     libc::SIGRTMIN() + 1
+}
+
+/// Does what a signal would end, with this thread's kicks held back until it is done.
+pub fn held_back<T>(work: impl FnOnce() -> T) -> T {
+    // An error: they are held back already.
+    let holds = block_signal(signal()).is_ok();
+    let done = work();
+    if holds {
+        // It cannot fail with a signal that could be blocked.
+        let _ = unblock_signal(signal());
+    }
+    done
 }
 
 extern "C" fn on_kick(_: c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
@@ -146,6 +160,15 @@ impl KickHandle {
     }
 }
 
+/// What kicks a vCPU's thread when the time has come: a [`KickTimer`], or a simulation's.
+pub trait Alarm: Send + Sync {
+    /// Once, at this host time; replaces an earlier setting.
+    fn arm(&self, at: HostTime);
+
+    /// Once, so many nanoseconds from now; replaces an earlier setting.
+    fn arm_in(&self, ns: u64);
+}
+
 /// A one-shot timer on `CLOCK_MONOTONIC` that kicks the thread it was made for.
 #[derive(Debug)]
 pub struct KickTimer {
@@ -158,17 +181,17 @@ unsafe impl Send for KickTimer {}
 unsafe impl Sync for KickTimer {}
 
 impl KickTimer {
-    /// Fires once at `at` nanoseconds of `CLOCK_MONOTONIC` (at once if that has passed); replaces an earlier setting.
-    pub fn arm(&self, at: u64) {
-        self.set(at.max(1));
+    /// Fires once at `at` (at once if that has passed); replaces an earlier setting.
+    pub fn arm(&self, at: HostTime) {
+        self.set(at.ns().max(1), libc::TIMER_ABSTIME);
     }
 
     /// Does not fire any more.
     pub fn disarm(&self) {
-        self.set(0);
+        self.set(0, 0);
     }
 
-    fn set(&self, at: u64) {
+    fn set(&self, at: u64, flags: c_int) {
         let spec = libc::itimerspec {
             it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
             it_value: libc::timespec {
@@ -178,8 +201,18 @@ impl KickTimer {
         };
         // SAFETY: `id` is a live timer and `spec` a valid value; the call cannot fail then (timer_settime(2)).
         unsafe {
-            libc::timer_settime(self.id, libc::TIMER_ABSTIME, &raw const spec, null_mut());
+            libc::timer_settime(self.id, flags, &raw const spec, null_mut());
         }
+    }
+}
+
+impl Alarm for KickTimer {
+    fn arm(&self, at: HostTime) {
+        self.arm(at);
+    }
+
+    fn arm_in(&self, ns: u64) {
+        self.set(ns.max(1), 0);
     }
 }
 

@@ -176,11 +176,12 @@ fn the_chain_finds_a_changed_log() {
         mark(a, 2)?;
         finish(a)
     });
-    let changes: [Change; 4] = [
+    let changes: [Change; 5] = [
         |turn| turn.clock = Some(turn.clock.unwrap_or(0) + 1),
         |turn| turn.console = b"y".as_slice().into(),
         |turn| turn.keyboard = [0x1c].as_slice().into(),
         |turn| turn.random = Some(1),
+        |turn| turn.power_button = true,
     ];
     for change in changes {
         // What is changed is there already: its value counts, not only that there is some.

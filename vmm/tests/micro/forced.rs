@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 use lockstep_proto::Epoch;
-use lockstep_vmm::machine::{Machine, MachineError, StopKind};
+use lockstep_vmm::machine::{MachineError, StopKind};
 
 use super::guest::*;
 use super::harness::*;
@@ -59,7 +59,7 @@ fn forced_after(guest: MicroGuest, is_first: impl Fn(StopKind) -> bool + 'static
                 seen.set(true);
             }
         })
-        .forced(move |_: &Machine| begun.get())
+        .forced(move |_| begun.get())
 }
 
 /// Loops until `ticks` ticks were counted.
@@ -171,7 +171,7 @@ fn a_transfer_between_a_store_and_a_delta() {
                 turn.epoch = Some(Epoch::default());
             }
         })
-        .forced(move |_: &Machine| begun.get());
+        .forced(move |_| begun.get());
     micro.epochs = u64::MAX;
     let mut is_transferred = false;
     micro.between = Box::new(move |machine, _| {

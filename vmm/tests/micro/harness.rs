@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use kvm_bindings::kvm_regs;
 use lockstep_proto::end::Reason;
 use lockstep_proto::model::NEWEST_REVISION;
+use lockstep_proto::quantity::GuestTime;
 use lockstep_proto::{MachineConfig, Turn, VcpuState};
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::cpu::state;
@@ -137,7 +138,7 @@ pub struct Final {
     pub memory: [u8; 16],
     pub vcpu: VcpuState,
     pub devices: Vec<u8>,
-    pub now: u64,
+    pub now: GuestTime,
     pub chain: Chain,
     pub counters: Counters,
 }

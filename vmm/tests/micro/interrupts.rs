@@ -133,9 +133,7 @@ fn an_interrupt_that_waits_enters_by_force_when_no_stop_comes() {
         mark(a, 2)?;
         finish(a)
     });
-    let recording = due_at_mark_1(guest)
-        .forced(lockstep_vmm::machine::Machine::interrupt_waits)
-        .check();
+    let recording = due_at_mark_1(guest).forced(|machine| machine.interrupt_waits()).check();
     let step = only_interrupt(&recording);
     assert!(step.is_forced());
     assert_eq!((step.regs.rbx, step.regs.rflags & FLAG_IF), (1, FLAG_IF));

@@ -16,8 +16,10 @@ mod world;
 
 mod clock;
 mod cpu;
+mod creation;
 mod detection;
 mod devices;
+mod exam;
 mod forced;
 mod halt;
 mod hammer;
@@ -25,6 +27,7 @@ mod interrupts;
 mod mmio;
 mod msrs;
 mod ports;
+mod power;
 mod snapshots;
 mod traps;
 mod virtio;

@@ -1,7 +1,7 @@
 //! The recorder: an oracle that asks a script and a generator, and keeps every turn.
 
 use lockstep_proto::{Epoch, MachineConfig, Turn};
-use lockstep_vmm::machine::{Delta, Flow, Machine, Oracle, Slice, Stop, StopKind, Taken};
+use lockstep_vmm::machine::{Delta, Flow, Machine, Oracle, Seen, Slice, Stop, StopKind, Taken};
 
 use super::guest::{self, MicroGuest};
 use super::harness::*;
@@ -10,7 +10,10 @@ use super::replay::Recording;
 use super::world::World;
 
 /// Adds to, or replaces, the turn that the recorder has made up for a stop.
-pub type Script = Box<dyn FnMut(&mut World, &Machine, &Stop, &mut Turn)>;
+pub type Script = Box<dyn FnMut(&mut World, &dyn Seen, &Stop, &mut Turn)>;
+
+/// Whether something is due.
+pub type Due = Box<dyn FnMut(&dyn Seen) -> bool>;
 
 /// Called with the number of steps so far.
 pub type Between = Box<dyn FnMut(&mut Machine, usize)>;
@@ -22,7 +25,7 @@ pub struct Micro {
     pub images: Vec<Vec<u8>>,
     pub script: Script,
     /// At a kick: is something due?
-    pub due: Box<dyn FnMut(&Machine) -> bool>,
+    pub due: Due,
     /// Asks that too as soon as an interrupt that is requested can enter.
     pub windows: bool,
     /// Between steps.
@@ -57,13 +60,13 @@ impl Micro {
         self
     }
 
-    pub fn script(mut self, script: impl FnMut(&mut World, &Machine, &Stop, &mut Turn) + 'static) -> Self {
+    pub fn script(mut self, script: impl FnMut(&mut World, &dyn Seen, &Stop, &mut Turn) + 'static) -> Self {
         self.script = Box::new(script);
         self
     }
 
     /// Stops by force at every kick where this holds.
-    pub fn forced(mut self, due: impl FnMut(&Machine) -> bool + 'static) -> Self {
+    pub fn forced(mut self, due: impl FnMut(&dyn Seen) -> bool + 'static) -> Self {
         self.due = Box::new(due);
         self
     }
@@ -137,7 +140,7 @@ impl Micro {
 struct Recorder {
     world: World,
     script: Script,
-    due: Box<dyn FnMut(&Machine) -> bool>,
+    due: Due,
     windows: bool,
     epochs: u64,
     pauses: bool,
@@ -150,7 +153,7 @@ struct Recorder {
 impl Oracle for Recorder {
     type Error = Fault;
 
-    fn slice(&mut self, machine: &Machine) -> Result<Slice, Fault> {
+    fn slice(&mut self, machine: &dyn Seen) -> Result<Slice, Fault> {
         Ok(if self.windows && machine.devices().interrupt_requested() {
             Slice::RunToWindow
         } else {
@@ -158,16 +161,16 @@ impl Oracle for Recorder {
         })
     }
 
-    fn is_due(&mut self, machine: &Machine) -> Result<bool, Fault> {
+    fn is_due(&mut self, machine: &dyn Seen) -> Result<bool, Fault> {
         Ok((self.due)(machine))
     }
 
-    fn forced(&mut self, machine: &mut Machine) -> Result<(), Fault> {
+    fn forced(&mut self, machine: &mut dyn Seen) -> Result<(), Fault> {
         self.delta = Some(Box::new(machine.take_delta()?));
         Ok(())
     }
 
-    fn turn(&mut self, machine: &Machine, stop: &Stop) -> Result<Turn, Fault> {
+    fn turn(&mut self, machine: &dyn Seen, stop: &Stop) -> Result<Turn, Fault> {
         let mut turn = Turn::default();
         if stop.wants_time {
             turn.clock = Some(self.rng.next() % 1000 + 1);
@@ -176,8 +179,8 @@ impl Oracle for Recorder {
             turn.random = Some(self.rng.next());
         }
         let waits = stop.kind == StopKind::Forced || (stop.halted && machine.regs().rflags & guest::FLAG_IF != 0);
-        if waits && let Some(deadline) = machine.devices().deadline() {
-            turn.clock = Some(deadline.saturating_sub(machine.now()));
+        if waits && let Some(deadline) = machine.deadline() {
+            turn.clock = Some(deadline.ns_since(machine.now()));
         }
         if stop.kind != StopKind::Forced && stop.number.is_multiple_of(self.epochs) {
             turn.epoch = Some(Epoch::default());
@@ -190,7 +193,7 @@ impl Oracle for Recorder {
         Ok(self.world.reads.remove(&(disk, request)))
     }
 
-    fn taken(&mut self, machine: &Machine, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, Fault> {
+    fn taken(&mut self, machine: &dyn Seen, stop: &Stop, turn: Turn, taken: Taken) -> Result<Flow, Fault> {
         self.world.absorb(&taken.effects);
         self.steps.push(Step {
             stop: *stop,

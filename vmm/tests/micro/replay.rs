@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use lockstep_proto::{MachineConfig, Turn};
-use lockstep_vmm::machine::{EpochReport, Flow, Machine, Oracle, Slice, Stop, Taken};
+use lockstep_vmm::machine::{EpochReport, Flow, Machine, Oracle, Seen, Slice, Stop, Taken};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::guest::{self, MicroGuest};
@@ -150,7 +150,7 @@ impl Replayer<'_> {
 impl Oracle for Replayer<'_> {
     type Error = Fault;
 
-    fn slice(&mut self, _: &Machine) -> Result<Slice, Fault> {
+    fn slice(&mut self, _: &dyn Seen) -> Result<Slice, Fault> {
         self.since = Instant::now();
         Ok(match self.recording.steps.get(self.at) {
             None => Slice::End,
@@ -159,7 +159,7 @@ impl Oracle for Replayer<'_> {
         })
     }
 
-    fn is_due(&mut self, _: &Machine) -> Result<bool, Fault> {
+    fn is_due(&mut self, _: &dyn Seen) -> Result<bool, Fault> {
         if self.since.elapsed() > SILENT {
             Err(Fault::Silent(self.at))
         } else {
@@ -167,11 +167,11 @@ impl Oracle for Replayer<'_> {
         }
     }
 
-    fn forced(&mut self, _: &mut Machine) -> Result<(), Fault> {
+    fn forced(&mut self, _: &mut dyn Seen) -> Result<(), Fault> {
         Err(self.wrong("forced stop"))
     }
 
-    fn turn(&mut self, _: &Machine, stop: &Stop) -> Result<Turn, Fault> {
+    fn turn(&mut self, _: &dyn Seen, stop: &Stop) -> Result<Turn, Fault> {
         let step = self.recording.steps.get(self.at).ok_or_else(|| self.wrong("end"))?;
         if step.stop != *stop {
             return Err(self.wrong("stop"));
@@ -183,7 +183,7 @@ impl Oracle for Replayer<'_> {
         Ok(self.world.reads.remove(&(disk, request)))
     }
 
-    fn taken(&mut self, machine: &Machine, _: &Stop, _: Turn, taken: Taken) -> Result<Flow, Fault> {
+    fn taken(&mut self, machine: &dyn Seen, _: &Stop, _: Turn, taken: Taken) -> Result<Flow, Fault> {
         let step = &self.recording.steps[self.at];
         let digest = |epoch: &Option<EpochReport>| epoch.as_ref().map(|epoch| epoch.digest);
         let different = [

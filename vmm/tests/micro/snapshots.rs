@@ -9,6 +9,7 @@ use super::forced::{after_the_store, computing, until};
 use super::guest::*;
 use super::halt::ticking;
 use super::harness::*;
+use super::power;
 
 /// Saves between all steps, also between the turns of a halted guest, then restores each and replays the rest.
 fn at_every_step(mut micro: Micro) -> Recording {
@@ -45,6 +46,14 @@ fn a_halting_guest_goes_on_from_every_step() {
         }
     }));
     assert_eq!(recording.interrupts().len(), 2);
+}
+
+#[test]
+fn a_pressed_power_button_goes_on_from_every_step() {
+    if no_kvm() {
+        return;
+    }
+    assert_eq!(at_every_step(power::pressed()).interrupts().len(), 1);
 }
 
 #[test]

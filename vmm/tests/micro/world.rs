@@ -23,7 +23,7 @@ impl World {
                 Effect::Console(bytes) => self.console.extend(bytes),
                 Effect::Frame { data, .. } => self.sent.push(data.clone()),
                 Effect::Entropy { bytes } => self.entropy.push(*bytes),
-                Effect::Reset => {}
+                Effect::Reset | Effect::PowerOff => {}
                 Effect::Disk(request) => {
                     let image = &mut self.images[request.disk as usize];
                     match &request.op {

@@ -14,7 +14,7 @@ fn ends() {
         ..good.clone()
     })
     .unwrap();
-    for reason in [-1, 0, 5] {
+    for reason in [-1, 0, 6] {
         assert!(crate::check::end(&End { reason, ..good.clone() }).is_err());
     }
     assert!(

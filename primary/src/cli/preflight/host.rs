@@ -1,10 +1,10 @@
 //! KVM, what the probe finds, and the clock.
 
+use lockstep_node::sys::clock;
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::probe;
 
 use super::Finding;
-use crate::sys::clock;
 
 pub(super) fn check() -> Vec<Finding> {
     let mut findings = Vec::new();

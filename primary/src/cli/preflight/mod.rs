@@ -7,9 +7,10 @@ mod pair;
 mod places;
 mod resources;
 
-use serde::Serialize;
+use std::path::Path;
 
-use crate::cli::node::NodeArgs;
+use lockstep_node::cli::node::NodeArgs;
+use serde::Serialize;
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,10 +67,10 @@ impl Finding {
     }
 }
 
-/// Looks at everything that `node` needs. `alone`: nothing is asked of other hosts.
-pub fn run(node: &NodeArgs, alone: bool) -> Vec<Finding> {
+/// Looks at everything that `node`, whose file this is, needs. `alone`: nothing is asked of other hosts.
+pub fn run(file: &Path, node: &NodeArgs, alone: bool) -> Vec<Finding> {
     let mut findings = host::check();
-    findings.extend(resources::check(node));
+    findings.extend(resources::check(file, node));
     findings.extend(pair::check_files(node));
     if !alone {
         findings.extend(pair::check_others(node));

@@ -5,17 +5,17 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use lockstep_node::arbiter::{Endpoint, Login, Spec};
+use lockstep_node::cli::node::NodeArgs;
+use lockstep_node::cli::promote;
+use lockstep_node::pki;
+use lockstep_node::start::NicOption;
 use lockstep_proto::{Hello, MachineConfig, NicConfig};
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::probe;
 
 use super::Finding;
-use crate::arbiter::{Endpoint, Login, Spec};
-use crate::cli::node::NodeArgs;
-use crate::cli::promote;
 use crate::link::greet::{self, Greeting};
-use crate::pki;
-use crate::start::NicOption;
 
 /// A certificate that ends sooner is warned of: renewing it takes a person.
 const SOON: Duration = Duration::from_secs(30 * 86_400);
@@ -94,7 +94,7 @@ fn arbiter_password(login: &Login) -> Finding {
 
 /// When the first certificate of a file ends: what leads to the CA comes behind it.
 fn last_second(path: &Path) -> Result<SystemTime> {
-    let found = pki::pem::certificates(path)?;
+    let found = pki::certificates(path)?;
     let first = found.first().context("there is no certificate in it")?;
     let (_, parsed) =
         x509_parser::parse_x509_certificate(first).with_context(|| format!("{} cannot be used", path.display()))?;
@@ -190,6 +190,15 @@ fn arbiter(node: &NodeArgs) -> Finding {
     let remedy =
         "start it, and see that this host reaches it and its certificates, user and password are those that it wants";
     let record = node.pair.open_arbiter().and_then(|mut arbiter| Ok(arbiter.read()?));
+    if let Ok(record) = &record
+        && let Err(error) = node.pair.kept().check(record.as_ref())
+    {
+        return Finding::fail(
+            "arbiter",
+            error.to_string(),
+            "put the newer record back, or remove that file",
+        );
+    }
     match record {
         Err(error) => Finding::fail("arbiter", format!("{error:#}"), remedy),
         Ok(None) => Finding::pass("arbiter", "it answers, and has no record of this machine yet"),

@@ -3,12 +3,12 @@
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use lockstep_node::cli::node::NodeArgs;
+use lockstep_node::cli::sockets;
+use lockstep_node::recording::{Place, ring};
 use rustix::fs::Access;
 
 use super::Finding;
-use crate::cli::node::NodeArgs;
-use crate::cli::sockets;
-use crate::recording::{Place, ring};
 
 pub(super) fn check(node: &NodeArgs, runs: bool) -> Vec<Finding> {
     let mut findings = vec![check_api(node, runs), check_reports(node)];
@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
     use crate::cli::preflight::Outcome;
-    use crate::recording::ring::Limits;
+    use lockstep_node::recording::ring::Limits;
 
     #[test]
     fn a_ring_has_limits_and_room() {

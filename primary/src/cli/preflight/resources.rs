@@ -5,20 +5,25 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 
-use super::{Finding, places};
-use crate::api;
-use crate::cli::node::NodeArgs;
-use crate::cli::sockets;
-use crate::host::image::Image;
-use crate::host::interface::Interfaces;
-use crate::host::size::allocated;
-use crate::host::tap::TapSender;
-use crate::start::{self, DiskOption, NicOption, disk_bytes, mac_text};
-use crate::sys::uplink::{has_carrier, is_there};
+use lockstep_node::api;
+use lockstep_node::bootdisk::{self, Refusal};
+use lockstep_node::cli::cards::{self, Clash};
+use lockstep_node::cli::node::NodeArgs;
+use lockstep_node::cli::sockets;
+use lockstep_node::host::image::Image;
+use lockstep_node::host::interface::Interfaces;
+use lockstep_node::host::mark::check_no_replica;
+use lockstep_node::host::size::allocated;
+use lockstep_node::host::tap::TapSender;
+use lockstep_node::out::one_line;
+use lockstep_node::start::{DiskOption, Kernel, NicOption, disk_bytes};
+use lockstep_node::sys::uplink::{has_carrier, is_there};
 use lockstep_proto::model::DEFAULT_MTU;
 use lockstep_vmm::snapshot::Restore;
 
-pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
+use super::{Finding, places};
+
+pub(super) fn check(file: &Path, node: &NodeArgs) -> Vec<Finding> {
     let runs = is_running(node);
     let where_it_runs = if runs {
         "its process runs on this host: disks and tap devices are in use by it"
@@ -26,11 +31,11 @@ pub(super) fn check(node: &NodeArgs) -> Vec<Finding> {
         "its process does not run on this host"
     };
     let mut findings = vec![Finding::pass("machine", where_it_runs)];
-    findings.extend(boot_files(node));
+    findings.extend(boot_files(node, runs));
     findings.extend(node.devices.disk.iter().map(|disk| check_disk(disk, runs)));
     findings.extend(node.devices.net.iter().map(|nic| check_tap(nic, runs)));
     findings.extend(node.devices.net.iter().filter_map(check_mtu));
-    findings.extend(check_macs(node));
+    findings.extend(check_macs(file, node));
     findings.extend(node.pair.uplink.as_deref().map(check_uplink));
     findings.extend(addresses(node, runs));
     findings.extend(places::check(node, runs));
@@ -66,10 +71,14 @@ fn is_running(node: &NodeArgs) -> bool {
     api::client::status(&socket).is_ok()
 }
 
-fn boot_files(node: &NodeArgs) -> Vec<Finding> {
+fn boot_files(node: &NodeArgs, runs: bool) -> Vec<Finding> {
     let boot = &node.boot;
     let mut findings = Vec::new();
-    for (check, path) in [("kernel", &boot.kernel), ("initrd", &boot.initrd)] {
+    if boot.kernel == Some(Kernel::Disk) {
+        findings.push(check_disk_kernel(node, runs));
+    }
+    let kernel = boot.kernel.as_ref().and_then(Kernel::file);
+    for (check, path) in [("kernel", kernel), ("initrd", boot.initrd.as_deref())] {
         let Some(path) = path else { continue };
         findings.push(match readable(path) {
             Ok(bytes) => Finding::pass(check, format!("{}, {bytes} bytes", path.display())),
@@ -94,6 +103,49 @@ fn boot_files(node: &NodeArgs) -> Vec<Finding> {
         });
     }
     findings
+}
+
+/// What the guest would be booted with from its own disk.
+fn check_disk_kernel(node: &NodeArgs, runs: bool) -> Finding {
+    if node.boot.initrd.is_some() {
+        let found = "the kernel is taken from the disk, and its initrd is too";
+        return Finding::fail("kernel", found, "take initrd out");
+    }
+    let Some(disk) = node.devices.disk.first() else {
+        let found = "the kernel is to be taken from the first disk, and there is none";
+        return Finding::fail("kernel", found, "name the guest's disk in `disk`, or a kernel file");
+    };
+    let (path, shown) = (&disk.path, disk.path.display());
+    if runs {
+        return Finding::pass("kernel", format!("taken from {shown} at each boot"));
+    }
+    if check_no_replica(path).is_err() {
+        return Finding::pass(
+            "kernel",
+            format!("taken from {shown} when it is live: now it is a backup's"),
+        );
+    }
+    if bootdisk::is_blank(path).unwrap_or(false) {
+        return Finding::warn(
+            "kernel",
+            format!("{shown} is blank: this node can stand by, and boot no machine"),
+            "install the guest on the other node's disk, or copy its image here",
+        );
+    }
+    match bootdisk::look_up(path, node.boot.memory_mib().saturating_mul(1 << 20)) {
+        Ok(found) => Finding::pass(
+            "kernel",
+            format!("{} of {shown} ({})", one_line(&found.kernel_path), one_line(&found.how)),
+        ),
+        Err(error) => match error.downcast_ref::<Refusal>() {
+            Some(refusal) => Finding::fail(
+                "kernel",
+                one_line(&format!("{shown}: {}: {}", refusal.at, refusal.why)).into_owned(),
+                refusal.remedy.clone(),
+            ),
+            None => Finding::fail("kernel", format!("{error:#}"), "let this user read it"),
+        },
+    }
 }
 
 fn readable(path: &Path) -> io::Result<u64> {
@@ -145,19 +197,36 @@ fn check_disk(disk: &DiskOption, runs: bool) -> Finding {
 }
 
 /// The addresses that the machine's cards are booted with.
-fn check_macs(node: &NodeArgs) -> Option<Finding> {
-    let nics = &node.devices.net;
-    match start::macs(nics, Some(&node.pair.name)) {
-        Ok(macs) => {
-            let texts: Vec<_> = macs.iter().map(|mac| mac_text(*mac)).collect();
-            (!texts.is_empty()).then(|| Finding::pass("mac", texts.join(", ")))
-        }
-        Err(error) => Some(Finding::fail(
-            "mac",
-            format!("{error:#}"),
-            "give each card of `net` a mac= of its own, or none",
-        )),
+fn check_macs(file: &Path, node: &NodeArgs) -> Vec<Finding> {
+    let remedy = "give each card of `net` a mac= of its own, or none";
+    let name = &node.pair.name;
+    let cards = match cards::of(&node.boot, &node.devices.net, name) {
+        Ok(cards) => cards,
+        // A snapshot that tells none has a check of its own, which says why.
+        Err(_) if node.boot.snapshot.is_some() => return Vec::new(),
+        Err(error) => return vec![Finding::fail("mac", format!("{error:#}"), remedy)],
+    };
+    let others = [
+        cards::of_others_here(name, &cards),
+        cards::of_files_beside(file, name, &cards),
+    ];
+    let clashes: Vec<_> = others.concat();
+    if clashes.is_empty() {
+        let texts: Vec<_> = cards.iter().map(|card| card.mac.as_str()).collect();
+        return (!texts.is_empty())
+            .then(|| Finding::pass("mac", texts.join(", ")))
+            .into_iter()
+            .collect();
     }
+    let finding = |clash: Clash| {
+        if clash.is_apart() {
+            let found = format!("{}, in another bridge", clash.describe());
+            Finding::warn("mac", found, "see that the two bridges never become one network")
+        } else {
+            Finding::fail("mac", clash.describe(), remedy)
+        }
+    };
+    clashes.into_iter().map(finding).collect()
 }
 
 /// What may be larger than what is told: the card's and the tap device's MTU, and the bridge's.

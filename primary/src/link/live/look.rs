@@ -1,12 +1,14 @@
 //! What the primary's end looks at every second, and what it tells.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use lockstep_proto::session::PrimaryState;
+use lockstep_node::host::clock::boottime;
+use lockstep_node::status::{Role, STATE_MESSAGES, StatusInner, count, describe};
+use lockstep_proto::session::{PrimaryInput, PrimaryState};
 
 use super::super::port::Command;
 use super::super::stall;
-use super::super::status::{Role, STATE_MESSAGES, StatusInner, count, describe};
 use super::{Event, Loop};
 
 impl Loop {
@@ -32,6 +34,36 @@ impl Loop {
         was_cut_off && self.watch.cut_off().is_none()
     }
 
+    /// Looks whether the guest moves. One that does not is given to a backup that is well, once.
+    fn look_at_guest(&mut self) {
+        let due_since = self.status.gauges().due_since.load(Ordering::Acquire);
+        let was = self.stalls.now();
+        if self.stalls.look(Instant::now(), due_since) {
+            count(&self.status.gauges().stalls, 1);
+        }
+        let stall = self.stalls.now();
+        match (was, stall) {
+            (None, Some(stall)) => {
+                tracing::error!("the guest does not move though something is due: {}", stall.words());
+            }
+            (Some(_), None) => tracing::warn!("the guest moves again"),
+            _ => {}
+        }
+        self.session.set_machine_stalled(stall.is_some());
+        let is_well = self.session.peer_has_uplink() && !self.watch.is_blocked();
+        if stall.is_some_and(|stall| !stall.stays) && is_well {
+            self.give_away("the guest does not move here");
+        }
+    }
+
+    /// Has the backup go on with a machine that cannot be made to stand still.
+    pub(super) fn give_away(&mut self, why: &str) {
+        if *self.session.state() == PrimaryState::Protected {
+            tracing::warn!("handing the machine over as the log ends: {why}");
+            self.session.handle(boottime(), PrimaryInput::GiveAway);
+        }
+    }
+
     /// Tells the recording of a term that was won, and why it had to be.
     fn tell_term(&mut self) {
         let term = self.session.record().term;
@@ -41,14 +73,17 @@ impl Loop {
             let PrimaryState::Alone(why) = state else {
                 return self.command(Command::Term(term, String::new()));
             };
-            let mut why = describe(&PrimaryState::Fencing(why.clone()));
+            let mut why = describe(&PrimaryState::Fencing {
+                why: why.clone(),
+                still: false,
+            });
             if self.handing_over {
                 why.push_str(" after a handover that the backup did not take");
             }
             self.handing_over = false;
             self.command(Command::Term(term, why));
-        } else if !matches!(state, PrimaryState::Fencing(_) | PrimaryState::Frozen(_)) {
-            self.handing_over = *state == PrimaryState::HandingOver;
+        } else if !matches!(state, PrimaryState::Fencing { .. } | PrimaryState::Frozen(_)) {
+            self.handing_over = matches!(state, PrimaryState::HandingOver { .. });
         }
     }
 
@@ -60,7 +95,7 @@ impl Loop {
         }
         let is_where_it_is = !matches!(
             state,
-            PrimaryState::HandingOver | PrimaryState::Fencing(_) | PrimaryState::Frozen(_)
+            PrimaryState::HandingOver { .. } | PrimaryState::Fencing { .. } | PrimaryState::Frozen(_)
         );
         match self.watch.cut_off() {
             Some(why) if is_where_it_is => return format!("cut-off ({why})"),
@@ -89,7 +124,7 @@ impl Loop {
         let is_protected = *session.state() == PrimaryState::Protected;
         let state = self.words();
         let stall = self.stalls.now();
-        let lag_ns = if session.peer().is_empty() {
+        let lag_ns = if session.peer().is_none() {
             0
         } else {
             session.ack().lag_ns
@@ -99,6 +134,9 @@ impl Loop {
         }
         self.link_state.protected.store(is_protected, Ordering::Release);
         self.link_state.lag_ns.store(lag_ns, Ordering::Relaxed);
+        let (now, later) = (boottime(), Instant::now());
+        let left = self.ending.force_at().map(|at| at.saturating_sub(now));
+        let ends_at = left.and_then(|left| later.checked_add(Duration::from_nanos(left)));
         let changed = self.status.set(StatusInner {
             role: Role::Primary,
             state: state.clone(),
@@ -107,9 +145,9 @@ impl Loop {
             lag_ns,
             received: session.ack().received,
             verified: session.ack().verified,
-            released: self.gate.released(),
-            peer: session.peer().into(),
-            ends_at: self.ends_at,
+            released: self.gate.released().get(),
+            peer: session.peer().unwrap_or_default().into(),
+            ends_at,
             cut_off: self.watch.cut_off().map(str::to_owned),
             stalled: stall.is_some(),
         });

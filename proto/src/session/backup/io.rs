@@ -1,5 +1,6 @@
 //! What the backup's end takes in, wants done and is.
 
+use crate::quantity::LogPosition;
 use crate::session::{Record, Verdict};
 use crate::{Diverged, Heartbeat, HeartbeatReply, Hello, JoinState, ToBackup, ToPrimary};
 
@@ -43,9 +44,9 @@ pub enum BackupInput {
     /// The machine cannot be built; for this reason.
     Unfit(String),
     /// The log is here, whole, up to this position.
-    Received(u64),
-    /// It was executed and compared up to this position, at this stop.
-    Verified(u64, u64),
+    Received(LogPosition),
+    /// It was executed and compared up to this position, where the machine has made so many natural stops.
+    Verified(LogPosition, u64),
     /// The machine went another way; with a report for people.
     Diverged(Diverged),
     /// The arbiter's answer to [`BackupAction::Arbitrate`]: exactly one to each. An answer that comes after

@@ -1,5 +1,6 @@
 //! What the primary's end takes in, wants done and is.
 
+use crate::quantity::LogPosition;
 use crate::session::{Freeze, Record, Unprotected, Verdict};
 use crate::{Diverged, Heartbeat, HeartbeatReply, ToBackup, ToPrimary};
 
@@ -11,19 +12,45 @@ pub enum PrimaryState {
     /// A backup is connected and has been greeted.
     Greeting,
     /// Memory is on its way to the backup.
-    Syncing,
+    Syncing {
+        /// The state of the join, which comes last, was handed to the transport.
+        state_sent: bool,
+    },
     /// The backup has the state. As soon as it has the log behind all that may have left, the arbiter is asked to name it;
     /// then it is told.
-    Naming,
+    Naming {
+        /// Where the log ended when the backup had joined: effects up to here may have left unacknowledged.
+        catch_up: LogPosition,
+    },
     /// The backup can take over.
     Protected,
     /// The machine stands still for the backup to go on with it, or does not move by itself. While that has not executed all
     /// of the log, what it acknowledges leaves; once it was told to claim the term, nothing does.
-    HandingOver,
+    HandingOver {
+        /// Where the machine stands still, or the log ended when it was given away.
+        at: LogPosition,
+        /// It is handed over because it does not move.
+        stalled: bool,
+        /// The backup was told to claim the term.
+        told: bool,
+    },
     /// The backup is lost; the arbiter is asked for the next term. Nothing leaves.
-    Fencing(Unprotected),
+    Fencing {
+        /// Why it is lost.
+        why: Unprotected,
+        /// The machine was to be handed over, and goes on when the term is won.
+        still: bool,
+    },
     /// The machine stands still.
     Frozen(Freeze),
+}
+
+impl PrimaryState {
+    /// Whether the backup has been, or is about to be, told to go on with the machine, and nobody knows yet whether it does: the
+    /// machine's end is not for this node to say.
+    pub fn is_being_handed_over(&self) -> bool {
+        matches!(self, Self::HandingOver { .. } | Self::Fencing { still: true, .. })
+    }
 }
 
 /// What happens to the primary.
@@ -40,7 +67,7 @@ pub enum PrimaryInput {
     /// The join's state was handed to the transport: the log goes on from here. Every effect made before it has left.
     StateSent,
     /// The machine stands still at this position of the log, until [`PrimaryAction::Thaw`]: the backup is to go on with it.
-    HandOver(u64),
+    HandOver(LogPosition),
     /// The machine does not move and cannot be made to stop: the backup is to go on with it where the log ends. Of use only
     /// while it is protected.
     GiveAway,

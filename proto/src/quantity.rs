@@ -1,0 +1,102 @@
+//! Quantities that are numbers and must not be taken for one another.
+//!
+//! Host time and guest time are both nanoseconds, and a machine's clock alone knows how one becomes the other: there is no
+//! conversion here, and no arithmetic between them. Lengths of time are plain nanoseconds.
+//!
+//! ```compile_fail
+//! use lockstep_proto::quantity::{GuestTime, HostTime};
+//! HostTime::from_ns(5).ns_since(GuestTime::from_ns(3));
+//! ```
+
+use std::fmt;
+
+macro_rules! time {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// Where this time begins.
+            pub const ZERO: Self = Self(0);
+
+            /// So many nanoseconds after it began.
+            pub const fn from_ns(ns: u64) -> Self {
+                Self(ns)
+            }
+
+            /// Nanoseconds since it began: for messages, gauges, and what the guest is told.
+            pub const fn ns(self) -> u64 {
+                self.0
+            }
+
+            /// So many nanoseconds later; the last moment that can be said where that is beyond it.
+            #[must_use]
+            pub const fn plus_ns(self, ns: u64) -> Self {
+                Self(self.0.saturating_add(ns))
+            }
+
+            /// Nanoseconds since `earlier`; 0 where that is later.
+            pub const fn ns_since(self, earlier: Self) -> u64 {
+                self.0.saturating_sub(earlier.0)
+            }
+        }
+    };
+}
+
+time! {
+    /// Guest time: nanoseconds since the machine was made, as the guest's TSC shows them. It moves only when a turn says so.
+    GuestTime
+}
+
+time! {
+    /// Host time: nanoseconds of this host's `CLOCK_MONOTONIC`. It means nothing on another host, and after a reboot.
+    HostTime
+}
+
+/// How far a log of a pair goes: a number that grows by one with every batch, and with what leaves a machine that nobody
+/// keeps the log of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogPosition(u64);
+
+impl LogPosition {
+    /// Before all of it.
+    pub const START: Self = Self(0);
+    /// After all that there will ever be: no limit.
+    pub const NO_LIMIT: Self = Self(u64::MAX);
+
+    /// As a message has it.
+    pub const fn new(position: u64) -> Self {
+        Self(position)
+    }
+
+    /// For messages and gauges.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// The position so many batches further.
+    #[must_use]
+    pub const fn plus(self, batches: u64) -> Self {
+        Self(self.0.saturating_add(batches))
+    }
+}
+
+impl fmt::Display for LogPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_stops_at_its_ends() {
+        let time = GuestTime::from_ns(5);
+        assert_eq!(time.plus_ns(7).ns_since(time), 7);
+        assert_eq!(time.ns_since(time.plus_ns(7)), 0);
+        assert_eq!(HostTime::from_ns(5).plus_ns(u64::MAX).ns(), u64::MAX);
+    }
+}

@@ -1,0 +1,233 @@
+//! The log as a feed of turns, with their absolute positions and whole deltas.
+
+use std::collections::VecDeque;
+
+use lockstep_logcodec::record::{Record, unpack_pages};
+use lockstep_logcodec::{Bookmark, Ending, LogError, LogReader};
+use lockstep_proto::{Batch, End, Turn};
+use lockstep_vmm::machine::Delta;
+
+/// Where the records of a log come from: files, or a primary that is still writing.
+pub trait Source {
+    /// The next record; `None` when there is no more.
+    fn next_record(&mut self) -> Result<Option<Record>, LogError>;
+
+    /// How the log ends, as far as is known.
+    fn ending(&self) -> Ending;
+
+    /// Whether nobody wants the machine any more: asked now and then while the guest runs.
+    fn is_given_up(&mut self) -> bool {
+        false
+    }
+
+    /// A place to come back to: between two batches of a log that lies in files.
+    fn bookmark(&self) -> Option<Bookmark> {
+        None
+    }
+
+    /// Comes back to such a place.
+    fn return_to(&mut self, _: &Bookmark) -> Result<(), LogError> {
+        Err(LogError::damaged(
+            "a log that is still on its way has no places to come back to",
+        ))
+    }
+}
+
+impl Source for LogReader {
+    fn next_record(&mut self) -> Result<Option<Record>, LogError> {
+        Self::next_record(self)
+    }
+
+    fn ending(&self) -> Ending {
+        Self::ending(self)
+    }
+
+    fn bookmark(&self) -> Option<Bookmark> {
+        Self::bookmark(self)
+    }
+
+    fn return_to(&mut self, bookmark: &Bookmark) -> Result<(), LogError> {
+        Self::return_to(self, bookmark)
+    }
+}
+
+/// A turn and where it stands.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    /// The natural stop of the turn, or before it for a forced one.
+    pub stop: u64,
+    /// The turn.
+    pub turn: Turn,
+    /// The pages of its delta: frame numbers and contents.
+    pub pages: (Vec<u64>, Vec<u8>),
+}
+
+impl Placed {
+    /// The delta of a forced stop.
+    pub fn take_delta(&mut self) -> Option<Delta> {
+        let vcpu = self.turn.forced.as_ref()?.vcpu.clone()?;
+        let (frames, pages) = std::mem::take(&mut self.pages);
+        Some(Delta { vcpu, frames, pages })
+    }
+}
+
+/// What stands at the end of a batch.
+#[derive(Clone, Debug, Default)]
+pub struct Mark {
+    /// Number of the batch in the log, from 0.
+    pub batch: u64,
+    /// The stops that it covers: after this one ...
+    pub first_stop: u64,
+    /// ... up to and including this one.
+    pub last_stop: u64,
+    /// The digest chain at its end.
+    pub digest: bytes::Bytes,
+}
+
+/// Where a feed stands between two turns.
+#[derive(Clone, Debug)]
+pub struct SavedFeed {
+    bookmark: Bookmark,
+    turns: VecDeque<Placed>,
+    mark: Mark,
+    batches: u64,
+}
+
+impl SavedFeed {
+    /// Bytes that are kept, roughly.
+    pub fn bytes(&self) -> usize {
+        let turn = |placed: &Placed| {
+            let frames: usize = placed.turn.frames.iter().map(|frame| frame.data.len()).sum();
+            size_of::<Placed>() + frames + placed.pages.1.len() + placed.pages.0.len() * 8
+        };
+        size_of::<Self>() + self.turns.iter().map(turn).sum::<usize>()
+    }
+}
+
+/// The next thing in a log.
+pub enum Next {
+    /// A batch was taken in; its turns are in the queue.
+    Batch,
+    /// The log was closed in order.
+    End(Box<End>),
+    /// There is no more.
+    Stop,
+}
+
+/// A log, batch by batch.
+pub struct Feed {
+    source: Box<dyn Source>,
+    frames: Vec<u64>,
+    pages: Vec<u8>,
+    max_frame: u64,
+    /// Turns of the batch in work that are still to come.
+    pub turns: VecDeque<Placed>,
+    /// The batch in work.
+    pub mark: Mark,
+    batches: u64,
+}
+
+impl Feed {
+    /// A feed of `source` for a machine whose memory ends before frame `max_frame`.
+    pub fn new(source: Box<dyn Source>, start_stop: u64, max_frame: u64) -> Self {
+        let mark = Mark {
+            first_stop: start_stop,
+            last_stop: start_stop,
+            ..Mark::default()
+        };
+        Self {
+            source,
+            frames: Vec::new(),
+            pages: Vec::new(),
+            max_frame,
+            turns: VecDeque::new(),
+            mark,
+            batches: 0,
+        }
+    }
+
+    /// How the log ends, as far as is known.
+    pub fn ending(&self) -> Ending {
+        self.source.ending()
+    }
+
+    /// Whether nobody wants the machine any more.
+    pub fn is_given_up(&mut self) -> bool {
+        self.source.is_given_up()
+    }
+
+    /// Where it stands; `None` for a log that is still on its way.
+    pub fn saved(&self) -> Option<SavedFeed> {
+        Some(SavedFeed {
+            bookmark: self.source.bookmark()?,
+            turns: self.turns.clone(),
+            mark: self.mark.clone(),
+            batches: self.batches,
+        })
+    }
+
+    /// Comes back to where it stood.
+    pub fn return_to(&mut self, saved: &SavedFeed) -> Result<(), LogError> {
+        self.source.return_to(&saved.bookmark)?;
+        self.turns.clone_from(&saved.turns);
+        self.mark = saved.mark.clone();
+        self.batches = saved.batches;
+        self.frames.clear();
+        self.pages.clear();
+        Ok(())
+    }
+
+    /// Reads up to and including the next batch.
+    pub fn advance(&mut self) -> Result<Next, LogError> {
+        loop {
+            match self.source.next_record()? {
+                None => return Ok(Next::Stop),
+                Some(Record::End(end)) => return Ok(Next::End(Box::new(end))),
+                Some(Record::Pages(chunk)) => {
+                    let pages = unpack_pages(&chunk, self.max_frame)?;
+                    for (frame, page) in pages.iter() {
+                        self.frames.push(frame);
+                        self.pages.extend_from_slice(page);
+                    }
+                }
+                Some(Record::Batch(batch)) => {
+                    self.take_batch(batch)?;
+                    return Ok(Next::Batch);
+                }
+            }
+        }
+    }
+
+    fn take_batch(&mut self, batch: Batch) -> Result<(), LogError> {
+        let mut stop = batch.first_stop;
+        self.mark = Mark {
+            batch: self.batches,
+            first_stop: batch.first_stop,
+            last_stop: batch.last_stop,
+            digest: batch.digest,
+        };
+        self.batches += 1;
+        for turn in batch.turns {
+            stop += u64::from(turn.gap);
+            let count = turn.forced.as_ref().map_or(0, |forced| forced.pages as usize);
+            if count > self.frames.len() {
+                return Err(LogError::damaged(format!("the delta after stop {stop} lacks pages")));
+            }
+            let rest = self.frames.split_off(count);
+            let rest_pages = self.pages.split_off(count * 4096);
+            let pages = (
+                std::mem::replace(&mut self.frames, rest),
+                std::mem::replace(&mut self.pages, rest_pages),
+            );
+            self.turns.push_back(Placed { stop, turn, pages });
+        }
+        if self.frames.is_empty() {
+            Ok(())
+        } else {
+            Err(LogError::damaged(format!(
+                "{} pages before stop {stop} belong to no delta",
+                self.frames.len()
+            )))
+        }
+    }
+}
