@@ -2,7 +2,7 @@
 SCRIPTS := integration/scripts
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help ready demo recording test soak amd bench guest build man deb lint setup clean
+.PHONY: help ready demo recording test soak amd bench guest guest-debian build man deb lint setup clean
 # Each step needs what the one before has set up.
 .NOTPARALLEL:
 
@@ -23,6 +23,7 @@ help:
 	@echo '            OUT=DIR keeps what it writes there, LIMIT=SECONDS bounds it (600)'
 	@echo 'make bench  measure; tables and target/bench/*.json'
 	@echo 'make guest  build the test guest into target/guest'
+	@echo 'make guest-debian   make a Debian 12 and a Debian 13 as one installs them, into target/stock-debian'
 	@echo 'make build  build the programs into target/release'
 	@echo 'make man    manual pages and completions of all programs, into target/man and target/completions'
 	@echo 'make deb    the Debian package, into target/deb; LOCKSTEP_VERSION=1.2~3 gives it another version'
@@ -37,6 +38,10 @@ build:
 
 guest: setup
 	integration/guest/build.sh all
+
+guest-debian: setup
+	$(SCRIPTS)/stock-debian.sh 12
+	$(SCRIPTS)/stock-debian.sh 13
 
 # What the programs of these two need, before anything is installed or built.
 ready:

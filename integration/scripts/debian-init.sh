@@ -63,7 +63,11 @@ while time.monotonic() < end:
     touched += 64
 print("PRESSURE", (sum(memory[::4096]) - touched) % 256, touched)
 ' "$count"
-            echo "SWAPPED $(sed -n 's/^pswpout //p' /proc/vmstat) $(sed -n 's/^pswpin //p' /proc/vmstat)"
+            # In sectors: the kernel does not count its pages (CONFIG_VM_EVENT_COUNTERS).
+            read -r _ _ _ _ _ in _ _ _ out _ <<END
+$(grep -w vdb /proc/diskstats)
+END
+            echo "SWAPPED $((out / 8)) $((in / 8))"
             swapoff /dev/vdb
             echo "PRESSURE-DONE $count"
             ;;

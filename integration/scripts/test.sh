@@ -13,6 +13,8 @@ set -euo pipefail
 mkdir -p "$TARGET_DIR/test"
 log=$TARGET_DIR/test/log.txt
 : >"$log"
+times=$TARGET_DIR/test/times
+rm -f "$times"*
 cd "$REPO_DIR"
 
 if has_kvm && [ -z "$("$REPO_DIR/integration/guest/build.sh" packages 2>/dev/null)" ]; then
@@ -27,19 +29,45 @@ say "building (5 minutes at the first time)"
 cargo build --release --locked --workspace
 say "testing; the whole output goes to ${log#"$REPO_DIR"/}"
 status=0
+# Writes the seconds of each test of a log that is being written to a file, and the log itself on.
+timed() {
+    local line last=$SECONDS
+    while IFS= read -r line; do
+        printf '%s\n' "$line"
+        [[ ! $line =~ ^test\ ([^ ]+)\ \.\.\.\ (ok|FAILED)$ ]] || echo "$((SECONDS - last)) ${BASH_REMATCH[1]}" >>"$1"
+        last=$SECONDS
+    done
+}
+# took WHAT: the seconds since the beginning, and the share of the processors' time that was used in them: what is left is what
+# running more side by side could save.
+cpu_times() { awk '/^cpu / {print $2 + $3 + $4 + $7 + $8 + $9, $5 + $6}' /proc/stat; }
+begin_times=$(cpu_times)
+took() {
+    echo "took $SECONDS s, $(echo "$begin_times $(cpu_times)" | awk '{busy = $3 - $1; idle = $4 - $2; printf "%.0f", 100 * busy / (busy + idle + 1)}') % of the processors: $1"
+}
 run_tests() { cargo test --release --locked --workspace --no-fail-fast "$@" ${TEST:+"$TEST"} --test-threads=1 --show-output; }
-# KVM tests share two cores and network names with nobody: one at a time. Only the playbooks run beside them, which wait most of
-# the time, on hosts in containers. What this machine's KVM cannot show runs on emulated hosts after that.
-BESIDE=ansible
+# KVM tests share two cores with each other: one at a time. Beside them run the playbooks, which wait most of the time, on hosts in
+# containers; then the emulated Intel host, which takes one core; then what records and replays a machine of its own, which no
+# other's load disturbs. The emulated AMD hosts take both cores after that.
+BESIDE=(--test linux_redis --test forced_stops)
+NOT_BESIDE=(--skip playbooks_ --skip redis_ --skip stress_with_)
 {
     cargo test --release --locked --workspace --no-run
     failed=0
-    run_tests --test "$BESIDE" -- >"$log.$BESIDE" 2>&1 &
+    {
+        besides=0
+        run_tests --test ansible -- 2>&1 | timed "$times.beside" || besides=$?
+        integration/scripts/hosts-tests.sh intel || besides=$?
+        run_tests "${BESIDE[@]}" -- 2>&1 | timed "$times.beside-2" || besides=$?
+        exit "$besides"
+    } >"$log.beside" 2>&1 &
     beside=$!
-    run_tests -- --skip playbooks_ || failed=$?
+    run_tests -- "${NOT_BESIDE[@]}" 2>&1 | timed "$times" || failed=$?
     wait "$beside" || failed=$?
-    cat "$log.$BESIDE"
-    integration/scripts/hosts-tests.sh || failed=$?
+    cat "$log.beside"
+    took "tests on this machine"
+    integration/scripts/hosts-tests.sh amd || failed=$?
+    took "tests on this machine and on emulated hosts"
     exit "$failed"
 } >"$log" 2>&1 &
 tests=$!
@@ -57,11 +85,34 @@ fi
 if [ "$status" -ne 0 ]; then
     say "failed:"
     grep -E '^test .* FAILED$|^error' "$log" >&2 || tail -n 30 "$log" >&2
+    # Whoever has only this to read has no other run to ask.
+    awk -v most=12 '
+        function tell(i) {
+            if (n > 0) print "    " name " said last:"
+            for (i = n > most ? n - most + 1 : 1; i <= n; i++) print "        " said[i]
+            name = ""; n = indented = 0
+        }
+        /^(failures|successes):$/ || /^test result:/ {tell(); failed = $1 == "failures:"; next}
+        # On an emulated host what a test said is indented and follows its result.
+        /^test .* \.\.\. FAILED$/ {tell(); name = $2; indented = 1; next}
+        indented && !/^    / {tell()}
+        /^---- .* stdout ----$/ {tell(); if (failed) name = $2; next}
+        name != "" && NF && !/^ *([0-9]+: |at \/|at \.\/|Stack backtrace:)/ {said[++n] = $0}
+        END {tell()}' "$log" >&2
     [ "$failed" -gt 0 ] || failed=1
 fi
 if [ "$((passed + failed + skipped))" -eq 0 ]; then
     say "no test's name contains '${TEST:-}'"
     status=1
+fi
+{
+    cat "$times"* 2>/dev/null || true
+    sed -n -E 's/^test ([^ ]+) \.\.\. ok \(([0-9]+) s\)$/\2 \1/p' "$log"
+} | sort -rn | sed -n 1,10p >"$log.slowest"
+if [ -s "$log.slowest" ]; then
+    say "the slowest, in seconds, in $SECONDS s of all:"
+    sed 's/^/    /' "$log.slowest" >&2
+    sed -n 's/^took /    /p' "$log" >&2
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
 exit "$status"

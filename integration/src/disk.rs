@@ -1,7 +1,8 @@
 //! Disk images for guests.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +11,15 @@ use crate::process::check;
 
 /// Makes an image with an empty ext4 file system.
 pub fn make_ext4(path: &Path, mib: u64) -> Result<()> {
+    make(path, mib, None)
+}
+
+/// Makes an image with an ext4 file system that has what the directory `content` has.
+pub fn make_ext4_of(path: &Path, mib: u64, content: &Path) -> Result<()> {
+    make(path, mib, Some(content))
+}
+
+fn make(path: &Path, mib: u64, content: Option<&Path>) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     file.set_len(mib << 20)?;
     // Whatever the guest does not do in the background need not be interpreted.
@@ -17,6 +27,11 @@ pub fn make_ext4(path: &Path, mib: u64) -> Result<()> {
     check(
         Command::new("mkfs.ext4")
             .args(["-q", "-F", "-E", options])
+            .args(
+                content
+                    .iter()
+                    .flat_map(|content| [OsStr::new("-d"), content.as_os_str()]),
+            )
             .arg(path)
             .env("PATH", with_sbin()),
     )?;
@@ -53,6 +68,34 @@ pub fn read_file(image: &Path, path: &str) -> Result<String> {
     )
 }
 
-fn with_sbin() -> String {
+/// A loop device over a file. Dropping it detaches it.
+pub struct LoopDevice(PathBuf);
+
+impl LoopDevice {
+    /// The first one that is free.
+    pub fn over(file: &Path) -> Result<Self> {
+        let mut command = Command::new("losetup");
+        command.args(["--find", "--show"]).arg(file).env("PATH", with_sbin());
+        Ok(Self(check(&mut command)?.trim().into()))
+    }
+
+    /// Its node in /dev.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let mut command = Command::new("losetup");
+        command.arg("--detach").arg(&self.0).env("PATH", with_sbin());
+        if let Err(error) = check(&mut command) {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+/// PATH with the directories of what only root needs.
+pub fn with_sbin() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }

@@ -7,11 +7,11 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::http::ask;
 use crate::net::{Namespace, inside};
-use crate::process::bound;
+use crate::process::{self, bound};
 
 /// How long etcd may take until it answers; it elects itself in a second.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -190,7 +190,7 @@ impl Etcd {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let child = self.child.as_ref().context("etcd does not run")?;
-        kill_process(Pid::from_child(child), signal).context("cannot signal etcd")
+        process::signal(child, signal)
     }
 
     /// Kills it.

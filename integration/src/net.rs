@@ -15,6 +15,8 @@ use crate::process::{bound, check};
 pub const GUEST: &str = "10.77.0.2/24";
 /// The same for client programs.
 pub const GUEST_IP: &str = "10.77.0.2";
+/// The client's address, and the namespace's side where there is no client.
+pub const CLIENT_IP: &str = "10.77.0.1";
 /// The namespace's side.
 const HOST: &str = "10.77.0.1/24";
 /// The tap device, the same in every namespace.

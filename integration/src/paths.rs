@@ -1,8 +1,11 @@
 //! Where the programs, the guest's images and the tests' own files are.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+
+use crate::process::check;
 
 /// The workspace's target directory.
 pub fn target_dir() -> PathBuf {
@@ -55,6 +58,13 @@ impl Guest {
             general: file("general.cpio")?,
             redis: file("redis.cpio")?,
         })
+    }
+
+    /// Debian's kernel for virtual machines, beside an initrd with its modules; fetched where it is not there.
+    pub fn stock_kernel() -> Result<PathBuf> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/stock-kernel.sh");
+        check(&mut Command::new(script))?;
+        Ok(target_dir().join("stock/vmlinuz"))
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// A command that is killed when the thread that starts it ends, however it ends.
 pub fn bound(program: impl AsRef<OsStr>) -> Command {
@@ -24,6 +25,18 @@ pub fn check(command: &mut Command) -> Result<String> {
         bail!("{command:?} failed ({}): {}", output.status, said.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Sends a child a signal. One that is stopped stands still afterwards: the kernel stops thread by thread, and says when all are.
+pub fn signal(child: &Child, signal: Signal) -> Result<()> {
+    let pid = Pid::from_child(child);
+    kill_process(pid, signal).with_context(|| format!("cannot signal process {}", child.id()))?;
+    if signal == Signal::STOP {
+        // It stays to be waited for by whoever owns it, if it has ended.
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(pid), options)?;
+    }
+    Ok(())
 }
 
 /// Runs a command that reads `input`, to its end; an unsuccessful status is an error with its messages.

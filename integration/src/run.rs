@@ -7,11 +7,11 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::net::{Namespace, TAP};
 use crate::paths::{Guest, program};
-use crate::process::bound;
+use crate::process::{self, bound};
 use crate::transcript::Transcript;
 
 /// Words that the guest's kernel needs where ring 0 is interpreted (integration/guest/README.md), and fast resets.
@@ -155,8 +155,7 @@ impl Running {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = Pid::from_raw(self.child.id() as i32).context("no process")?;
-        Ok(kill_process(pid, signal)?)
+        process::signal(&self.child, signal)
     }
 
     /// Ends it at once, with its files whole. (SIGTERM would first have the machine of a pair go elsewhere.)

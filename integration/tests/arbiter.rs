@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lockstep_integration::etcd::{Etcd, Tls};
 use lockstep_integration::gate::require_program;
-use lockstep_primary::arbiter::{Arbiter, ArbiterError, Outcome, REQUEST_TIMEOUT, Record, Spec, TlsFiles, open};
-use lockstep_primary::pki::{self, Validity};
+use lockstep_node::arbiter::{Arbiter, ArbiterError, Outcome, REQUEST_TIMEOUT, Record, Spec, TlsFiles, open};
+use lockstep_node::pki::{self, Validity};
 use rustix::process::Signal;
 
 const ROUNDS: u64 = 200;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lockstep_integration::etcd::{Etcd, Tls};
 use lockstep_integration::gate::require_program;
-use lockstep_primary::arbiter::{Arbiter, ArbiterError, Login, Outcome, Record, TlsFiles, open};
-use lockstep_primary::pki::{self, Validity};
+use lockstep_node::arbiter::{Arbiter, ArbiterError, Login, Outcome, Record, TlsFiles, open};
+use lockstep_node::pki::{self, Validity};
 
 /// How long a token may take until it has ended; etcd is told a second, and looks every second.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -196,5 +196,54 @@ fn whom_an_etcd_with_users_refuses_is_told_why() -> Result<()> {
     }
     fs::set_permissions(world.password_file(), Permissions::from_mode(0o644))?;
     refused(world.open_as(Some("lockstep"), "node")?.as_mut(), "others can read")?;
+    Ok(())
+}
+
+#[test]
+fn the_playbooks_remove_a_record_as_the_arbiters_user() -> Result<()> {
+    if !require_program("etcd", "etcd-server") || !require_program("ansible-playbook", "ansible") {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let mut arbiter = world.open_as(Some("lockstep"), "node")?;
+    ensure!(arbiter.compare_and_set(None, &record(1))? == Outcome::Done);
+    let pki = world.home.path().join("pki");
+    let file = |name: &str| serde_json::json!(pki.join(name));
+    // YAML has JSON in it.
+    let play = serde_json::json!([{
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": false,
+        "vars": {
+            "machine": {
+                "name": "m",
+                "settings": {"arbiter-user": "lockstep", "arbiter-password-file": world.password_file()},
+            },
+            "lockstep_arbiter": format!("etcd:{}", world.etcd.url()),
+            "lockstep_arbiter_ca": file("ca.pem"),
+            "lockstep_arbiter_cert": file("node.pem"),
+            "lockstep_arbiter_key": file("node.key"),
+        },
+        "tasks": [{"ansible.builtin.include_role": {"name": "machine", "tasks_from": "record"}}],
+    }]);
+    let playbook = world.home.path().join("play.yml");
+    fs::write(&playbook, play.to_string())?;
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").canonicalize()?;
+    let output = Command::new("ansible-playbook")
+        .args(["-vvv", "--inventory", "localhost,"])
+        .arg(playbook)
+        .env("LC_ALL", "C.UTF-8")
+        .env("ANSIBLE_ROLES_PATH", deploy.join("roles"))
+        .env("ANSIBLE_HOME", world.home.path().join("ansible"))
+        .env("ANSIBLE_LOCAL_TEMP", world.home.path().join("ansible/tmp"))
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{said}");
+    ensure!(arbiter.read()?.is_none(), "the record is there: {said}");
+    ensure!(
+        !said.contains("pass \"word") && !said.contains("pass \\\"word"),
+        "it tells the password: {said}"
+    );
+    ensure!(!said.contains("\"token\""), "it tells the token: {said}");
     Ok(())
 }

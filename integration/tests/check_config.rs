@@ -8,6 +8,9 @@ use lockstep_integration::gate::{require_program, require_root_net};
 use lockstep_integration::pair::{LIMIT, PORT, SOME, Scene, Setup};
 use lockstep_integration::paths::program;
 use lockstep_integration::process::check;
+use lockstep_integration::{Run, work_dir};
+use lockstep_node::start::mac_text;
+use lockstep_vmm::snapshot::Restore;
 use serde_json::Value;
 
 /// What every check of a host that can run a node passes, whoever else runs.
@@ -304,4 +307,81 @@ fn what_is_wrong_on_a_host_is_named_with_its_remedy() -> Result<()> {
     primary.wait_for_state("protected", LIMIT)?;
     let other: Expected<'_> = ("arbiter", "fail", &["belongs to node `a`", "set node and peer-name"]);
     expect(&scene, 1, &[("peer-name", "\"c\"".into())], &[other])
+}
+
+/// A machine's file beside the others, with keys of its own; it lies in `scene`'s directory as `beside.toml`.
+fn beside(scene: &Scene, others: &[(&'static str, String)]) -> Result<PathBuf> {
+    let own = scene.pair.dir().join("beside.img");
+    std::fs::File::create(&own)?.set_len(1 << 20)?;
+    let mut keys = keys(scene, 0)?;
+    keys.retain(|(key, _)| *key != "snapshot");
+    let differs = [
+        ("name", "\"other\"".into()),
+        ("role", "\"backup\"".into()),
+        ("listen", format!("\"{}:{}\"", scene.pair.network.hosts[0].ip, PORT + 1)),
+        ("disk", format!("[{}]", quoted(&own))),
+    ];
+    for (key, value) in differs.into_iter().chain(others.iter().cloned()) {
+        keys.retain(|(name, _)| *name != key);
+        keys.push((key, value));
+    }
+    let lines: Vec<String> = keys.iter().map(|(key, value)| format!("{key} = {value}")).collect();
+    let path = scene.pair.dir().join("beside.toml");
+    std::fs::write(&path, lines.join("\n"))?;
+    Ok(path)
+}
+
+#[test]
+fn equal_addresses_of_two_machines_of_one_host_are_told() -> Result<()> {
+    let Some(scene) = open("check-config-addresses")? else {
+        return Ok(());
+    };
+    let snapshot = Restore::open(&scene.snapshot())?;
+    let nic = &snapshot.config().context("no machine")?.nics[0];
+    let mac = mac_text(nic.mac.as_ref().try_into()?);
+    let net = |tap: &str, mac: &str| ("net", format!("[\"tap={tap},mac={mac}\"]"));
+    // What lies in the same directory, whether it runs or not.
+    beside(&scene, &[net("tap0", &mac)])?;
+    let equal: Expected<'_> = ("mac", "fail", &[&mac, "`other`", "beside.toml", "mac= of its own"]);
+    expect(&scene, 0, &[], &[equal])?;
+    for (key, value) in [net("tap0", "52:00:00:00:00:07"), ("net", "[\"tap=tap0\"]".into())] {
+        beside(&scene, &[(key, value)])?;
+        expect(&scene, 0, &[], &[("mac", "pass", &[&mac])])?;
+    }
+    beside(&scene, &[net("tap0", &mac), ("name", "\"pair\"".into())])?;
+    expect(&scene, 0, &[], &[("mac", "pass", &[])])?;
+    // In a network of its own.
+    let host = &scene.pair.network.hosts[0].namespace;
+    host.ip(&["link", "add", "apart", "type", "bridge"])?;
+    host.ip(&["tuntap", "add", "tap7", "mode", "tap"])?;
+    host.ip(&["link", "set", "tap7", "master", "apart"])?;
+    let path = beside(&scene, &[net("tap7", &mac)])?;
+    expect(
+        &scene,
+        0,
+        &[],
+        &[("mac", "warn", &[&mac, "`other`", "in another bridge"])],
+    )?;
+    // What is on this host, wherever its file is.
+    let moved = work_dir("check-config-elsewhere")?.join("elsewhere.toml");
+    std::fs::rename(path, &moved)?;
+    host.ip(&["link", "set", "tap7", "nomaster"])?;
+    let _primary = scene.start_primary(0)?;
+    expect(&scene, 1, &[], &[("mac", "pass", &[])])?;
+    let run = Run::with(host.command(program("lockstep-backup")?))
+        .env("LOCKSTEP_RUN_DIR", &scene.pair.run_dir(0))
+        .env("LOCKSTEP_STATE_DIR", &scene.pair.state_dir(0));
+    let other = run.args(["--config".into(), moved.into_os_string()]).start()?;
+    other
+        .messages
+        .wait_for(&format!("the card on tap7 has the address {mac}"), LIMIT)?;
+    other
+        .messages
+        .wait_for("of machine `pair`, which is on this host", LIMIT)?;
+    expect(
+        &scene,
+        0,
+        &[],
+        &[("mac", "fail", &["of machine `other`, which is on this host"])],
+    )
 }

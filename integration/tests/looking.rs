@@ -93,6 +93,41 @@ fn unhex(text: &str) -> Result<Vec<u8>> {
     pairs.map(byte).collect()
 }
 
+/// What a frame of ours and of gdb's have in common.
+fn function(call: &str) -> &str {
+    call.split(['+', '.']).next().unwrap_or(call)
+}
+
+/// Those of the calls, the innermost first, that gdb can have followed. Where it says that a previous frame lies inside the
+/// next, which it takes for a broken stack, an interrupt has gone over to a stack of its own: ours goes on there.
+fn until_another_stack<'a>(backtrace: &str, calls: &'a [&'a str]) -> &'a [&'a str] {
+    if !backtrace.contains("previous frame inner to this frame") {
+        return calls;
+    }
+    let outermost = backtrace.lines().rfind(|line| line.starts_with('#'));
+    let is_outermost = |call: &&str| outermost.is_some_and(|line| line.contains(&format!(" {} (", function(call))));
+    match calls.iter().position(is_outermost) {
+        Some(last) => &calls[..=last],
+        None => calls,
+    }
+}
+
+#[test]
+fn stacks_are_compared_as_far_as_gdb_goes() {
+    let calls = ["read_tsc+0x5", "common_interrupt+0x8a", "default_idle.constprop.0+0x9"];
+    let whole = "read_tsc (cs=0x1) at tsc.c:1095\n#1  0x10 in common_interrupt (regs=0x2) at irq.c:242\n";
+    assert_eq!(
+        until_another_stack(whole, &calls),
+        calls,
+        "gdb does not say that it stops"
+    );
+    let stopped = format!("{whole}Backtrace stopped: previous frame inner to this frame (corrupt stack?)\n");
+    assert_eq!(until_another_stack(&stopped, &calls), &calls[..2]);
+    // Where gdb's last one is none of ours, all are wanted: the stacks are not the same.
+    let other = stopped.replace("common_interrupt", "common_interrupt_of_another");
+    assert_eq!(until_another_stack(&other, &calls), calls);
+}
+
 #[test]
 fn a_position_is_shown_and_exported() -> Result<()> {
     if !require_kvm() || !require_program("gdb", "gdb") {
@@ -189,8 +224,8 @@ fn a_position_is_shown_and_exported() -> Result<()> {
         "{current} is not gdb's: {read}"
     );
     let (_, backtrace) = read.split_once("#0 ").context("no backtrace")?;
-    for call in calls {
-        let function = call.split(['+', '.']).next().unwrap_or(call);
+    for call in until_another_stack(backtrace, &calls) {
+        let function = function(call);
         ensure!(backtrace.contains(function), "{function} is not in gdb's: {backtrace}");
     }
     let again = debug(&["export-memory", log, core.to_str().context("path")?, "--at", &at])?;

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lockstep_integration::gate::{require_program, require_root_net};
-use lockstep_integration::pair::{LIMIT, Node, Pair, Protected, SOME, Setup, flip_tick, status, wait_for_status};
+use lockstep_integration::pair::{
+    LIMIT, Node, Pair, Protected, SOME, Setup, Tick, status, until_found, wait_for_status,
+};
 use lockstep_integration::process::check;
 use lockstep_integration::{Debug, work_dir};
 use rustix::process::Signal;
@@ -127,6 +129,41 @@ fn an_etcd_that_was_restored_from_an_older_copy_is_told_of_and_one_that_was_comp
     protected.kill_primary()?.settle()
 }
 
+/// Where etcd has the record of the term before, the node that it names believes itself to be the owner, though the machine
+/// runs on the other host.
+#[test]
+fn a_node_that_is_started_while_etcd_has_an_older_record_starts_nothing() -> Result<()> {
+    if !require_root_net() || !require_program("etcd", "etcd-server") {
+        return Ok(());
+    }
+    let home = work_dir("try-etcd-start-copies")?;
+    let [older, newer, gone] = ["older", "newer", "gone"].map(|name| home.join(name));
+    let mut scene = Setup::new("try-etcd-start").etcd().auto().build()?;
+    let primary = scene.start_primary(0)?;
+    primary.wait_for_state("not-protected (need-backup)", LIMIT)?;
+    let etcd = scene.pair.etcd()?;
+    etcd.kill();
+    check(Command::new("cp").arg("-r").arg(etcd.data()).arg(&older))?;
+    etcd.run()?;
+    let backup = scene.start_backup(1)?;
+    primary.wait_for_state("protected", LIMIT)?;
+    let counter = scene.count()?;
+    let mut alone = Protected::new(scene, primary, backup, counter)?.kill_primary()?;
+
+    exchange(&mut alone.scene.pair, &older, &newer)?;
+    let ended = alone.scene.start_backup(0)?.run.wait(LIMIT)?;
+    ensure!(ended.status.code() == Some(1), "{}", ended.status);
+    ensure!(
+        ended.messages.contains("the record at the arbiter went back"),
+        "{}",
+        ended.messages
+    );
+    alone.check_silent(0)?;
+
+    exchange(&mut alone.scene.pair, &newer, &gone)?;
+    alone.protect()?.settle()
+}
+
 #[test]
 fn hosts_that_stand_still_together_go_on_with_one_machine() -> Result<()> {
     if !require_root_net() {
@@ -200,15 +237,13 @@ fn a_report_that_finds_no_room_is_told_and_the_machine_is_healed() -> Result<()>
         scene.pair.prepare(host, full);
     }
     let protected = scene.open()?;
-    while protected.primary.count_of_state("protected term=2") == 0 {
-        // A delta may bring the page anew before an epoch ends, and then the bit is gone.
-        flip_tick(&protected.backup, MEMORY)?;
-        protected.counter.wait_for(SOME, LIMIT)?;
-    }
+    until_found(&protected, MEMORY, Tick::flip)?;
     for node in [&protected.primary, &protected.backup] {
         node.run
             .messages
             .wait_for("a divergence report cannot be kept", LIMIT)?;
     }
+    // Said after that.
+    protected.primary.wait_for_state("protected term=2", LIMIT)?;
     protected.kill_primary()?.settle()
 }

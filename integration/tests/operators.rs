@@ -3,15 +3,16 @@
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use iced_x86::code_asm::{al, dx, rbx};
+use lockstep_integration::disk::LoopDevice;
 use lockstep_integration::gate::{require_kvm, require_program, require_root, require_root_net};
 use lockstep_integration::net::{Namespace, TAP};
 use lockstep_integration::paths::program;
-use lockstep_integration::process::{bound, check};
+use lockstep_integration::process::bound;
 use lockstep_integration::screen::Screen;
 use lockstep_integration::{Debug, Run, tiny, work_dir};
 use rustix::process::Signal;
@@ -300,24 +301,6 @@ fn a_tap_of_another_network_namespace_is_found() -> Result<()> {
     Ok(())
 }
 
-/// A loop device over a file. Dropping it detaches it.
-struct Loop(String);
-
-impl Loop {
-    fn over(file: &Path) -> Result<Self> {
-        let device = check(Command::new("losetup").args(["--find", "--show"]).arg(file))?;
-        Ok(Self(device.trim().to_owned()))
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        if let Err(error) = check(Command::new("losetup").args(["--detach", &self.0])) {
-            eprintln!("{error:#}");
-        }
-    }
-}
-
 #[test]
 fn a_block_device_is_a_disk() -> Result<()> {
     if !require_root() || !require_program("losetup", "mount") {
@@ -326,13 +309,13 @@ fn a_block_device_is_a_disk() -> Result<()> {
     let dir = work_dir("block-device")?;
     let (image, state) = (dir.join("image"), dir.join("state"));
     fs::write(&image, vec![7; 1 << 20])?;
-    let device = Loop::over(&image)?;
+    let device = LoopDevice::over(&image)?;
     let kernel = says(&dir, "printed")?;
     let log = dir.join("log");
     let run = || -> Result<Run> {
         Ok(boot(Run::bare()?, &kernel)
             .env("LOCKSTEP_STATE_DIR", &state)
-            .disk(Path::new(&device.0)))
+            .disk(device.path()))
     };
     run()?.record(&log).complete(LIMIT)?.report()?;
     let info = Debug::run(["info".as_ref(), "--json".as_ref(), log.as_os_str()])?.json()?;
@@ -352,7 +335,7 @@ fn a_block_device_is_a_disk() -> Result<()> {
     let limit = ["--record-max-bytes", "8000000"];
     run()?.record(&ring).args(limit).complete(LIMIT)?.report()?;
     // Its mark as a replica lies where a reboot of the host leaves it.
-    let mark = lockstep_primary::host::size::marked_as(Path::new(&device.0))?;
+    let mark = lockstep_node::host::size::marked_as(device.path())?;
     ensure!(!mark.starts_with("/dev"), "{}", mark.display());
     let mark = state.join("disks").join(mark.file_name().context("no name")?);
     fs::write(mark.with_added_extension("replica"), "a\n")?;

@@ -11,7 +11,7 @@ use lockstep_integration::hosts::current_package;
 use lockstep_integration::paths::{program, target_dir};
 use lockstep_integration::process::check;
 use lockstep_integration::work_dir;
-use lockstep_primary::VERSION;
+use lockstep_node::VERSION;
 
 const PROGRAMS: [&str; 3] = ["lockstep-primary", "lockstep-backup", "lockstep-debug"];
 /// systemd's exposure, in tenths: 2.0 and more is for services that have more to do on a host.

@@ -4,12 +4,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use lockstep_integration::disk::check_ext4;
 use lockstep_integration::gate::{ordinary_host, require_program, require_root_net, soak};
 use lockstep_integration::pair::{
-    Arbiter, LIMIT, Node, Pair, Protected, SOME, Setup, blank_like, boot_debian, check_equal, copy_debian, flip_tick,
-    number, rounds, set_beside_tick, status, wait_for_status,
+    Arbiter, LIMIT, Node, Pair, Protected, SOME, Setup, Tick, blank_like, boot_debian, check_equal, copy_debian,
+    number, rounds, status, until_found, wait_for_status,
 };
 use lockstep_integration::snapshot::BOOT_LIMIT;
 use lockstep_integration::{Debug, Guest, work_dir};
@@ -72,23 +72,6 @@ fn is_healed(protected: &Protected) -> Result<()> {
     protected.counter.wait_for(SOME, LIMIT)
 }
 
-/// Does `flip` to the backup's memory until it is found: a delta may bring the page anew before an epoch ends, and then the
-/// bit is gone. Returns what the last one came to.
-fn until_found<T>(protected: &Protected, flip: impl Fn() -> Result<T>) -> Result<T> {
-    let socket = protected.scene.pair.socket(protected.primary.host);
-    for _ in 0..1000 {
-        let position = number(&status(&socket)?, "received")?;
-        let flipped = flip()?;
-        let after = wait_for_status(&socket, LIMIT, |now| {
-            Ok(divergences(now)? > 0 || number(now, "verified")? > position)
-        })?;
-        if divergences(&after)? > 0 {
-            return Ok(flipped);
-        }
-    }
-    bail!("the bit is found by nobody")
-}
-
 /// Where the host cannot trap RDTSC in ring 3, each side stores its own.
 #[test]
 fn a_program_that_reads_the_tsc_is_healed() -> Result<()> {
@@ -108,7 +91,7 @@ fn a_flipped_bit_of_the_backup_is_healed() -> Result<()> {
         return Ok(());
     }
     let protected = Setup::new("pair-flip").open()?;
-    until_found(&protected, || flip_tick(&protected.backup, PAGES << 12))?;
+    until_found(&protected, PAGES << 12, Tick::flip)?;
     is_healed(&protected)?;
     protected.kill_primary()?.settle()
 }
@@ -143,7 +126,7 @@ fn a_bit_that_nobody_reads_is_named_with_its_page_and_byte() -> Result<()> {
     }
     let protected = Setup::new("pair-bit").open()?;
     let (primary, backup) = (&protected.primary, &protected.backup);
-    let address = until_found(&protected, || set_beside_tick(backup, PAGES << 12))?;
+    let address = until_found(&protected, PAGES << 12, Tick::set_beside)?;
     is_healed(&protected)?;
     backup.run.messages.wait_for("pages that differed:", LIMIT)?;
     let page = format!("page {:#x}", address & !0xfff);

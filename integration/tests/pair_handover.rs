@@ -85,7 +85,7 @@ fn a_recording_tells_its_terms_and_where_its_machine_was_handed_over() -> Result
     let mut pair = info["pair"].clone();
     let terms = pair["terms"].take();
     ensure!(
-        pair == json!({ "machine": "pair", "node": "a", "first_term": 1, "last_term": 3, "terms": null }),
+        pair == json!({ "machine": "pair", "node": "a", "first_term": 1, "last_term": 3, "restarts": 0, "terms": null }),
         "{info:#}"
     );
     let terms = terms.as_array().context("terms")?;

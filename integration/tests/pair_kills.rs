@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lockstep_integration::gate::{require_root_net, rounds, soak};
+use lockstep_integration::gate::{ordinary_host, require_root_net, rounds, soak};
 use lockstep_integration::load::Benchmark;
 use lockstep_integration::pair::{Alone, Counter, Journal, LIMIT, Protected, Proxy, Scene, Setup, Weather};
 use lockstep_integration::random::Random;
@@ -92,6 +92,20 @@ fn hosts_die_at_random_moments() -> Result<()> {
         protected = kill(all[round % all.len()], protected, &mut random)?;
     }
     protected.settle_with_disks()
+}
+
+/// The same without a disk and without forced stops, of which an emulated host makes no 50 a second.
+#[test]
+fn hosts_of_a_small_machine_die_at_random_moments() -> Result<()> {
+    if !require_root_net() || !ordinary_host()? {
+        return Ok(());
+    }
+    let mut random = Random::seeded();
+    let mut protected = Setup::new("pair-small-kills").open()?;
+    for moment in [Moment::Burst, Moment::Join, Moment::Idle] {
+        protected = kill(moment, protected, &mut random)?;
+    }
+    protected.settle()
 }
 
 #[test]

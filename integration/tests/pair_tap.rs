@@ -9,7 +9,7 @@ use lockstep_integration::net::{BRIDGE, TAP, inside};
 use lockstep_integration::pair::{LIMIT, Network, Node, Pair, Protected, SOME, Setup, wait_for_status};
 use lockstep_integration::prometheus::value;
 use lockstep_integration::{Booted, Kind, Namespace, Run};
-use lockstep_primary::host::tap::{TapKeeper, TapSender};
+use lockstep_node::host::tap::{TapKeeper, TapSender};
 
 /// Waits until a node says `state`, with this reason, and looks at its health and at what it counts.
 fn wait_until_told(pair: &Pair, host: usize, state: &str, reason: Option<&str>, is_cut_off: bool) -> Result<()> {

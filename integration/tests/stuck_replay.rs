@@ -5,14 +5,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lockstep_backup::feed::Source;
-use lockstep_backup::patience::Patience;
-use lockstep_backup::{Mismatch, ReplayError, Replayer};
 use lockstep_integration::gate::require_kvm;
 use lockstep_logcodec::{Ending, LogError, Record};
-use lockstep_primary::host::disk::Disks;
+use lockstep_node::host::disk::Disks;
 use lockstep_proto::model::NEWEST_REVISION;
 use lockstep_proto::{Batch, MachineConfig};
+use lockstep_replay::feed::Source;
+use lockstep_replay::patience::Patience;
+use lockstep_replay::{Mismatch, ReplayError, Replayer};
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::micro::{MEMORY_BYTES, MicroGuest, Ring};

@@ -11,7 +11,7 @@ use lockstep_integration::pair::{LIMIT, Node, Setup};
 use lockstep_integration::ring::Ring;
 use lockstep_integration::snapshot::BOOT_LIMIT;
 use lockstep_integration::{Debug, Guest, Kind, Run, Running, work_dir};
-use lockstep_primary::host::holes::data_from;
+use lockstep_node::host::holes::data_from;
 
 /// What the disks have room for.
 const SIZE: u64 = 300 << 30;

@@ -26,7 +26,7 @@ const REQUESTS: u32 = 20;
 
 /// Measures on both, and compares.
 pub fn run(scale: Scale, table: &mut Table) -> Result<()> {
-    let amd = match on_amd(scale) {
+    let amd = match on_amd(scale, HERE) {
         Ok(amd) => Some(amd),
         Err(error) => {
             table.skip("counts on AMD", &format!("{error:#}"));
@@ -57,13 +57,13 @@ pub fn here(scale: Scale, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// This section on an emulated AMD host, after ours has ended: each has both cores. Returns its rows.
-fn on_amd(scale: Scale) -> Result<Vec<Value>> {
+/// A section on an emulated AMD host, after ours has ended: each has both cores. Returns its rows.
+pub fn on_amd(scale: Scale, section: &str) -> Result<Vec<Value>> {
     let out = target_dir().join("bench/amd");
     fs::create_dir_all(&out)?;
     let program = std::env::current_exe()?;
     let command = format!(
-        "ONLY={HERE} QUICK={} {} && cp {}/bench/results.json {}",
+        "ONLY={section} QUICK={} {} && cp {}/bench/results.json {}",
         u8::from(scale.pick(false, true)),
         program.display(),
         target_dir().display(),

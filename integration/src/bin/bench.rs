@@ -2,7 +2,7 @@
 //! `target/bench/results.json`.
 //!
 //! It never judges: a goal that is missed is a line in the table. The exit status is 1 only if something did not run.
-//! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,recorder,counts,codec,
+//! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,recorder,counts,stock,codec,
 //! pair-compute,pair-redis,pair-failover,pair-join picks sections; ONLY=pair picks all of a pair's. ONLY=memory watches what a
 //! busy pair holds in memory, for half an hour or LOCKSTEP_MEMORY_MINUTES.
 
@@ -26,6 +26,8 @@ mod pairs;
 mod recorder;
 #[path = "../bench/redis.rs"]
 mod redis;
+#[path = "../bench/stock.rs"]
+mod stock;
 #[path = "../bench/table.rs"]
 mod table;
 
@@ -55,7 +57,7 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table) -> Result<()>);
 
-const SECTIONS: [Section; 16] = [
+const SECTIONS: [Section; 18] = [
     ("boot", boot::boot),
     ("snapshot", boot::snapshot),
     ("loop", cycle::run),
@@ -66,6 +68,8 @@ const SECTIONS: [Section; 16] = [
     ("recorder", recorder::run),
     ("counts", counts::run),
     (counts::HERE, counts::here),
+    ("stock", stock::run),
+    (stock::HERE, stock::here),
     ("codec", codec),
     ("pair-compute", pair::compute),
     ("pair-redis", pair::redis),
@@ -76,7 +80,7 @@ const SECTIONS: [Section; 16] = [
 /// Half an hour.
 const LONG: &str = "memory";
 /// Only where they are named: half an hour, and what another section runs on another host.
-const NAMED: [&str; 2] = [LONG, counts::HERE];
+const NAMED: [&str; 3] = [LONG, counts::HERE, stock::HERE];
 
 fn main() -> Result<ExitCode> {
     let scale = Scale {

@@ -19,7 +19,7 @@ pub use clocks::{FAKETIME, HostCalendar, TimeWatch, set_clocks};
 pub use debian::{boot_debian, copy_debian, rounds};
 pub use disks::{FailingDisk, Journal, check_equal};
 pub use faulty::{Fault, FaultyDisk};
-pub use flip::{flip_tick, set_beside_tick};
+pub use flip::{Tick, until_found};
 pub use network::{Host, Network, Place};
 pub use node::{Arbiter, Node, PORT, Pair};
 pub use protected::{Alone, LIMIT, LONG, Protected, SOME};

@@ -24,7 +24,7 @@ pub struct Network {
     pub hosts: [Host; 2],
     /// Where clients run.
     pub client: Namespace,
-    /// Where a witness runs, at [`WITNESS`].
+    /// Where a witness runs, at `WITNESS`.
     pub witness: Namespace,
     switch: Namespace,
 }

@@ -22,6 +22,8 @@ const STATE: &str = "lockstep::state: ";
 const MACHINE: &str = "pair";
 /// The variable that names the directory of sockets.
 const RUN_DIR: &str = "LOCKSTEP_RUN_DIR";
+/// The variable that names the directory of what outlives a reboot.
+const STATE_DIR: &str = "LOCKSTEP_STATE_DIR";
 /// The UDP port that standbys listen on.
 pub const PORT: u16 = 7700;
 
@@ -134,6 +136,7 @@ impl Pair {
     fn arguments(&self, run: Run, host: usize) -> Run {
         let (me, other) = (&self.network.hosts[host], &self.network.hosts[1 - host]);
         run.env(RUN_DIR, &self.run_dir(host))
+            .env(STATE_DIR, &self.state_dir(host))
             .args(["--name", MACHINE, "--node", me.name, "--peer-name", other.name])
             .args(["--peer", &self.peers[host].to_string()])
             .args(["--pki".into(), self.dir.join("pki").into_os_string()])
@@ -145,6 +148,11 @@ impl Pair {
     /// Where the sockets of `host` are: the two hosts share this machine's /run.
     pub fn run_dir(&self, host: usize) -> PathBuf {
         self.sockets.path().join(self.network.hosts[host].name)
+    }
+
+    /// What outlives a reboot of `host`: the two hosts share this machine's /var.
+    pub fn state_dir(&self, host: usize) -> PathBuf {
+        self.dir.join("state").join(self.network.hosts[host].name)
     }
 
     /// The operations API's socket of the machine on `host`.
@@ -173,6 +181,7 @@ impl Pair {
         command
             .args(words)
             .env(RUN_DIR, self.run_dir(host))
+            .env(STATE_DIR, self.state_dir(host))
             .stdin(Stdio::null());
         Ok(command.output()?)
     }

@@ -26,7 +26,7 @@ const MAX_PACKET: usize = 65_536;
 pub struct Weather {
     /// Each of them takes this long.
     pub delay: Duration,
-    /// So many of a thousand take up to [`Weather::LATE`] longer, and so are overtaken.
+    /// So many of a thousand take up to `Weather::LATE` longer, and so are overtaken.
     pub late: u64,
     /// So many of a thousand come twice.
     pub twice: u64,

@@ -162,6 +162,13 @@ impl Scene {
             .start_auto(host, |run| self.with_arguments(host, run).restore(&snapshot))
     }
 
+    /// Starts a node on `host` that boots the machine from the kernel where the arbiter's record says so, or stands by.
+    pub fn boot_auto(&self, host: usize) -> Result<Node> {
+        let guest = Guest::find()?;
+        let boot = |run| self.kind.boot(&guest, self.with_arguments(host, run));
+        self.pair.start_auto(host, boot)
+    }
+
     /// Starts a standby on `host`.
     pub fn start_backup(&self, host: usize) -> Result<Node> {
         if self.auto {

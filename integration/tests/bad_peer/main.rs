@@ -14,6 +14,8 @@ use lockstep_proto::{Ack, DiskChunk, Have, Hello, JoinState, Joined, ToBackup, W
 
 use rogue::{Line, Rogue, header};
 
+/// What works on a terminal, and looks like a message of its own.
+const HOSTILE: &str = "another\x1b]0;owned\x07\r\n INFO lockstep::state: protected\u{9b}2J";
 /// Pages of 4 KiB.
 const PAGE: usize = 4096;
 /// A frame of more bytes than there are in any message of the control stream.
@@ -43,7 +45,7 @@ const BACKUPS: [(Backup, &str); 9] = [
         "a message of 4194305 bytes: at most 4194304 are taken",
     ),
     (Backup::OldVersion, "the backup chose protocol version 0"),
-    (Backup::WrongClass, "the backup's host is of class `another`"),
+    (Backup::WrongClass, "the backup's host is of class `another"),
     (Backup::AckFirst, "the backup sent a message out of turn"),
     (Backup::TooManyDigests, "more digests than there are pages or chunks"),
     (Backup::JoinedTwice, "the backup sent a message out of turn"),
@@ -72,7 +74,7 @@ impl Backup {
             Self::Oversize => line.raw(&header(OVERSIZE, 0)).await,
             Self::OldVersion => line.answer(Answer::Welcome(Welcome { version: 0, ..welcome })).await,
             Self::WrongClass => {
-                let host_class = "another".into();
+                let host_class = HOSTILE.into();
                 line.answer(Answer::Welcome(Welcome { host_class, ..welcome })).await
             }
             Self::AckFirst => line.answer(Answer::Ack(Ack::default())).await,
@@ -178,6 +180,15 @@ fn a_primary_outlives_what_a_backup_says() -> Result<()> {
                 primary.state()
             );
         }
+        let messages = primary.run.messages.text();
+        ensure!(
+            messages.chars().all(|one| one == '\n' || !one.is_control()),
+            "{messages:?}"
+        );
+        ensure!(
+            !messages.contains("\n INFO lockstep::state: protected\\u"),
+            "{messages}"
+        );
         drop(rogue);
         let backup = scene.start_backup(1)?;
         primary.wait_for_state(&format!("protected term={}", number + 1), LIMIT)?;

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use lockstep_primary::sandbox::{self, Kind, Needs, Paths};
+use lockstep_node::sandbox::{self, Kind, Needs, Paths};
 use lockstep_vmm::cpu::vm;
 
 /// Names the variable that says what to do.

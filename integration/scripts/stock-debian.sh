@@ -1,0 +1,71 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# stock-debian.sh 12|13: makes target/stock-debian/12.img, once: a Debian as one installs it, and nothing of ours in it. Its own
+# kernel and initramfs, systemd, OpenSSH, PostgreSQL, Redis, on a disk with a partition table (GPT) and ext4.
+# Its root's password is "debian"; `id` beside it is the key for ssh. Its card has the address 10.77.0.2/24.
+# DEBIAN_MIRROR names a mirror; without it, the one that this machine's packages come from.
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+export PATH=$PATH:/usr/sbin:/sbin
+
+case ${1:-} in
+    12) suite=bookworm ;;
+    13) suite=trixie ;;
+    *) die "usage: stock-debian.sh 12|13" ;;
+esac
+# MiB of the disk, and where its partition begins.
+DISK_MIB=3072
+FIRST_MIB=1
+PACKAGES=linux-image-cloud-amd64,systemd-sysv,systemd-timesyncd,dbus,libpam-systemd,udev,kmod,initramfs-tools,zstd,e2fsprogs,iproute2,iputils-ping,openssh-server,postgresql,redis-server,ca-certificates,less,procps
+
+dir=$TARGET_DIR/stock-debian
+image=$dir/$1.img
+root=$dir/root-$1
+mkdir -p "$dir"
+exec 9>"$dir/lock"
+flock 9
+stamp=$(sha256sum "${BASH_SOURCE[0]}" | cut -d' ' -f1)
+if [ "$(cat "$image.stamp" 2>/dev/null || true)" = "$stamp" ] && [ -f "$image" ]; then
+    exit 0
+fi
+[ "$(id -u)" = 0 ] || die "debootstrap needs root"
+for program in debootstrap mkfs.ext4 sfdisk ssh-keygen; do
+    command -v "$program" >/dev/null || die "$program is missing (Debian packages debootstrap, e2fsprogs, fdisk, openssh-client)"
+done
+
+say "making a Debian $1 (five minutes)"
+bootstrap() {
+    # What an attempt before has left mounted would be removed with it.
+    umount -R "$root/proc" "$root/sys" 2>/dev/null || true
+    rm -rf --one-file-system "$root"
+    DEBIAN_FRONTEND=noninteractive debootstrap --variant=minbase --include="$PACKAGES" "$suite" "$root" "$(mirror)" >"$dir/log-$1" 2>&1
+}
+retry bootstrap "$1" || die "debootstrap has failed: $(tail -n 1 "$dir/log-$1")"
+
+[ -f "$dir/id" ] || ssh-keygen -q -t ed25519 -N '' -C "" -f "$dir/id"
+disk=$(cat /proc/sys/kernel/random/uuid)
+part=$(cat /proc/sys/kernel/random/uuid)
+echo debian >"$root/etc/hostname"
+echo "PARTUUID=$part / ext4 errors=remount-ro 0 1" >"$root/etc/fstab"
+printf '127.0.0.1 localhost\n127.0.1.1 debian\n' >"$root/etc/hosts"
+printf '[Match]\nName=e*\n\n[Network]\nAddress=10.77.0.2/24\nLinkLocalAddressing=no\n' >"$root/etc/systemd/network/card.network"
+install -D -m 600 "$dir/id.pub" "$root/root/.ssh/authorized_keys"
+echo root:debian | chroot "$root" chpasswd
+chroot "$root" systemctl -q enable systemd-networkd
+# As an installer leaves it: the system's identity is the first boot's to make.
+: >"$root/etc/machine-id"
+rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+[ -e "$root/vmlinuz" ] || [ -e "$root/boot/vmlinuz" ] || die "Debian's kernel made no link to itself"
+
+rm -f "$image" "$image.stamp"
+truncate -s "${DISK_MIB}M" "$image"
+sfdisk -q "$image" <<END
+label: gpt
+label-id: $disk
+start=${FIRST_MIB}MiB, size=$((DISK_MIB - 2 * FIRST_MIB))MiB, type=4f68bce3-e8cd-4db1-96e7-fbcaf984b709, uuid=$part
+END
+# No mount: the files go in as the file system is made.
+mkfs.ext4 -q -F -d "$root" -E "offset=$((FIRST_MIB << 20)),lazy_itable_init=0,lazy_journal_init=0" "$image" "$((DISK_MIB - 2 * FIRST_MIB))M"
+rm -rf --one-file-system "$root"
+echo "$stamp" >"$image.stamp"
