@@ -3,7 +3,7 @@
 //!
 //! Invariants:
 //! - The backup is told once, and not before everything has left.
-//! - A machine that an operator ends is not booted anew.
+//! - A machine that an operator ends is not booted anew, nor by its backup where that was told, or the term can be taken from it.
 //! - A machine that is being handed over is not ended by force: it may be the other node's already.
 //! - Once the guest has ended there is an end to the waiting, whatever the peer does.
 
@@ -37,6 +37,8 @@ pub enum Ending {
         shut_down: bool,
         /// The machine is booted anew.
         restarts: bool,
+        /// This end has hung up: until the next term is taken the backup may go on.
+        hung_up: bool,
     },
 }
 
@@ -130,20 +132,23 @@ impl Ending {
                 until: end.until,
                 shut_down: end.shut_down,
                 restarts: end.restarts,
+                hung_up: end.restarts,
             };
             end
         })
     }
 
-    /// Whether nothing is left to wait for. A machine that is booted anew waits for its term, in which no backup is named; without
-    /// an answer of the arbiter, whoever is started next waits for that.
+    /// Whether nothing is left to wait for. A machine that is booted anew waits for its term, in which no backup is named, and so
+    /// does one that was to be: its backup was not told, and would boot it. Without an answer of the arbiter, whoever is started
+    /// next waits for that.
     pub fn is_over(&self, now: Nanos, all_has_left: bool, has_peer: bool, state: &PrimaryState) -> bool {
-        let (until, restarts) = match self {
+        let (until, needs_term) = match self {
             Self::Running | Self::Asked { .. } | Self::Forced => return false,
-            Self::Leaving(GuestEnd { until, restarts, .. }) | Self::Told { until, restarts, .. } => (*until, *restarts),
+            Self::Leaving(GuestEnd { until, restarts, .. }) => (*until, *restarts),
+            Self::Told { until, hung_up, .. } => (*until, *hung_up),
         };
         let is_settled = matches!(state, PrimaryState::Alone(_) | PrimaryState::Frozen(Freeze::LostTerm));
-        (all_has_left && !has_peer && (is_settled || !restarts)) || now >= until
+        (all_has_left && !has_peer && (is_settled || !needs_term)) || now >= until
     }
 
     /// Whether the guest has ended as an operator wants it: then the machine is not booted anew.
@@ -282,13 +287,14 @@ mod tests {
             why: why.clone(),
             still: false,
         };
+        let alone = PrimaryState::Alone(why);
         let mut ending = Ending::default();
         ending.guest_ended(0, "reset", true);
         for (state, is_over) in [
             (PrimaryState::Protected, false),
             (fencing.clone(), false),
             (PrimaryState::Frozen(Freeze::NoArbiter), false),
-            (PrimaryState::Alone(why), true),
+            (alone.clone(), true),
             (PrimaryState::Frozen(Freeze::LostTerm), true),
         ] {
             assert_eq!(ending.is_over(1, true, false, &state), is_over, "leaving, {state:?}");
@@ -299,10 +305,11 @@ mod tests {
             assert_eq!(told.is_over(1, true, false, &state), is_over, "{state:?}");
             assert!(told.is_over(LAST_WAIT, false, true, &state) && !told.is_shut_down());
         }
-        // An operator who ends it later ends it for good, and nothing is left to wait for.
+        // An operator who ends it later ends it for good. The backup was not told, and would boot it until the term is taken.
         assert!(ending.take_goodbye(true).is_some());
         ending.ask(1, SECOND);
-        assert!(ending.is_shut_down() && ending.is_over(1, true, false, &fencing));
+        assert!(ending.is_shut_down() && !ending.is_over(1, true, false, &fencing));
+        assert!(ending.is_over(1, true, false, &alone) && ending.is_over(LAST_WAIT, true, false, &fencing));
         // And so does one who asked before.
         for mut ending in [asked(), Ending::Forced] {
             ending.guest_ended(6 * SECOND, "reset", true);
