@@ -5,13 +5,14 @@ use std::rc::Rc;
 use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, Record};
 use lockstep_proto::session::{Unprotected, Verdict};
-use lockstep_proto::{JoinState, to_primary};
+use lockstep_proto::{JoinState, to_backup, to_primary};
 
 use super::bug::Bug;
+use super::ending::{GuestEnd, HOW};
 use super::env::{Env, NodeEvent};
 use super::net::Packet;
 use super::node::{NAMES, Node, Role};
-use super::primary::{PrimaryDriver, effect};
+use super::primary::{Entry, PrimaryDriver, effect};
 
 /// The machine that is coming, or replays.
 #[derive(Default)]
@@ -20,10 +21,12 @@ struct Replica {
     state: Option<JoinState>,
     built: bool,
     /// Entries received, by position less the first's.
-    log: Vec<u64>,
+    log: Vec<Entry>,
     first: u64,
     history: Vec<u64>,
     executing: bool,
+    /// How the machine has ended.
+    ended: Option<GuestEnd>,
 }
 
 impl Replica {
@@ -36,11 +39,12 @@ impl Replica {
     fn execute(&mut self) -> bool {
         let position = self.history.len() as u64 + 1;
         let entry = position.checked_sub(self.first).filter(|_| self.first > 0);
-        let Some(&input) = entry.and_then(|at| self.log.get(at as usize)) else {
+        let Some(&Entry { input, end }) = entry.and_then(|at| self.log.get(at as usize)) else {
             return false;
         };
         let effect = effect(self.history.last(), input);
         self.history.push(effect);
+        self.ended = end;
         true
     }
 }
@@ -113,20 +117,28 @@ impl Node {
     }
 
     pub fn backup_packet(&mut self, env: &mut Env, packet: Packet) {
+        let conn = self.conn;
         let Some(backup) = self.backup() else { return };
         match packet {
-            Packet::ToBackup(message) => self.backup_input(env, BackupInput::Message(*message)),
+            Packet::ToBackup(message) => {
+                if let Some(to_backup::Kind::Goodbye(goodbye)) = &message.kind
+                    && goodbye.reason == HOW
+                {
+                    env.checker.heard_by = conn;
+                }
+                self.backup_input(env, BackupInput::Message(*message));
+            }
             Packet::Heartbeat(heartbeat) => self.backup_input(env, BackupInput::Heartbeat(heartbeat)),
             Packet::Pages(pages) => {
                 backup.replica.pages = Some(pages);
                 self.build(env);
             }
-            Packet::Log(position, input) => {
+            Packet::Log(position, entry) => {
                 let replica = &mut backup.replica;
                 if replica.log.is_empty() {
                     replica.first = position;
                 }
-                replica.log.push(input);
+                replica.log.push(entry);
                 if replica.received() != position {
                     env.checker.fail("the log has a gap".into());
                 }
@@ -203,12 +215,17 @@ impl Node {
         let Some(backup) = self.backup() else { return };
         let Some(record) = backup.promoted.take() else { return };
         while backup.replica.execute() {}
+        let ended = backup.replica.ended;
         let history = std::mem::take(&mut backup.replica.history);
         let released = match env.bug {
             Some(Bug::NothingEmittedAgain) => history.len() as u64,
             _ => backup.session.released().get(),
         };
+        env.checker.takes_over(name, history.len() as u64);
         env.checker.goes_live(name, record.term, &history, &env.arbiter.record);
+        if let Some(how) = ended {
+            return self.ends_here(env, &record, history, released, how);
+        }
         let driver = PrimaryDriver::new(id, &env.plan, record, history, released, Unprotected::LostConnection);
         self.go_live(env, driver);
     }
@@ -252,8 +269,7 @@ impl Node {
                 backup.replica.state = Some(*state);
                 self.build(env);
             }
-            // Nobody shuts a machine down here.
-            BackupAction::End => {}
+            BackupAction::End => self.end_process(env, false),
             BackupAction::Discard => backup.discard(),
             BackupAction::Disconnect(reason) => self.disconnect(env, &reason),
             BackupAction::Arbitrate { expected, new } => {

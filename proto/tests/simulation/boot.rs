@@ -113,7 +113,7 @@ impl Node {
             env.checker.counts.handed_back += u64::from(*verdict == Verdict::Won);
             return;
         }
-        if asked.beside_peer && env.has_machine[1 - self.id] {
+        if asked.beside_peer && env.holds[1 - self.id].is_some() {
             env.checker.fail(format!(
                 "lost machine: {} boots, and its backup has the machine",
                 self.name()

@@ -24,4 +24,10 @@ pub enum Bug {
     OpenAfterHandover,
     /// A verdict that was given up is taken for the answer to a later question.
     LateVerdicts,
+    /// The backup is told of the machine's end while something has not left.
+    GoodbyeTooEarly,
+    /// A primary that has told its backup ends without waiting for it to hang up.
+    NoWaitForTheBackup,
+    /// A machine that resets is booted anew without the next term.
+    RebootInItsTerm,
 }

@@ -17,6 +17,14 @@ pub struct Counts {
     pub emitted_again: u64,
     /// Terms given back by a node that had won and died before it went live.
     pub handed_back: u64,
+    /// Machines that were booted anew after a reset, by the node that ran them.
+    pub resets: u64,
+    /// Machines that an operator has shut down, and whose backup has heard of it.
+    pub shut_down: u64,
+    /// Of these and others, ended by force because the guest was too late.
+    pub forced: u64,
+    /// Machines of which their backup found that they had ended.
+    pub ended_at_backup: u64,
 }
 
 impl Counts {
@@ -32,6 +40,10 @@ impl Counts {
         self.no_arbiter += other.no_arbiter;
         self.emitted_again += other.emitted_again;
         self.handed_back += other.handed_back;
+        self.resets += other.resets;
+        self.shut_down += other.shut_down;
+        self.forced += other.forced;
+        self.ended_at_backup += other.ended_at_backup;
     }
 }
 
@@ -40,7 +52,11 @@ pub struct Checker {
     /// By position less one: what left.
     released: Vec<Option<u64>>,
     /// Effects up to here may never leave: the machine that made them was rebooted.
-    excused: u64,
+    pub excused: u64,
+    /// The connection by which a backup has last heard of a machine's end.
+    pub heard_by: Option<usize>,
+    /// Where the log ends of the last machine of which a backup was told that it has ended.
+    pub ended_at: u64,
     pub last_release: u64,
     pub violation: Option<String>,
     pub counts: Counts,
@@ -104,5 +120,38 @@ impl Checker {
         self.counts.boots += 1;
         self.goes_live(node, term, history, record);
         self.excused = self.excused.max(history.len() as u64);
+    }
+
+    /// The first position up to `end` of which the output never left, and should have.
+    fn missing(&self, end: u64) -> Option<u64> {
+        (self.excused + 1..=end).find(|position| self.released.get(*position as usize - 1).is_none_or(Option::is_none))
+    }
+
+    /// `node` tells its backup that the machine has ended, with a log up to `end`: the backup throws away what it has.
+    pub fn ends(&mut self, node: &str, end: u64) {
+        if let Some(missing) = self.missing(end) {
+            self.fail(format!(
+                "lost output: {node} says that its machine has ended at {end}, and position {missing} has not left"
+            ));
+        }
+    }
+
+    /// `node` gives up a machine that has reset, of which the backup has acknowledged `acked` and has it no more.
+    pub fn starts_over(&mut self, node: &str, acked: u64) {
+        if let Some(missing) = self.missing(acked) {
+            self.fail(format!(
+                "lost output: {node} starts over, and nobody has position {missing}, which was acknowledged and has not left"
+            ));
+        }
+    }
+
+    /// `node` has won the term with the log of a machine up to `end`.
+    pub fn takes_over(&mut self, node: &str, end: u64) {
+        if end <= self.ended_at {
+            let ended = self.ended_at;
+            self.fail(format!(
+                "not over: {node} goes on at {end} with a machine that has ended at {ended}"
+            ));
+        }
     }
 }

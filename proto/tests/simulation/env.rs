@@ -7,6 +7,7 @@ use lockstep_proto::session::{Record, Verdict};
 use super::arbiter::{Arbiter, Ask};
 use super::bug::Bug;
 use super::checker::Checker;
+use super::ending::GuestEnd;
 use super::net::{Arrival, Net, Packet};
 use super::plan::{MILLI, Plan};
 use super::rng::Rng;
@@ -69,6 +70,18 @@ pub enum NodeEvent {
     GiveAway,
     Suspend,
     Resume,
+    /// An operator wants the machine to end, by force after this time.
+    ShutDown {
+        patience: u64,
+    },
+    /// The guest ends.
+    GuestEnds(GuestEnd),
+    /// The machine is ended.
+    EndByForce,
+    /// The link hears that the guest has ended.
+    GuestEnded {
+        resets: bool,
+    },
     Produce,
     Release,
     /// The pages of this join are sent.
@@ -100,8 +113,8 @@ pub struct Env {
     pub checker: Checker,
     /// How often each node has died: what is on its way to an earlier life comes to nothing.
     pub lives: [u32; 2],
-    /// Which nodes have a machine that is live or may become so.
-    pub has_machine: [bool; 2],
+    /// Up to where each node has the log of a machine that is live or may become so.
+    pub holds: [Option<u64>; 2],
     pub trace: Trace,
     events: BTreeMap<(u64, u64), Event>,
     count: u64,
@@ -120,7 +133,7 @@ impl Env {
             arbiter: Arbiter::default(),
             checker: Checker::default(),
             lives: [0; 2],
-            has_machine: [false; 2],
+            holds: [None; 2],
             trace: Trace::new(trace),
             events: BTreeMap::new(),
             count: 0,

@@ -1,5 +1,6 @@
 //! What goes wrong, and for how long.
 
+use super::ending::GuestEnd;
 use super::env::{Env, Event, NodeEvent};
 use super::node::Node;
 use super::plan::{Fault, MILLI};
@@ -69,6 +70,27 @@ pub fn inject(env: &mut Env, nodes: &mut [Node; 2], again: bool) {
             for node in nodes.iter() {
                 node.later(env, 0, NodeEvent::Suspend);
                 node.later(env, length, NodeEvent::Resume);
+            }
+        }
+        Fault::Reset => {
+            // An operator may want it no more.
+            let soon = env.rng.chance(300).then(|| env.rng.below(300 * MILLI));
+            for node in nodes.iter() {
+                node.later(env, 0, NodeEvent::GuestEnds(GuestEnd::Reset));
+                if let Some(soon) = soon {
+                    node.later(env, soon, NodeEvent::ShutDown { patience: 0 });
+                }
+            }
+        }
+        Fault::PowerOff => {
+            for node in nodes.iter() {
+                node.later(env, 0, NodeEvent::GuestEnds(GuestEnd::PowerOff));
+            }
+        }
+        Fault::Shutdown => {
+            let patience = if env.rng.chance(300) { 0 } else { length / 4 };
+            for node in nodes.iter() {
+                node.later(env, 0, NodeEvent::ShutDown { patience });
             }
         }
         Fault::Cut => {

@@ -7,6 +7,7 @@ mod boot;
 mod bug;
 mod checker;
 mod clock;
+mod ending;
 mod env;
 mod faults;
 mod net;
@@ -64,8 +65,10 @@ fn holds_under_faults() {
     println!("{total:?}");
     // A simulator to which nothing happens shows nothing.
     assert!(total.promotions >= SEEDS / 4 && total.boots >= SEEDS && total.fenced >= SEEDS);
-    assert!(total.handed_over - total.given_away >= SEEDS / 4 && total.given_away >= SEEDS / 4);
+    assert!(total.handed_over - total.given_away >= SEEDS / 8 && total.given_away >= SEEDS / 4);
     assert!(total.lost_terms >= SEEDS / 8 && total.no_arbiter >= SEEDS / 4 && total.emitted_again >= SEEDS);
+    assert!(total.resets >= SEEDS / 4 && total.shut_down >= SEEDS / 8 && total.forced >= SEEDS / 16);
+    assert!(total.ended_at_backup >= SEEDS / 32);
 }
 
 /// How many seeds it takes to find `bug`, and as what.
@@ -134,4 +137,19 @@ fn finds_open_after_handover() {
 #[test]
 fn finds_late_verdicts() {
     find(Bug::LateVerdicts, "two live");
+}
+
+#[test]
+fn finds_goodbye_too_early() {
+    find(Bug::GoodbyeTooEarly, "lost output");
+}
+
+#[test]
+fn finds_no_wait_for_the_backup() {
+    find(Bug::NoWaitForTheBackup, "not over");
+}
+
+#[test]
+fn finds_reboot_in_its_term() {
+    find(Bug::RebootInItsTerm, "two live");
 }

@@ -7,6 +7,7 @@ use lockstep_proto::{Heartbeat, HeartbeatReply, ToBackup, ToPrimary};
 
 use super::env::{Env, Event};
 use super::plan::MILLI;
+use super::primary::Entry;
 
 /// What travels.
 #[derive(Clone, Debug)]
@@ -16,7 +17,7 @@ pub enum Packet {
     Heartbeat(Heartbeat),
     Reply(HeartbeatReply),
     /// An entry of the log, by position.
-    Log(u64, u64),
+    Log(u64, Entry),
     /// A machine's memory.
     Pages(Rc<Vec<u64>>),
     /// Not a packet: the planted bug of an acknowledgement before the entry is there.

@@ -101,7 +101,6 @@ impl Node {
         }
         env.trace.line(env.now, || format!("{} starts", self.name()));
         self.up = true;
-        self.role = Role::Backup(Box::new(BackupDriver::new(self.id)));
         self.later(env, MILLI, NodeEvent::Boot);
     }
 
@@ -119,10 +118,15 @@ impl Node {
                 env.node_in(delay, 1 - self.id, life, NodeEvent::Gone(conn));
             }
         }
+        self.die(env);
+    }
+
+    /// The process is gone, and with it all but its disk.
+    pub fn die(&mut self, env: &mut Env) {
         self.keep_disk();
         self.role = Role::Backup(Box::new(BackupDriver::new(self.id)));
         self.up = false;
-        env.has_machine[self.id] = false;
+        env.holds[self.id] = None;
         self.life += 1;
         env.lives[self.id] = self.life;
         self.paused = false;
@@ -145,12 +149,19 @@ impl Node {
 
     /// Whether a machine is here that may become, or is, live.
     pub fn has_machine(&self) -> bool {
+        self.holds().is_some()
+    }
+
+    /// Up to where the log of such a machine is here.
+    fn holds(&self) -> Option<u64> {
         match &self.role {
-            Role::Primary(_) => true,
-            Role::Backup(backup) => !matches!(
-                backup.session.state(),
-                BackupState::Waiting | BackupState::Connected | BackupState::Syncing | BackupState::Joined
-            ),
+            Role::Primary(_) => Some(u64::MAX),
+            Role::Backup(backup) => match backup.session.state() {
+                BackupState::Waiting | BackupState::Connected | BackupState::Syncing | BackupState::Joined => None,
+                BackupState::Protected | BackupState::Claiming | BackupState::Frozen | BackupState::Live => {
+                    Some(backup.session.ack().received)
+                }
+            },
         }
     }
 
@@ -177,8 +188,12 @@ impl Node {
             1 => waiting.sort_by_key(is_own),
             _ => {}
         }
+        let life = self.life;
         for event in waiting {
-            self.handle(env, event);
+            // A process that ends with one of them takes no other.
+            if self.life == life {
+                self.handle(env, event);
+            }
         }
     }
 
@@ -283,7 +298,7 @@ impl Node {
             Role::Primary(_) => self.settle_primary(env),
             Role::Backup(_) => self.settle_backup(env),
         };
-        env.has_machine[self.id] = self.has_machine();
+        env.holds[self.id] = self.holds();
         if let Some(wake) = wake {
             let late = env.rng.below(MILLI / 2);
             let delay = self.clock.until(env.now, wake).max(50 * MICRO) + late;

@@ -28,9 +28,15 @@ pub enum Fault {
     Switchover,
     /// No fault: an operator takes the backup away for a while.
     Suspension,
+    /// The guest resets, and is booted anew.
+    Reset,
+    /// The guest powers off; the machine is started after a while.
+    PowerOff,
+    /// No fault: an operator shuts the machine down, and starts it after a while.
+    Shutdown,
 }
 
-const FAULTS: [Fault; 12] = [
+const FAULTS: [Fault; 15] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::Pause,
@@ -43,6 +49,9 @@ const FAULTS: [Fault; 12] = [
     Fault::Stall,
     Fault::Switchover,
     Fault::Suspension,
+    Fault::Reset,
+    Fault::PowerOff,
+    Fault::Shutdown,
 ];
 
 pub struct Plan {
@@ -74,7 +83,11 @@ pub struct Plan {
 impl Plan {
     pub fn new(rng: &mut Rng) -> Self {
         let slow = rng.pick(&[MILLI / 4, MILLI, 5 * MILLI, 20 * MILLI]);
-        let often = |fault: &Fault| if *fault == Fault::PowerLoss { 200 } else { 600 };
+        let often = |fault: &Fault| match fault {
+            Fault::PowerLoss => 200,
+            Fault::PowerOff | Fault::Shutdown => 300,
+            _ => 600,
+        };
         let faults: Vec<Fault> = FAULTS.into_iter().filter(|fault| rng.chance(often(fault))).collect();
         let (heartbeat, deadline) = rng.pick(&[(50, 150), (50, 150), (60, 120), (20, 200)]);
         Self {

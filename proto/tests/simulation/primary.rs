@@ -9,6 +9,7 @@ use lockstep_proto::{Hello, JoinState, MachineConfig, ToBackup, to_backup};
 
 use super::backup::BackupDriver;
 use super::bug::Bug;
+use super::ending::{End, GuestEnd};
 use super::env::{Env, NodeEvent};
 use super::net::{self, Packet};
 use super::node::{NAMES, Node, Role};
@@ -29,7 +30,7 @@ pub struct PrimaryDriver {
     join: u32,
     frozen: bool,
     /// The guest makes no stop: nothing that is asked of its thread is done.
-    stalled: bool,
+    pub stalled: bool,
     releasing: bool,
     /// The backup was told to go on.
     handed_over: bool,
@@ -37,6 +38,15 @@ pub struct PrimaryDriver {
     dialing: Option<usize>,
     /// The limit of old: a planted bug.
     limit: Option<LogPosition>,
+    pub end: End,
+}
+
+/// An entry of the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub input: u64,
+    /// The guest ends with it.
+    pub end: Option<GuestEnd>,
 }
 
 /// The effect of an entry of the log after one that had the effect `last`.
@@ -73,6 +83,7 @@ impl PrimaryDriver {
             handed_over: false,
             dialing: None,
             limit: None,
+            end: End::default(),
         }
     }
 
@@ -88,16 +99,39 @@ impl PrimaryDriver {
         }
     }
 
-    /// Makes the next entry; gives its position and what came in.
+    /// Whether the guest makes anything.
+    pub fn runs(&self) -> bool {
+        !self.frozen && !self.stalled && !self.end.has_come
+    }
+
+    /// Whether nothing waits to leave.
+    pub fn all_has_left(&self) -> bool {
+        self.gate.is_empty()
+    }
+
+    /// Makes the next entry; gives its position.
     fn produce(&mut self, input: u64) -> u64 {
         let effect = effect(self.history.last(), input);
         self.history.push(effect);
         self.history.len() as u64
     }
+
+    /// Lets one effect go, if one is within `limit`.
+    fn let_go(&mut self, env: &mut Env, node: &str, limit: LogPosition) -> bool {
+        let Some(effect) = self.gate.pop(limit) else {
+            return false;
+        };
+        let position = self.gate.released();
+        let term = self.session.record().term;
+        env.checker
+            .releases(env.now, node, term, position.get(), effect, &env.arbiter.record);
+        self.session.note_released(position);
+        true
+    }
 }
 
 impl Node {
-    fn primary(&mut self) -> Option<&mut PrimaryDriver> {
+    pub fn primary(&mut self) -> Option<&mut PrimaryDriver> {
         match &mut self.role {
             Role::Primary(primary) => Some(primary),
             Role::Backup(_) => None,
@@ -115,7 +149,7 @@ impl Node {
         self.later(env, 0, NodeEvent::Dial);
     }
 
-    fn input(&mut self, env: &Env, input: PrimaryInput) {
+    pub fn input(&mut self, env: &Env, input: PrimaryInput) {
         let now = self.local(env);
         if let Some(primary) = self.primary() {
             primary.session.handle(now, input);
@@ -130,6 +164,8 @@ impl Node {
             NodeEvent::Release => self.release(env),
             NodeEvent::PagesSent(join) => self.pages_sent(env, join),
             NodeEvent::StandStill => self.stand_still(env),
+            // Its thread is gone.
+            NodeEvent::HandOver(_) if self.primary().is_some_and(|primary| primary.end.has_come) => {}
             NodeEvent::HandOver(position) => self.input(env, PrimaryInput::HandOver(LogPosition::new(position))),
             NodeEvent::Stall(stalled) => {
                 if let Some(primary) = self.primary() {
@@ -146,7 +182,7 @@ impl Node {
                 self.role = Role::Backup(Box::new(BackupDriver::new(self.id)));
                 self.later(env, MILLI, NodeEvent::Boot);
             }
-            _ => {}
+            _ => self.ending_event(env, event),
         }
     }
 
@@ -158,8 +194,7 @@ impl Node {
         let position = primary.history.len() as u64;
         // A backup that lags far behind is not handed anything.
         let backlog = position - primary.session.ack().verified;
-        let moves = !primary.frozen && !primary.stalled;
-        if *primary.session.state() == PrimaryState::Protected && moves && backlog < MOST_BACKLOG {
+        if *primary.session.state() == PrimaryState::Protected && primary.runs() && backlog < MOST_BACKLOG {
             primary.frozen = true;
             env.node_in(soon, id, life, NodeEvent::HandOver(position));
         }
@@ -171,6 +206,8 @@ impl Node {
         let Some(primary) = self.primary() else { return };
         let suspended = *primary.session.state() == PrimaryState::Alone(Unprotected::Suspended);
         let alone = matches!(primary.session.state(), PrimaryState::Alone(_)) && !suspended;
+        // There is nothing to join any more.
+        let alone = alone && !primary.end.ending.has_ended();
         let to = 1 - id;
         if alone && !has_conn && env.net.passes(id, to, env.now) && env.net.passes(to, id, env.now) {
             let conn = env.net.connect();
@@ -189,21 +226,28 @@ impl Node {
         self.conn = Some(conn);
         env.trace
             .line(env.now, || format!("{} is connected by {conn}", self.name()));
-        let name = NAMES[1 - self.id].to_string();
-        self.input(env, PrimaryInput::Connected(name));
+        let peer = 1 - self.id;
+        if let Some(primary) = self.primary() {
+            primary.end.backup_life = env.lives[peer];
+        }
+        self.input(env, PrimaryInput::Connected(NAMES[peer].to_string()));
     }
 
     fn produce(&mut self, env: &mut Env) {
         let gap = env.rng.between(env.plan.produce);
         self.later(env, gap, NodeEvent::Produce);
+        if self.primary().is_some_and(|primary| primary.runs()) {
+            let input = env.rng.next();
+            self.record(env, Entry { input, end: None });
+        }
+    }
+
+    /// Makes an entry of the log and its effect.
+    pub fn record(&mut self, env: &mut Env, entry: Entry) {
         let conn = self.conn;
         let (id, life) = (self.id, self.life);
         let Some(primary) = self.primary() else { return };
-        if primary.frozen || primary.stalled {
-            return;
-        }
-        let input = env.rng.next();
-        let position = primary.produce(input);
+        let position = primary.produce(entry.input);
         if primary.streaming {
             primary.session.note_logged(LogPosition::new(position));
         }
@@ -211,7 +255,7 @@ impl Node {
             .gate
             .push(LogPosition::new(position), primary.history[position as usize - 1]);
         if primary.streaming && conn.is_some() {
-            self.send(env, Packet::Log(position, input));
+            self.send(env, Packet::Log(position, entry));
             if env.bug == Some(Bug::AckBeforeReceive) {
                 self.send(env, Packet::Announce(position));
             }
@@ -230,16 +274,11 @@ impl Node {
         let (id, life, name) = (self.id, self.life, self.name());
         let Some(primary) = self.primary() else { return };
         let limit = primary.limit(env.bug, now);
-        let Some(effect) = primary.gate.pop(limit) else {
+        if !primary.let_go(env, name, limit) {
             primary.releasing = false;
             primary.limit = None;
             return;
-        };
-        let position = primary.gate.released();
-        let term = primary.session.record().term;
-        env.checker
-            .releases(env.now, name, term, position.get(), effect, &env.arbiter.record);
-        primary.session.note_released(position);
+        }
         let soon = env.rng.between(env.plan.release);
         env.node_in(soon, id, life, NodeEvent::Release);
     }
@@ -249,17 +288,14 @@ impl Node {
         let now = self.local(env);
         let name = self.name();
         let Some(primary) = self.primary() else { return };
-        if primary.join != join {
+        if primary.join != join || primary.end.has_come {
             return;
         }
         while env.bug != Some(Bug::StateBeforeEffects) {
             let limit = primary.session.release_limit(now);
-            let Some(effect) = primary.gate.pop(limit) else { break };
-            let position = primary.gate.released();
-            let term = primary.session.record().term;
-            env.checker
-                .releases(env.now, name, term, position.get(), effect, &env.arbiter.record);
-            primary.session.note_released(position);
+            if !primary.let_go(env, name, limit) {
+                break;
+            }
         }
         let position = primary.history.len() as u64;
         let pages = Rc::new(primary.history.clone());
@@ -293,17 +329,43 @@ impl Node {
     }
 
     pub fn settle_primary(&mut self, env: &mut Env) -> Option<u64> {
-        while let Some(action) = self.primary().and_then(|primary| primary.session.poll()) {
-            self.act(env, action);
+        loop {
+            while let Some(action) = self.primary().and_then(|primary| primary.session.poll()) {
+                self.act(env, action);
+            }
+            self.let_the_last_go(env);
+            if !self.say_goodbye(env) {
+                break;
+            }
         }
+        if !self.look_at_ending(env) {
+            return None;
+        }
+        let ending_wake = self.ending_wake();
         let (id, life) = (self.id, self.life);
         let primary = self.primary()?;
+        if primary.session.peer().is_some() {
+            let state = primary.session.state();
+            primary.end.protected = matches!(state, PrimaryState::Protected | PrimaryState::HandingOver { .. });
+        }
         if !primary.gate.is_empty() && !primary.releasing {
             primary.releasing = true;
             let soon = env.rng.below(100 * MICRO);
             env.node_in(soon, id, life, NodeEvent::Release);
         }
-        primary.session.wake()
+        [primary.session.wake(), ending_wake].into_iter().flatten().min()
+    }
+
+    /// What a guest that has ended gave leaves as soon as it may.
+    fn let_the_last_go(&mut self, env: &mut Env) {
+        let (now, name) = (self.local(env), self.name());
+        let Some(primary) = self.primary() else { return };
+        while primary.end.ending.has_ended() {
+            let limit = primary.limit(env.bug, now);
+            if !primary.let_go(env, name, limit) {
+                break;
+            }
+        }
     }
 
     fn act(&mut self, env: &mut Env, action: PrimaryAction) {
@@ -321,6 +383,9 @@ impl Node {
                     env.checker.counts.handed_over += 1;
                     env.checker.counts.given_away += u64::from(handover.stalled);
                     env.moment();
+                }
+                if let Some(to_backup::Kind::Goodbye(_)) = message.kind {
+                    primary.end.protected = false;
                 }
                 if let Some(to_backup::Kind::Named(_)) = message.kind {
                     env.checker.counts.protected += 1;

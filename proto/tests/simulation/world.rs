@@ -1,6 +1,6 @@
 //! One run: faults for a while, then calm, in which the pair must come to be protected and stay so.
 
-use lockstep_proto::session::{BackupState, PrimaryState};
+use lockstep_proto::session::{BackupState, Ending, PrimaryState};
 
 use super::arbiter;
 use super::bug::Bug;
@@ -145,7 +145,10 @@ impl World {
     fn is_protected(&self) -> bool {
         let is = |primary: &Node, backup: &Node| match (&primary.role, &backup.role) {
             (Role::Primary(primary), Role::Backup(backup)) => {
-                *primary.session.state() == PrimaryState::Protected && backup.session.state() == BackupState::Protected
+                let is_ending = primary.end.ending != Ending::Running;
+                *primary.session.state() == PrimaryState::Protected
+                    && backup.session.state() == BackupState::Protected
+                    && !is_ending
             }
             _ => false,
         };
