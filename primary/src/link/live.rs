@@ -305,7 +305,7 @@ impl Loop {
     fn is_over(&self) -> bool {
         let all_has_left = self.gate.is_empty();
         self.ending
-            .is_over(boottime(), all_has_left, self.peer.is_some(), self.session.state())
+            .is_over(boottime(), all_has_left, self.peer.is_some(), &self.session.state())
     }
 
     /// Ends the session in order: what is committed has left.
@@ -319,7 +319,7 @@ impl Loop {
     }
 
     fn dial(&mut self, endpoint: &Endpoint, credentials: &Credentials, idle: Duration, to: SocketAddr) {
-        let wants = matches!(self.session.state(), PrimaryState::Alone(why) if *why != Unprotected::Suspended);
+        let wants = matches!(self.session.state(), PrimaryState::Alone(why) if why != Unprotected::Suspended);
         let pause = REDIAL * (1 << self.joins.saturating_sub(1).min(MOST_DOUBLINGS));
         let too_early = self.joins > 0 && self.joined_at.elapsed() < pause;
         // There is nothing to join any more.
@@ -451,7 +451,7 @@ impl Loop {
 
     fn release(&mut self) {
         // The limit is asked for anew before each turn's effects: the lease may have run out meanwhile.
-        let is_protected = *self.session.state() == PrimaryState::Protected;
+        let is_protected = self.session.state() == PrimaryState::Protected;
         while let Some(held) = self.gate.pop(self.session.release_limit(boottime())) {
             if is_protected {
                 self.status.gauges().holds.add(held.since.elapsed());

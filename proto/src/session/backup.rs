@@ -1,11 +1,13 @@
 //! The backup's end of a session.
 
 mod io;
+mod state;
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 pub use io::{BackupAction, BackupInput, BackupState};
+use state::{Claim, Connection, Phase, State};
 
 use super::greeting::{check_hello, is_name};
 use super::lag::Lag;
@@ -36,15 +38,8 @@ pub struct BackupIdentity {
 pub struct Backup {
     identity: BackupIdentity,
     timing: Timing,
-    state: BackupState,
-    primary: String,
+    state: State,
     term: u64,
-    /// The join's state has come.
-    has_state: bool,
-    claim: Option<Question>,
-    last_heard: Nanos,
-    /// When the last heartbeat came.
-    last_beat: Option<Nanos>,
     /// Heartbeats that did not come.
     missed: u64,
     ack: Ack,
@@ -62,13 +57,8 @@ impl Backup {
         Self {
             identity,
             timing: Timing::CALM,
-            state: BackupState::Waiting,
-            primary: String::new(),
+            state: State::Waiting,
             term: 0,
-            has_state: false,
-            claim: None,
-            last_heard: 0,
-            last_beat: None,
             missed: 0,
             ack: Ack::default(),
             lag: Lag::default(),
@@ -81,12 +71,12 @@ impl Backup {
 
     /// Where it stands.
     pub fn state(&self) -> BackupState {
-        self.state
+        self.state.told()
     }
 
     /// The primary's name; empty without one.
     pub fn primary(&self) -> &str {
-        &self.primary
+        self.state.primary().unwrap_or_default()
     }
 
     /// The primary's term.
@@ -137,18 +127,15 @@ impl Backup {
 
     /// When it wants [`BackupInput::Tick`] at the latest.
     pub fn wake(&self) -> Option<Nanos> {
-        let deadline = self.is_connected().then(|| self.deadline());
-        let ask = self.claim.as_ref().and_then(Question::at);
+        let deadline = self
+            .state
+            .connection()
+            .map(|connection| connection.deadline(&self.timing));
+        let ask = match &self.state {
+            State::Claiming(claim) => claim.question.at(),
+            State::Waiting | State::Connected(_) | State::Live { .. } => None,
+        };
         [deadline, ask].into_iter().flatten().min()
-    }
-
-    fn deadline(&self) -> Nanos {
-        self.last_heard.saturating_add(self.timing.deadline)
-    }
-
-    fn is_connected(&self) -> bool {
-        use BackupState::{Connected, Joined, Protected, Syncing};
-        matches!(self.state, Connected | Syncing | Joined | Protected)
     }
 
     /// Takes in what happened at `now`.
@@ -159,12 +146,23 @@ impl Backup {
             BackupInput::Tick => self.tick(now),
             BackupInput::Diverged(_) | BackupInput::Unfit(_) if self.may_yet_claim() => self.renounce(),
             // All others are of a connection that may be over.
-            _ if !self.is_connected() => {}
+            input => self.of_connection(now, input),
+        }
+        self.check();
+    }
+
+    /// Takes in what happened with the connection, if there is one.
+    fn of_connection(&mut self, now: Nanos, input: BackupInput) {
+        let Some(connection) = self.state.connection_mut() else {
+            return;
+        };
+        match input {
+            BackupInput::Connected(_) | BackupInput::Arbiter(_) | BackupInput::Tick => {}
             BackupInput::Disconnected => self.lost(now, "the connection is gone"),
             BackupInput::Message(message) => self.message(now, message),
             BackupInput::Heartbeat(heartbeat) => {
-                self.last_heard = now;
-                if let Some(last) = self.last_beat.replace(now) {
+                connection.last_heard = now;
+                if let Some(last) = connection.last_beat.replace(now) {
                     let passed = now.saturating_sub(last) / self.timing.heartbeat.max(1);
                     self.missed += passed.saturating_sub(1);
                 }
@@ -176,21 +174,21 @@ impl Backup {
                 }));
             }
             BackupInput::Built => {
-                if self.state == BackupState::Syncing && self.has_state {
-                    self.state = BackupState::Joined;
+                if let Phase::Syncing { has_state: true } = connection.phase {
+                    connection.phase = Phase::Joined;
                     self.send(to_primary::Kind::Joined(Joined {}));
                     self.acknowledge(now);
                 }
             }
             BackupInput::Unfit(reason) => self.refuse(&reason),
             BackupInput::Received(position) => {
-                self.last_heard = now;
+                connection.last_heard = now;
                 self.ack.received = self.ack.received.max(position.get());
                 self.lag.received(position, now);
                 self.acknowledge(now);
             }
             BackupInput::Verified(position, stop) => {
-                if self.has_machine() {
+                if connection.has_machine() {
                     self.ack.verified = position.get().clamp(self.ack.verified, self.ack.received);
                     self.ack.stop = stop;
                     self.lag.verified(position);
@@ -205,32 +203,14 @@ impl Backup {
                 self.forget("divergence");
             }
         }
-        self.check();
     }
 
-    /// What is so after every event. A backup that breaks it may have acknowledged what it has not, or claim what is not its own.
+    /// What is so after every event. A backup that breaks it may have acknowledged what it has not.
     fn check(&self) {
         assert!(
             self.ack.verified <= self.ack.received,
             "verified what was not received: {:?}",
             self.ack
-        );
-        let claims = matches!(self.state, BackupState::Claiming | BackupState::Frozen);
-        assert_eq!(
-            claims,
-            self.claim.is_some(),
-            "a claim and {:?} do not go together",
-            self.state
-        );
-        assert_eq!(
-            self.state == BackupState::Waiting,
-            self.primary.is_empty(),
-            "a primary and {:?} do not go together",
-            self.state
-        );
-        assert!(
-            !self.has_machine() || self.has_state,
-            "a machine without the join's state"
         );
     }
 
@@ -239,48 +219,43 @@ impl Backup {
             .push_back(BackupAction::Send(ToPrimary { kind: Some(kind) }));
     }
 
-    fn has_machine(&self) -> bool {
-        matches!(self.state, BackupState::Joined | BackupState::Protected)
-    }
-
     fn acknowledge(&mut self, now: Nanos) {
-        if self.has_machine() {
+        if self.state.connection().is_some_and(Connection::has_machine) {
             self.ack.lag_ns = self.lag.at(now);
             self.send(to_primary::Kind::Ack(self.ack));
         }
     }
 
     fn connected(&mut self, now: Nanos, name: String) {
-        if self.is_connected() {
+        if self.state.connection().is_some() {
             return self.lost(now, "the primary connected once more");
         }
-        if self.state != BackupState::Waiting || !is_name(&name) {
+        if !matches!(self.state, State::Waiting) || !is_name(&name) {
             self.actions
                 .push_back(BackupAction::Disconnect("not waiting for a primary".into()));
             return;
         }
-        self.primary = name;
-        self.last_heard = now;
-        self.last_beat = None;
         self.timing = Timing::CALM;
         self.ack = Ack::default();
         self.lag = Lag::default();
         self.released = LogPosition::START;
-        self.has_state = false;
         self.stalled = false;
-        self.state = BackupState::Connected;
+        self.state = State::Connected(Connection::new(name, now));
     }
 
     fn message(&mut self, now: Nanos, message: ToBackup) {
-        self.last_heard = now;
-        match (message.kind, self.state) {
-            (Some(to_backup::Kind::Hello(hello)), BackupState::Connected) => self.hello(hello),
-            (Some(to_backup::Kind::State(state)), BackupState::Syncing) if !self.has_state => {
+        let Some(connection) = self.state.connection_mut() else {
+            return;
+        };
+        connection.last_heard = now;
+        match (message.kind, &mut connection.phase) {
+            (Some(to_backup::Kind::Hello(hello)), Phase::Connected) => self.hello(hello),
+            (Some(to_backup::Kind::State(state)), Phase::Syncing { has_state }) if !*has_state => {
                 let position = LogPosition::new(state.position);
                 if position > MAX_POSITION {
                     return self.refuse("the join's state has a position that no log reaches");
                 }
-                self.has_state = true;
+                *has_state = true;
                 // The log has a stream of its own and may have been faster.
                 self.ack.received = self.ack.received.max(state.position);
                 self.ack.verified = state.position;
@@ -288,19 +263,17 @@ impl Backup {
                 self.released = self.released.max(position);
                 self.actions.push_back(BackupAction::Build(Box::new(state)));
             }
-            (Some(to_backup::Kind::Named(named)), BackupState::Joined) if named.term == self.term => {
-                self.state = BackupState::Protected;
+            (Some(to_backup::Kind::Named(named)), phase @ Phase::Joined) if named.term == self.term => {
+                *phase = Phase::Protected;
                 self.send(to_primary::Kind::Ready(Ready { term: named.term }));
             }
-            (Some(to_backup::Kind::Handover(handover)), BackupState::Protected)
-                if handover.position <= self.ack.verified =>
-            {
+            (Some(to_backup::Kind::Handover(handover)), Phase::Protected) if handover.position <= self.ack.verified => {
                 self.stalled = handover.stalled;
                 self.claim("the primary hands over", now);
                 self.ask(now);
             }
-            (Some(to_backup::Kind::Goodbye(goodbye)), _) => {
-                let of_my_machine = self.state != BackupState::Connected;
+            (Some(to_backup::Kind::Goodbye(goodbye)), phase) => {
+                let of_my_machine = !matches!(phase, Phase::Connected);
                 self.forget(&reason_of(&goodbye));
                 if goodbye.shut_down && of_my_machine {
                     self.actions.push_back(BackupAction::End);
@@ -312,7 +285,10 @@ impl Backup {
     }
 
     fn hello(&mut self, hello: Hello) {
-        let checked = check_hello(&hello, &self.identity, &self.primary);
+        let Some(connection) = self.state.connection_mut() else {
+            return;
+        };
+        let checked = check_hello(&hello, &self.identity, &connection.primary);
         if hello.inquiry {
             return self.answer(checked.err());
         }
@@ -322,7 +298,7 @@ impl Backup {
         };
         self.timing = timing;
         self.term = hello.term;
-        self.state = BackupState::Syncing;
+        connection.phase = Phase::Syncing { has_state: false };
         self.actions.push_back(BackupAction::Prepare(Box::new(hello)));
         self.welcome();
     }
@@ -346,13 +322,13 @@ impl Backup {
         }
         let reason = "an inquiry, which was answered";
         self.actions.push_back(BackupAction::Disconnect(reason.into()));
-        self.state = BackupState::Waiting;
-        self.primary.clear();
+        self.state = State::Waiting;
     }
 
     fn tick(&mut self, now: Nanos) {
         self.ask(now);
-        if self.is_connected() && now >= self.deadline() {
+        let connection = self.state.connection();
+        if connection.is_some_and(|connection| now >= connection.deadline(&self.timing)) {
             self.lost(now, "the primary is silent past the deadline");
         }
     }
@@ -370,72 +346,83 @@ impl Backup {
     fn forget(&mut self, reason: &str) {
         self.actions.push_back(BackupAction::Disconnect(reason.into()));
         self.actions.push_back(BackupAction::Discard);
-        self.state = BackupState::Waiting;
-        self.primary.clear();
+        self.state = State::Waiting;
     }
 
     /// The primary may be dead. A backup that knows it was named claims the term; the record decides whether it may. One that
     /// was not told does not: in the same term another join may follow, and a claim that is late on its way would fit the
     /// record of that one. Not before the deadline, however it learnt of it: a primary that knows nothing yet may go by its lease until then.
     fn lost(&mut self, now: Nanos, reason: &str) {
-        if self.state != BackupState::Protected {
-            return self.forget(reason);
+        match &self.state {
+            State::Connected(connection) if matches!(connection.phase, Phase::Protected) => {
+                self.claim(reason, connection.deadline(&self.timing));
+                self.ask(now);
+            }
+            _ => self.forget(reason),
         }
-        self.claim(reason, self.deadline());
-        self.ask(now);
     }
 
     /// Claims the term at `at`, and acknowledges nothing from now on.
     fn claim(&mut self, reason: &str, at: Nanos) {
+        let State::Connected(connection) = &mut self.state else {
+            return;
+        };
         self.actions.push_back(BackupAction::Disconnect(reason.into()));
-        self.state = BackupState::Claiming;
+        let primary = std::mem::take(&mut connection.primary);
         let expected = Record {
             term: self.term,
-            owner: self.primary.clone(),
+            owner: primary.clone(),
             peer: Some(self.identity.node.clone()),
         };
         let new = expected.alone(&self.identity.node);
-        self.claim = Some(Question::new(expected, new, at));
+        self.state = State::Claiming(Claim {
+            primary,
+            question: Question::new(expected, new, at),
+            unanswered: false,
+        });
     }
 
     /// Whether it waits for the deadline to claim, and has not asked yet.
     fn may_yet_claim(&self) -> bool {
-        self.state == BackupState::Claiming && self.claim.as_ref().is_some_and(|claim| !claim.is_asked())
+        matches!(&self.state, State::Claiming(claim) if !claim.unanswered && !claim.question.is_asked())
     }
 
     /// Stands by again, without the machine.
     fn renounce(&mut self) {
-        self.claim = None;
-        self.state = BackupState::Waiting;
-        self.primary.clear();
+        self.state = State::Waiting;
         self.actions.push_back(BackupAction::Discard);
     }
 
     fn ask(&mut self, now: Nanos) {
-        if let Some(claim) = &mut self.claim
-            && claim.ask(now)
+        if let State::Claiming(Claim { question, .. }) = &mut self.state
+            && question.ask(now)
         {
             self.actions.push_back(BackupAction::Arbitrate {
-                expected: claim.expected.clone(),
-                new: claim.new.clone(),
+                expected: question.expected.clone(),
+                new: question.new.clone(),
             });
         }
     }
 
     fn verdict(&mut self, now: Nanos, verdict: &Verdict) {
-        let Some(mut claim) = self.claim.take_if(|claim| claim.is_asked()) else {
+        let State::Claiming(claim) = &mut self.state else {
             return;
         };
+        if !claim.question.is_asked() {
+            return;
+        }
         match verdict {
             Verdict::Won => {
-                self.state = BackupState::Live;
-                self.actions.push_back(BackupAction::Promote(claim.new));
+                let record = claim.question.new.clone();
+                self.state = State::Live {
+                    primary: std::mem::take(&mut claim.primary),
+                };
+                self.actions.push_back(BackupAction::Promote(record));
             }
             Verdict::Lost => self.renounce(),
             Verdict::Unknown => {
-                self.state = BackupState::Frozen;
-                claim.put_off(now.saturating_add(self.timing.heartbeat));
-                self.claim = Some(claim);
+                claim.unanswered = true;
+                claim.question.put_off(now.saturating_add(self.timing.heartbeat));
             }
         }
     }

@@ -2,18 +2,21 @@
 
 mod invariants;
 mod io;
+mod state;
+mod term;
 
 use std::collections::VecDeque;
 
 pub use io::{PrimaryAction, PrimaryInput, PrimaryState};
+use state::{Connection, Fence, Phase, State};
 
 use super::greeting::{check_welcome, is_name};
 use super::lease::Lease;
 use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
-use super::{Commit, Freeze, Nanos, Record, Timing, Unprotected, Verdict};
+use super::{Commit, Nanos, Record, Timing, Unprotected};
 use crate::quantity::LogPosition;
-use crate::{Ack, Diverged, Goodbye, Handover, Heartbeat, Hello, Named, ToBackup, ToPrimary, to_backup, to_primary};
+use crate::{Ack, Diverged, Goodbye, Handover, Heartbeat, Hello, ToBackup, ToPrimary, to_backup, to_primary};
 
 /// The primary's end.
 #[derive(Debug)]
@@ -21,23 +24,17 @@ pub struct Primary {
     hello: Hello,
     timing: Timing,
     record: Record,
-    state: PrimaryState,
-    /// Why there is no backup, for when the term is won.
-    why: Unprotected,
-    peer: Option<String>,
-    question: Option<Question>,
+    state: State,
+    /// Its numbers go on from one connection to the next.
     lease: Lease,
-    last_heard: Nanos,
     /// Where the log for the backup ends.
     logged: LogPosition,
+    /// Of the connection that is, or else was last.
     ack: Ack,
     released: LogPosition,
     commit: Commit,
-    /// Since when the backup acknowledges nothing of what waits for it.
-    stalled: Option<Nanos>,
     /// Something is due, and the machine does not move.
     machine_stalled: bool,
-    peer_uplink_down: bool,
     actions: VecDeque<PrimaryAction>,
 }
 
@@ -45,35 +42,22 @@ impl Primary {
     /// A primary that holds `record`, alone; if that names a peer, it asks for the next term first. `hello` has everything
     /// but term and timing.
     pub fn new(hello: Hello, record: Record, timing: Timing, why: Unprotected) -> Self {
-        let (state, question) = if record.peer.is_some() {
-            let question = Question::new(record.clone(), record.alone(&record.owner), 0);
-            (
-                PrimaryState::Fencing {
-                    why: why.clone(),
-                    still: false,
-                },
-                Some(question),
-            )
+        let state = if record.peer.is_some() {
+            State::Fencing(Fence::new(&record, why, false, 0))
         } else {
-            (PrimaryState::Alone(why.clone()), None)
+            State::Alone(why)
         };
         Self {
             hello,
             timing,
             record,
             state,
-            why,
-            peer: None,
-            question,
             lease: Lease::new(timing),
-            last_heard: 0,
             logged: LogPosition::START,
             ack: Ack::default(),
             released: LogPosition::START,
             commit: Commit::default(),
-            stalled: None,
             machine_stalled: false,
-            peer_uplink_down: false,
             actions: VecDeque::new(),
         }
     }
@@ -85,12 +69,12 @@ impl Primary {
 
     /// Whether the backup's service uplink has a carrier, as far as it said.
     pub fn peer_has_uplink(&self) -> bool {
-        !self.peer_uplink_down
+        self.state.connection().is_none_or(|connection| !connection.uplink_down)
     }
 
     /// Where it stands.
-    pub fn state(&self) -> &PrimaryState {
-        &self.state
+    pub fn state(&self) -> PrimaryState {
+        self.state.told()
     }
 
     /// The record that it holds.
@@ -100,28 +84,32 @@ impl Primary {
 
     /// The backup's name, as long as there is a connection to it.
     pub fn peer(&self) -> Option<&str> {
-        self.peer.as_deref()
+        self.state.connection().map(|connection| connection.peer.as_str())
     }
 
-    /// What the backup has.
+    /// What the backup has, or had when it was lost.
     pub fn ack(&self) -> &Ack {
         &self.ack
     }
 
     /// Position of the log up to which effects may leave at `now`. Ask before each one.
     pub fn release_limit(&self, now: Nanos) -> LogPosition {
-        match self.state {
-            PrimaryState::Alone(_) | PrimaryState::Greeting | PrimaryState::Syncing { .. } => LogPosition::NO_LIMIT,
-            PrimaryState::HandingOver { told: true, .. } => LogPosition::START,
-            PrimaryState::Naming { .. } | PrimaryState::Protected | PrimaryState::HandingOver { .. }
-                if self.lease.holds(now) =>
-            {
+        let Some(phase) = self.state.phase() else {
+            return match self.state {
+                State::Alone(_) => LogPosition::NO_LIMIT,
+                _ => LogPosition::START,
+            };
+        };
+        match phase {
+            Phase::Greeting | Phase::Syncing { .. } => LogPosition::NO_LIMIT,
+            Phase::HandingOver { told: true, .. } => LogPosition::START,
+            Phase::Naming { .. } | Phase::Protected | Phase::HandingOver { .. } if self.lease.holds(now) => {
                 match self.commit {
                     Commit::Received => self.received(),
                     Commit::Replayed => self.verified(),
                 }
             }
-            _ => LogPosition::START,
+            Phase::Naming { .. } | Phase::Protected | Phase::HandingOver { .. } => LogPosition::START,
         }
     }
 
@@ -144,7 +132,7 @@ impl Primary {
 
     /// The machine has ended, and what it gave has left: the backup need not go on with it.
     pub fn finish(&mut self, reason: &str, shut_down: bool) {
-        if self.peer.is_some() {
+        if self.state.connection().is_some() {
             self.send(to_backup::Kind::Goodbye(Goodbye {
                 reason: bounded(reason),
                 shut_down,
@@ -164,20 +152,13 @@ impl Primary {
 
     /// When it wants [`PrimaryInput::Tick`] at the latest.
     pub fn wake(&self) -> Option<Nanos> {
-        let beat = self.peer.as_ref().map(|_| {
-            let stall = self.stalled.map_or(Nanos::MAX, |since| self.stalls_at(since));
-            self.lease.next().min(self.suspects_at()).min(stall)
+        let beat = self.state.connection().map(|connection| {
+            let suspects_at = connection.suspects_at(&self.timing);
+            let stalls_at = connection.stalls_at(&self.timing).unwrap_or(Nanos::MAX);
+            self.lease.next().min(suspects_at).min(stalls_at)
         });
-        let ask = self.question.as_ref().and_then(Question::at);
+        let ask = self.state.question().and_then(Question::at);
         [beat, ask].into_iter().flatten().min()
-    }
-
-    fn suspects_at(&self) -> Nanos {
-        self.last_heard.saturating_add(self.timing.suspicion())
-    }
-
-    fn stalls_at(&self, since: Nanos) -> Nanos {
-        since.saturating_add(self.timing.stall())
     }
 
     /// Takes in what happened at `now`.
@@ -187,14 +168,14 @@ impl Primary {
             PrimaryInput::Disconnected => self.lost(now, Unprotected::LostConnection),
             PrimaryInput::Message(message) => self.message(now, message),
             PrimaryInput::Reply(reply) => {
-                if self.peer.is_some() {
-                    self.last_heard = now;
-                    self.peer_uplink_down = reply.uplink_down;
+                if let Some(connection) = self.state.connection_mut() {
+                    connection.last_heard = now;
+                    connection.uplink_down = reply.uplink_down;
                     self.lease.answered(reply.number);
                 }
             }
             PrimaryInput::StateSent => {
-                if let PrimaryState::Syncing { state_sent } = &mut self.state {
+                if let Some(Phase::Syncing { state_sent }) = self.state.phase_mut() {
                     *state_sent = true;
                 }
             }
@@ -210,20 +191,16 @@ impl Primary {
     }
 
     fn connected(&mut self, now: Nanos, name: String) {
-        if self.peer.is_some() {
+        if self.state.connection().is_some() {
             return self.end(now, "the backup connected once more", Unprotected::LostConnection);
         }
         if let Some(problem) = self.problem_of(&name) {
             self.actions.push_back(PrimaryAction::Disconnect(problem.into()));
             return;
         }
-        self.peer = Some(name);
-        self.last_heard = now;
+        self.state = State::Connected(Connection::new(name, now));
         self.lease.restart(now);
         self.ack = Ack::default();
-        self.stalled = None;
-        self.peer_uplink_down = false;
-        self.state = PrimaryState::Greeting;
         let hello = Hello {
             version_min: PROTOCOL_VERSION,
             version_max: PROTOCOL_VERSION,
@@ -240,10 +217,10 @@ impl Primary {
     /// Why a backup of that name is not taken now.
     fn problem_of(&self, name: &str) -> Option<&'static str> {
         match self.state {
-            PrimaryState::Alone(Unprotected::Suspended) => Some("protection is suspended"),
-            PrimaryState::Alone(_) if !is_name(name) => Some("the backup's name is empty or too long"),
-            PrimaryState::Alone(_) if name == self.record.owner => Some("the backup has this node's own name"),
-            PrimaryState::Alone(_) => None,
+            State::Alone(Unprotected::Suspended) => Some("protection is suspended"),
+            State::Alone(_) if !is_name(name) => Some("the backup's name is empty or too long"),
+            State::Alone(_) if name == self.record.owner => Some("the backup has this node's own name"),
+            State::Alone(_) => None,
             _ => Some("not waiting for a backup"),
         }
     }
@@ -254,33 +231,33 @@ impl Primary {
     }
 
     fn message(&mut self, now: Nanos, message: ToPrimary) {
-        let Some(peer) = &self.peer else {
+        let Some(connection) = self.state.connection_mut() else {
             return;
         };
-        self.last_heard = now;
-        match (message.kind, &self.state) {
-            (Some(to_primary::Kind::Welcome(welcome)), PrimaryState::Greeting) => {
-                match check_welcome(&welcome, &self.hello, peer) {
+        connection.last_heard = now;
+        match (message.kind, &mut connection.phase) {
+            (Some(to_primary::Kind::Welcome(welcome)), phase @ Phase::Greeting) => {
+                match check_welcome(&welcome, &self.hello, &connection.peer) {
                     Ok(()) => {
-                        self.state = PrimaryState::Syncing { state_sent: false };
+                        *phase = Phase::Syncing { state_sent: false };
                         self.actions.push_back(PrimaryAction::BeginJoin);
                     }
                     Err(problem) => self.refuse(now, &problem),
                 }
             }
-            (Some(to_primary::Kind::Joined(_)), PrimaryState::Syncing { state_sent: true }) => {
+            (Some(to_primary::Kind::Joined(_)), phase @ Phase::Syncing { state_sent: true }) => {
                 // From here on nothing leaves that is not acknowledged. What left before is, once the backup is here.
-                self.state = PrimaryState::Naming { catch_up: self.logged };
+                *phase = Phase::Naming {
+                    catch_up: self.logged,
+                    question: None,
+                };
             }
-            (Some(to_primary::Kind::Ready(ready)), PrimaryState::Naming { .. })
-                if self.is_named() && ready.term == self.record.term =>
+            (Some(to_primary::Kind::Ready(ready)), phase @ Phase::Naming { .. })
+                if self.record.peer.is_some() && ready.term == self.record.term =>
             {
-                self.state = PrimaryState::Protected;
+                *phase = Phase::Protected;
             }
-            (
-                Some(to_primary::Kind::Ack(ack)),
-                PrimaryState::Naming { .. } | PrimaryState::Protected | PrimaryState::HandingOver { .. },
-            ) => self.acked(now, ack),
+            (Some(to_primary::Kind::Ack(ack)), phase) if phase.takes_acks() => self.acked(now, ack),
             (Some(to_primary::Kind::Diverged(diverged)), _) => {
                 self.actions.push_back(PrimaryAction::Report(Diverged {
                     report: bounded(&diverged.report),
@@ -301,31 +278,31 @@ impl Primary {
         if LogPosition::new(ack.received) > self.logged {
             return self.refuse(now, "the backup acknowledges what was never sent");
         }
-        if ack.received > self.ack.received {
-            self.stalled = None;
+        if ack.received > self.ack.received
+            && let Some(connection) = self.state.connection_mut()
+        {
+            connection.stalled = None;
         }
         self.ack = ack;
         self.tell_to_claim();
-        if let PrimaryState::Naming { catch_up } = self.state
-            && let Some(peer) = &self.peer
-            && self.question.is_none()
-            && !self.is_named()
-            && self.received() >= catch_up
-        {
-            let new = self.record.with_peer(peer);
-            self.question = Some(Question::new(self.record.clone(), new, now));
-        }
+        self.ask_to_name(now);
     }
 
     /// The machine stands still: the backup goes on with it when it has executed all of the log.
     fn hand_over(&mut self, position: LogPosition) {
         self.note_logged(position);
         match &mut self.state {
-            PrimaryState::Protected => self.begin_handover(position, false),
-            PrimaryState::Fencing { still, .. } => *still = true,
             // One that is frozen is thawed when the term is won.
-            PrimaryState::Frozen(_) | PrimaryState::HandingOver { .. } => {}
-            _ => self.actions.push_back(PrimaryAction::Thaw),
+            State::Fencing(fence) => fence.still = true,
+            State::LostTerm => {}
+            State::Connected(connection) => match connection.phase {
+                Phase::Protected => self.begin_handover(position, false),
+                Phase::HandingOver { .. } => {}
+                Phase::Greeting | Phase::Syncing { .. } | Phase::Naming { .. } => {
+                    self.actions.push_back(PrimaryAction::Thaw);
+                }
+            },
+            State::Alone(_) => self.actions.push_back(PrimaryAction::Thaw),
         }
     }
 
@@ -333,24 +310,26 @@ impl Primary {
     /// it makes from here on is the backup's like all that is received, or nobody's: it leaves only while it is acknowledged,
     /// and not at all once the backup was told to claim the term.
     fn give_away(&mut self) {
-        if self.state == PrimaryState::Protected {
+        if matches!(self.state.phase(), Some(Phase::Protected)) {
             self.begin_handover(self.logged, true);
         }
     }
 
     fn begin_handover(&mut self, at: LogPosition, stalled: bool) {
-        self.state = PrimaryState::HandingOver {
-            at,
-            stalled,
-            told: false,
-        };
+        if let Some(phase) = self.state.phase_mut() {
+            *phase = Phase::HandingOver {
+                at,
+                stalled,
+                told: false,
+            };
+        }
         self.tell_to_claim();
     }
 
     /// Tells the backup to claim the term, once it has executed everything. Nothing leaves from then on.
     fn tell_to_claim(&mut self) {
         let verified = self.verified();
-        if let PrimaryState::HandingOver { at, stalled, told } = &mut self.state
+        if let Some(Phase::HandingOver { at, stalled, told }) = self.state.phase_mut()
             && !*told
             && verified >= *at
         {
@@ -361,23 +340,17 @@ impl Primary {
     }
 
     fn suspend(&mut self, now: Nanos) {
-        match self.state {
-            PrimaryState::Alone(_) => self.state = PrimaryState::Alone(Unprotected::Suspended),
-            PrimaryState::Greeting
-            | PrimaryState::Syncing { .. }
-            | PrimaryState::Naming { .. }
-            | PrimaryState::Protected => {
+        match &mut self.state {
+            State::Alone(why) => *why = Unprotected::Suspended,
+            State::Connected(connection) if !matches!(connection.phase, Phase::HandingOver { .. }) => {
                 self.end(now, "protection is suspended", Unprotected::Suspended);
             }
-            PrimaryState::HandingOver { .. } | PrimaryState::Fencing { .. } | PrimaryState::Frozen(_) => {}
+            State::Connected(_) | State::Fencing(_) | State::LostTerm => {}
         }
     }
 
     fn resume(&mut self) {
-        if self.why == Unprotected::Suspended {
-            self.why = Unprotected::NeedBackup;
-        }
-        if let PrimaryState::Alone(why) | PrimaryState::Fencing { why, .. } = &mut self.state
+        if let State::Alone(why) | State::Fencing(Fence { why, .. }) = &mut self.state
             && *why == Unprotected::Suspended
         {
             *why = Unprotected::NeedBackup;
@@ -394,78 +367,20 @@ impl Primary {
         LogPosition::new(self.ack.verified)
     }
 
-    /// Whether the record that it holds names a backup.
-    fn is_named(&self) -> bool {
-        self.record.peer.is_some()
-    }
-
-    fn ask(&mut self, now: Nanos) {
-        if let Some(question) = &mut self.question
-            && question.ask(now)
-        {
-            self.actions.push_back(PrimaryAction::Arbitrate {
-                expected: question.expected.clone(),
-                new: question.new.clone(),
-            });
-        }
-    }
-
-    fn verdict(&mut self, now: Nanos, verdict: &Verdict) {
-        let Some(mut question) = self.question.take_if(|question| question.is_asked()) else {
+    fn tick(&mut self, now: Nanos) {
+        let waits = self.received() < self.logged;
+        let Some(connection) = self.state.connection_mut() else {
             return;
         };
-        match verdict {
-            Verdict::Won => {
-                self.record = question.new;
-                if matches!(self.state, PrimaryState::Naming { .. }) {
-                    self.send(to_backup::Kind::Named(Named { term: self.record.term }));
-                } else if self.is_named() {
-                    // The naming was on its way as the backup was lost: the term after it is what is needed.
-                    self.fence(now);
-                } else {
-                    let was = std::mem::replace(&mut self.state, PrimaryState::Alone(self.why.clone()));
-                    if matches!(was, PrimaryState::Frozen(_) | PrimaryState::Fencing { still: true, .. }) {
-                        self.actions.push_back(PrimaryAction::Thaw);
-                    }
-                }
-            }
-            Verdict::Lost => {
-                self.part("lost the term");
-                self.state = PrimaryState::Frozen(Freeze::LostTerm);
-                self.actions.push_back(PrimaryAction::Freeze(Freeze::LostTerm));
-            }
-            Verdict::Unknown => {
-                question.put_off(now.saturating_add(self.timing.heartbeat));
-                self.question = Some(question);
-                if matches!(self.state, PrimaryState::Fencing { .. }) {
-                    self.state = PrimaryState::Frozen(Freeze::NoArbiter);
-                    self.actions.push_back(PrimaryAction::Freeze(Freeze::NoArbiter));
-                }
-            }
-        }
-    }
-
-    /// Asks for the next term at `at`.
-    fn fence(&mut self, at: Nanos) {
-        let new = self.record.alone(&self.record.owner);
-        self.question = Some(Question::new(self.record.clone(), new, at));
-    }
-
-    fn tick(&mut self, now: Nanos) {
-        if self.peer.is_none() {
-            return;
-        }
-        if now >= self.suspects_at() {
+        if now >= connection.suspects_at(&self.timing) {
             self.part("silent past the deadline");
             return self.lost_peer(now, Unprotected::LostConnection);
         }
-        if !self.waits_for_acks() || self.received() >= self.logged {
-            self.stalled = None;
-        } else {
-            let since = *self.stalled.get_or_insert(now);
-            if now >= self.stalls_at(since) {
-                return self.end(now, "the backup acknowledges nothing", Unprotected::LostConnection);
-            }
+        // Whether effects wait for what the backup acknowledges.
+        let waits = waits && connection.phase.takes_acks();
+        connection.stalled = waits.then(|| connection.stalled.unwrap_or(now));
+        if connection.stalls_at(&self.timing).is_some_and(|at| now >= at) {
+            return self.end(now, "the backup acknowledges nothing", Unprotected::LostConnection);
         }
         if let Some(number) = self.lease.beat(now) {
             self.actions.push_back(PrimaryAction::Heartbeat(Heartbeat {
@@ -474,14 +389,6 @@ impl Primary {
                 stalled: self.machine_stalled,
             }));
         }
-    }
-
-    /// Whether effects wait for what the backup acknowledges.
-    fn waits_for_acks(&self) -> bool {
-        matches!(
-            self.state,
-            PrimaryState::Naming { .. } | PrimaryState::Protected | PrimaryState::HandingOver { .. }
-        )
     }
 
     fn refuse(&mut self, now: Nanos, reason: &str) {
@@ -500,46 +407,22 @@ impl Primary {
 
     /// The connection is gone.
     fn lost(&mut self, now: Nanos, why: Unprotected) {
-        if self.peer.is_some() {
-            self.forget_peer();
+        if self.state.connection().is_some() {
+            self.end_log();
             self.lost_peer(now, why);
         }
     }
 
     /// Closes the connection, if there is one.
     fn part(&mut self, reason: &str) {
-        if self.peer.is_some() {
+        if self.state.connection().is_some() {
             self.actions.push_back(PrimaryAction::Disconnect(reason.into()));
-            self.forget_peer();
+            self.end_log();
         }
     }
 
-    fn forget_peer(&mut self) {
-        self.peer = None;
+    fn end_log(&mut self) {
         self.lease.end();
         self.actions.push_back(PrimaryAction::EndLog);
-    }
-
-    /// Goes on alone at once where the record cannot name the backup, and asks for the next term where it can.
-    fn lost_peer(&mut self, now: Nanos, why: Unprotected) {
-        self.why = why.clone();
-        match self.state {
-            // The naming is on its way: its answer decides what to ask next.
-            PrimaryState::Naming { .. } if self.question.is_some() => {
-                self.state = PrimaryState::Fencing { why, still: false };
-            }
-            PrimaryState::HandingOver { told, .. } => {
-                self.state = PrimaryState::Fencing { why, still: true };
-                // A backup that was told to claim is given the time to.
-                let grace = if told { self.timing.deadline } else { 0 };
-                self.fence(now.saturating_add(grace));
-            }
-            PrimaryState::Naming { .. } | PrimaryState::Protected if self.is_named() => {
-                self.state = PrimaryState::Fencing { why, still: false };
-                self.fence(now);
-            }
-            PrimaryState::Fencing { .. } | PrimaryState::Frozen(_) => {}
-            _ => self.state = PrimaryState::Alone(why),
-        }
     }
 }

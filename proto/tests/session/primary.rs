@@ -60,7 +60,7 @@ fn named() -> Primary {
     let actions = does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
     assert!(matches!(&actions[..], [PrimaryAction::Send(message)]
         if matches!(&message.kind, Some(to_backup::Kind::Named(named)) if named.term == TERM)));
-    assert_eq!(*session.state(), PrimaryState::Naming { catch_up: at(12) });
+    assert_eq!(session.state(), PrimaryState::Naming { catch_up: at(12) });
     session
 }
 
@@ -68,7 +68,7 @@ fn protected() -> Primary {
     let mut session = named();
     let message = to_primary(to_primary::Kind::Ready(Ready { term: TERM }));
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(message)), []);
-    assert_eq!(*session.state(), PrimaryState::Protected);
+    assert_eq!(session.state(), PrimaryState::Protected);
     session
 }
 
@@ -92,7 +92,7 @@ fn a_backup_that_was_not_asked_for_needs_no_fencing() {
     for mut session in [greeting(), syncing(), joined()] {
         let actions = does(&mut session, 0, PrimaryInput::Disconnected);
         assert_eq!(actions, [PrimaryAction::EndLog]);
-        assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::LostConnection));
+        assert_eq!(session.state(), PrimaryState::Alone(Unprotected::LostConnection));
         assert_eq!(session.release_limit(0), LogPosition::NO_LIMIT);
     }
 }
@@ -104,7 +104,7 @@ fn a_backup_that_may_be_named_is_fenced_off() {
         assert_eq!(actions, [PrimaryAction::EndLog, fencing_question()]);
         assert_eq!(session.release_limit(0), at(0));
         assert_eq!(does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won)), []);
-        assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::LostConnection));
+        assert_eq!(session.state(), PrimaryState::Alone(Unprotected::LostConnection));
         assert_eq!(session.record().term, TERM + 1);
         assert_eq!(session.release_limit(0), LogPosition::NO_LIMIT);
     }
@@ -117,7 +117,7 @@ fn one_that_begins_with_a_named_peer_fences_it_off_first() {
     assert_eq!(session.wake(), Some(0));
     assert_eq!(does(&mut session, 5, PrimaryInput::Tick), [fencing_question()]);
     does(&mut session, 5, PrimaryInput::Arbiter(Verdict::Won));
-    assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::NeedBackup));
+    assert_eq!(session.state(), PrimaryState::Alone(Unprotected::NeedBackup));
 }
 
 #[test]
@@ -147,10 +147,10 @@ fn freezes_without_an_arbiter_and_thaws_with_it() {
     assert_eq!(does(&mut session, TIMING.heartbeat, PrimaryInput::Tick).len(), 1);
     let actions = does(&mut session, TIMING.heartbeat, PrimaryInput::Arbiter(Verdict::Won));
     assert_eq!(actions, [fencing_question()]);
-    assert_eq!(*session.state(), PrimaryState::Frozen(Freeze::NoArbiter));
+    assert_eq!(session.state(), PrimaryState::Frozen(Freeze::NoArbiter));
     let actions = does(&mut session, TIMING.heartbeat, PrimaryInput::Arbiter(Verdict::Won));
     assert_eq!(actions, [PrimaryAction::Thaw]);
-    assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::Divergence));
+    assert_eq!(session.state(), PrimaryState::Alone(Unprotected::Divergence));
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn freezes_for_good_when_the_term_is_lost() {
     }
     let actions = does(&mut session, 0, PrimaryInput::Connected("b".into()));
     assert!(matches!(&actions[..], [PrimaryAction::Disconnect(_)]));
-    assert_eq!(*session.state(), PrimaryState::Frozen(Freeze::LostTerm));
+    assert_eq!(session.state(), PrimaryState::Frozen(Freeze::LostTerm));
     assert_eq!(session.release_limit(0), at(0));
 }
 
@@ -196,7 +196,7 @@ fn suspects_after_the_lease_and_before_the_backup_does() {
     assert!(TIMING.lease() < suspicion && suspicion < TIMING.deadline);
     let mut session = protected();
     does(&mut session, suspicion - 1, PrimaryInput::Tick);
-    assert_eq!(*session.state(), PrimaryState::Protected);
+    assert_eq!(session.state(), PrimaryState::Protected);
     let actions = does(&mut session, suspicion, PrimaryInput::Tick);
     assert!(matches!(
         &actions[..],
@@ -243,7 +243,7 @@ fn wrong_messages_end_the_session_with_a_reason() {
                 continue;
             }
             let mut session = make();
-            let before = session.state().clone();
+            let before = session.state();
             let actions = does(&mut session, 0, PrimaryInput::Message(message.clone()));
             let reason = actions.iter().find_map(|action| match action {
                 PrimaryAction::Disconnect(reason) => Some(reason),
@@ -291,7 +291,7 @@ fn peers_with_names_that_cannot_be_are_refused() {
         let mut session = alone();
         let actions = does(&mut session, 0, PrimaryInput::Connected(name));
         assert!(matches!(&actions[..], [PrimaryAction::Disconnect(_)]));
-        assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::NeedBackup));
+        assert_eq!(session.state(), PrimaryState::Alone(Unprotected::NeedBackup));
     }
 }
 
@@ -320,7 +320,7 @@ fn hands_over_when_the_backup_has_executed_everything() {
         stalled: false,
         told: false,
     };
-    assert_eq!(*session.state(), handing_over);
+    assert_eq!(session.state(), handing_over);
     let [PrimaryAction::Heartbeat(heartbeat)] = &does(&mut session, 0, PrimaryInput::Tick)[..] else {
         panic!("no heartbeat");
     };
@@ -355,7 +355,7 @@ fn gives_a_machine_away_that_does_not_move() {
         stalled: true,
         told: false,
     };
-    assert_eq!(*session.state(), handing_over);
+    assert_eq!(session.state(), handing_over);
     let [PrimaryAction::Heartbeat(heartbeat)] = &does(&mut session, 0, PrimaryInput::Tick)[..] else {
         panic!("no heartbeat");
     };
@@ -382,9 +382,9 @@ fn gives_a_machine_away_that_does_not_move() {
 #[test]
 fn gives_nothing_away_without_a_backup_in_sync() {
     for mut session in [alone(), greeting(), syncing(), joined(), named()] {
-        let before = session.state().clone();
+        let before = session.state();
         assert_eq!(does(&mut session, 0, PrimaryInput::GiveAway), []);
-        assert_eq!(*session.state(), before);
+        assert_eq!(session.state(), before);
     }
 }
 
@@ -447,10 +447,10 @@ fn suspended_it_takes_no_backup() {
     let actions = does(&mut session, 0, PrimaryInput::Suspend);
     assert_eq!(actions.last(), Some(&fencing_question()));
     does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
-    assert_eq!(*session.state(), PrimaryState::Alone(Unprotected::Suspended));
+    assert_eq!(session.state(), PrimaryState::Alone(Unprotected::Suspended));
     let actions = does(&mut session, 0, PrimaryInput::Connected("b".into()));
     assert!(matches!(&actions[..], [PrimaryAction::Disconnect(_)]));
     does(&mut session, 0, PrimaryInput::Resume);
     does(&mut session, 0, PrimaryInput::Connected("b".into()));
-    assert_eq!(*session.state(), PrimaryState::Greeting);
+    assert_eq!(session.state(), PrimaryState::Greeting);
 }

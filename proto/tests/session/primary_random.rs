@@ -152,7 +152,7 @@ impl Watched {
             }
             Step::HandOver => {}
             Step::GiveAway => {
-                self.given_away |= *self.session.state() == PrimaryState::Protected;
+                self.given_away |= self.session.state() == PrimaryState::Protected;
                 self.handle(PrimaryInput::GiveAway);
             }
             Step::Suspend => self.handle(PrimaryInput::Suspend),
@@ -164,14 +164,14 @@ impl Watched {
 
     fn is_over(&self, has_peer: bool) -> bool {
         self.ending
-            .is_over(self.now, self.gate.is_empty(), has_peer, self.session.state())
+            .is_over(self.now, self.gate.is_empty(), has_peer, &self.session.state())
     }
 
     /// What the link does after each event.
     fn look_at_the_end(&mut self) {
-        if self.ending.forces(self.now, self.session.state()) {
+        if self.ending.forces(self.now, &self.session.state()) {
             let leaving = match self.session.state() {
-                PrimaryState::Frozen(why) => *why != Freeze::NoArbiter,
+                PrimaryState::Frozen(why) => why != Freeze::NoArbiter,
                 state => matches!(state, PrimaryState::HandingOver { .. }),
             };
             assert!(!leaving, "ended by force, and it may be the other node's");
@@ -194,7 +194,7 @@ impl Watched {
         assert!(!is_over || self.ending.has_ended());
         let is_early = wake.is_some_and(|until| self.now < until);
         if is_over && is_early && self.resets && !self.ending.is_shut_down() {
-            let is_lost = *self.session.state() == PrimaryState::Frozen(Freeze::LostTerm);
+            let is_lost = self.session.state() == PrimaryState::Frozen(Freeze::LostTerm);
             assert!(is_lost || !self.may_be_named, "booted while the backup may claim");
         }
         assert!(self.ending.has_ended() || self.goodbyes == 0);
@@ -202,13 +202,13 @@ impl Watched {
 
     fn verdict(&mut self, verdict: Verdict) {
         let asked = self.asked.take();
-        let before = self.session.state().clone();
+        let before = self.session.state();
         if verdict == Verdict::Won && asked.as_ref().is_some_and(|asked| asked.peer.is_none()) {
             self.may_be_named = false;
         }
         self.handle(PrimaryInput::Arbiter(verdict));
         if asked.is_none() {
-            assert_eq!(*self.session.state(), before, "a verdict that nobody waited for");
+            assert_eq!(self.session.state(), before, "a verdict that nobody waited for");
         }
     }
 
@@ -314,7 +314,7 @@ proptest! {
                 watched.verdict(Verdict::Won);
             }
         }
-        let state = watched.session.state().clone();
+        let state = watched.session.state();
         let ends = matches!(state, PrimaryState::Alone(_) | PrimaryState::Frozen(Freeze::LostTerm));
         prop_assert!(ends, "stuck in {:?}", state);
         // A guest that was asked to end does, by itself or by force; and the link with it, at the last by its own clock.

@@ -159,11 +159,11 @@ impl Node {
         let Some(primary) = self.primary() else { return false };
         let state = primary.session.state();
         let all_has_left = primary.all_has_left();
-        if primary.end.ending.is_over(now, all_has_left, has_peer, state) {
+        if primary.end.ending.is_over(now, all_has_left, has_peer, &state) {
             self.over(env);
             return false;
         }
-        if primary.end.ending.forces(now, state) {
+        if primary.end.ending.forces(now, &state) {
             env.checker.counts.forced += 1;
             self.later(env, 0, NodeEvent::EndByForce);
         }
@@ -176,7 +176,7 @@ impl Node {
         let conn = self.conn;
         let Some(primary) = self.primary() else { return };
         let end = &primary.end;
-        let is_lost = *primary.session.state() == PrimaryState::Frozen(Freeze::LostTerm);
+        let is_lost = primary.session.state() == PrimaryState::Frozen(Freeze::LostTerm);
         let boots_anew = end.resets && !end.ending.is_shut_down();
         let in_time = matches!(end.ending, Ending::Told { until, .. } if now < until);
         let shut_down = end.ending.is_shut_down();

@@ -194,7 +194,7 @@ impl Node {
         let position = primary.history.len() as u64;
         // A backup that lags far behind is not handed anything.
         let backlog = position - primary.session.ack().verified;
-        if *primary.session.state() == PrimaryState::Protected && primary.runs() && backlog < MOST_BACKLOG {
+        if primary.session.state() == PrimaryState::Protected && primary.runs() && backlog < MOST_BACKLOG {
             primary.frozen = true;
             env.node_in(soon, id, life, NodeEvent::HandOver(position));
         }
@@ -204,7 +204,7 @@ impl Node {
         let (id, life) = (self.id, self.life);
         let has_conn = self.conn.is_some();
         let Some(primary) = self.primary() else { return };
-        let suspended = *primary.session.state() == PrimaryState::Alone(Unprotected::Suspended);
+        let suspended = primary.session.state() == PrimaryState::Alone(Unprotected::Suspended);
         let alone = matches!(primary.session.state(), PrimaryState::Alone(_)) && !suspended;
         // There is nothing to join any more.
         let alone = alone && !primary.end.ending.has_ended();

@@ -146,7 +146,7 @@ impl World {
         let is = |primary: &Node, backup: &Node| match (&primary.role, &backup.role) {
             (Role::Primary(primary), Role::Backup(backup)) => {
                 let is_ending = primary.end.ending != Ending::Running;
-                *primary.session.state() == PrimaryState::Protected
+                primary.session.state() == PrimaryState::Protected
                     && backup.session.state() == BackupState::Protected
                     && !is_ending
             }

@@ -58,7 +58,7 @@ impl Loop {
 
     /// Has the backup go on with a machine that cannot be made to stand still.
     pub(super) fn give_away(&mut self, why: &str) {
-        if *self.session.state() == PrimaryState::Protected {
+        if self.session.state() == PrimaryState::Protected {
             tracing::warn!("handing the machine over as the log ends: {why}");
             self.session.handle(boottime(), PrimaryInput::GiveAway);
         }
@@ -73,10 +73,7 @@ impl Loop {
             let PrimaryState::Alone(why) = state else {
                 return self.command(Command::Term(term, String::new()));
             };
-            let mut why = describe(&PrimaryState::Fencing {
-                why: why.clone(),
-                still: false,
-            });
+            let mut why = describe(&PrimaryState::Fencing { why, still: false });
             if self.handing_over {
                 why.push_str(" after a handover that the backup did not take");
             }
@@ -90,7 +87,7 @@ impl Loop {
     /// The state in the words that operators know: never better than what the machine's clients see.
     fn words(&self) -> String {
         let state = self.session.state();
-        if let Some(words) = stall::words_instead(self.stalls.now(), state) {
+        if let Some(words) = stall::words_instead(self.stalls.now(), &state) {
             return words;
         }
         let is_where_it_is = !matches!(
@@ -101,8 +98,8 @@ impl Loop {
             Some(why) if is_where_it_is => return format!("cut-off ({why})"),
             _ => {}
         }
-        let words = describe(state);
-        if *state != PrimaryState::Protected {
+        let words = describe(&state);
+        if state != PrimaryState::Protected {
             words
         } else if self.watch.is_blocked() {
             format!("{words}, failover blocked (no-arbiter)")
@@ -121,7 +118,7 @@ impl Loop {
             self.session.take_missed_heartbeats(),
         );
         let session = &self.session;
-        let is_protected = *session.state() == PrimaryState::Protected;
+        let is_protected = session.state() == PrimaryState::Protected;
         let state = self.words();
         let stall = self.stalls.now();
         let lag_ns = if session.peer().is_none() {

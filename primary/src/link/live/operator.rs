@@ -66,7 +66,7 @@ impl Loop {
             PrimaryState::Protected => Ok(()),
             other => Err(format!(
                 "the machine is {}: without a backup in sync there is nobody to go on with it",
-                describe(other)
+                describe(&other)
             )),
         }
     }
@@ -116,7 +116,7 @@ impl Loop {
                     .into(),
             );
         }
-        check_shutdown(self.session.state())?;
+        check_shutdown(&self.session.state())?;
         tracing::warn!(?patience, "an operator asks the guest to shut down");
         self.command(Command::AskToShutDown);
         self.ending
@@ -126,7 +126,7 @@ impl Loop {
 
     /// Ends the machine at once.
     fn end(&mut self) -> Result<(), String> {
-        check_end(self.session.state())?;
+        check_end(&self.session.state())?;
         tracing::warn!("an operator ends the machine");
         self.ending.force();
         self.command(Command::End);
@@ -135,7 +135,7 @@ impl Loop {
 
     /// Ends a guest by force that was asked to shut down and has not in time.
     pub(super) fn end_if_late(&mut self) {
-        if self.ending.forces(boottime(), self.session.state()) {
+        if self.ending.forces(boottime(), &self.session.state()) {
             tracing::warn!("the guest has not shut down in time: it is ended by force");
             self.command(Command::End);
         }
@@ -152,7 +152,7 @@ impl Loop {
             other => {
                 return Err(format!(
                     "the machine is {}: try again when that is over",
-                    describe(other)
+                    describe(&other)
                 ));
             }
         }
@@ -167,7 +167,7 @@ impl Loop {
                 why: Unprotected::Suspended,
                 ..
             } => {}
-            other => return Err(format!("the machine is {}, not suspended", describe(other))),
+            other => return Err(format!("the machine is {}, not suspended", describe(&other))),
         }
         self.session.handle(boottime(), PrimaryInput::Resume);
         Ok(())

@@ -1,6 +1,7 @@
 //! What is so of the primary's end after every event.
 
-use super::{Primary, PrimaryState};
+use super::Primary;
+use super::state::Phase;
 
 impl Primary {
     /// Stops where it is not so: whatever breaks it would let effects out that nobody has, or two nodes go on: better no
@@ -12,30 +13,9 @@ impl Primary {
             self.ack,
             self.logged
         );
-        // Alone, fencing and frozen there is nobody to talk to, and who talks has a connection.
-        let talks = match self.state {
-            PrimaryState::Alone(_) | PrimaryState::Fencing { .. } | PrimaryState::Frozen(_) => false,
-            PrimaryState::Greeting
-            | PrimaryState::Syncing { .. }
-            | PrimaryState::Naming { .. }
-            | PrimaryState::Protected
-            | PrimaryState::HandingOver { .. } => true,
-        };
-        assert_eq!(
-            talks,
-            self.peer.is_some(),
-            "a peer and {:?} do not go together",
-            self.state
-        );
-        // The arbiter is asked to name a backup or to do without one, and for nothing else.
-        let asks = matches!(
-            self.state,
-            PrimaryState::Naming { .. } | PrimaryState::Fencing { .. } | PrimaryState::Frozen(_)
-        );
-        assert!(asks || self.question.is_none(), "a question in {:?}", self.state);
-        let needs_name = matches!(self.state, PrimaryState::Protected | PrimaryState::HandingOver { .. });
+        let needs_name = self.state.phase().is_some_and(Phase::needs_name);
         assert!(
-            !needs_name || self.is_named(),
+            !needs_name || self.record.peer.is_some(),
             "{:?} with a backup that nobody has named",
             self.state
         );
