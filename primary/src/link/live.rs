@@ -2,6 +2,7 @@
 
 mod look;
 mod operator;
+mod reach;
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,22 +31,15 @@ use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::mpsc;
 
 use super::announce::{Announcements, macs};
-use super::channels::{JoinChannels, log_channel};
-use super::have::{Had, read_have};
 use super::net;
 use super::peer::{Heard, Peer};
 use super::port::{Command, Held, LinkState, PortEnds};
 use super::stall::Stalls;
-use super::streams::{write_bulk, write_log};
 
 /// From one attempt to reach the peer to the next.
 const REDIAL: Duration = Duration::from_millis(200);
-/// Joins that failed one after the other double the time between attempts, so often at most.
-const MOST_DOUBLINGS: u32 = 6;
 /// Longest sleep of a link for which nothing is due.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
-/// Chunks of a join that may wait for the network.
-const BULK_QUEUE: usize = 16;
 
 /// What the primary's end needs.
 pub struct LiveOptions {
@@ -285,21 +279,6 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     Ok(state.ending.is_shut_down())
 }
 
-/// Tells a join what the backup has. A stream that is not as it should be ends the connection, and so the join.
-async fn hear_of_had(
-    connection: Connection,
-    pages: u64,
-    chunks: Vec<u64>,
-    tell: crossbeam_channel::Sender<Had>,
-    fail: impl FnOnce(String),
-) {
-    match read_have(&connection, pages, &chunks).await {
-        // A join that is over wants nothing.
-        Ok(had) => drop(tell.send(had)),
-        Err(error) => fail(format!("what the backup has: {error:#}")),
-    }
-}
-
 impl Loop {
     /// Whether a guest that has ended has nothing left to wait for.
     fn is_over(&self) -> bool {
@@ -316,40 +295,6 @@ impl Loop {
         }
         // Lets the close go out; a peer that does not answer is not waited for.
         let _ = tokio::time::timeout(Duration::from_millis(300), endpoint.wait_idle()).await;
-    }
-
-    fn dial(&mut self, endpoint: &Endpoint, credentials: &Credentials, idle: Duration, to: SocketAddr) {
-        let wants = matches!(self.session.state(), PrimaryState::Alone(why) if why != Unprotected::Suspended);
-        let pause = REDIAL * (1 << self.joins.saturating_sub(1).min(MOST_DOUBLINGS));
-        let too_early = self.joins > 0 && self.joined_at.elapsed() < pause;
-        // There is nothing to join any more.
-        let is_over = self.ending.has_ended();
-        if self.dialing || self.peer.is_some() || !wants || too_early || is_over {
-            return;
-        }
-        self.dialing = true;
-        self.dials += 1;
-        let (events, number) = (self.events.clone(), self.dials);
-        let tls = credentials.client().map_err(anyhow::Error::from);
-        let connecting = tls
-            .and_then(|tls| net::client_config(tls, idle))
-            .and_then(|client| Ok(endpoint.connect_with(client, to, &self.peer_name)?));
-        tokio::spawn(async move {
-            let result = async {
-                let connection = connecting?.await?;
-                let (control, replies) = connection.open_bi().await?;
-                anyhow::Ok((connection, control, replies))
-            };
-            let event = match result.await {
-                Ok((connection, control, replies)) => Event::Connected(number, connection, control, replies),
-                Err(error) => Event::DialFailed(error),
-            };
-            let _ = events.send(event);
-        });
-    }
-
-    fn is_current(&self, number: u64) -> bool {
-        self.peer.as_ref().is_some_and(|peer| peer.number == number)
     }
 
     fn event(&mut self, event: Event) {
@@ -403,19 +348,6 @@ impl Loop {
             _ => return,
         };
         self.session.handle(now, input);
-    }
-
-    /// Ends a connection that is over for this side, because of what came or as it broke: the other end is told why.
-    fn hang_up(&mut self, reason: &str) {
-        if let Some(peer) = self.peer.take() {
-            net::close(&peer.connection, reason);
-        }
-    }
-
-    fn send(&self, message: &ToBackup) {
-        if let Some(peer) = &self.peer {
-            peer.send(message);
-        }
     }
 
     pub(super) fn command(&self, command: Command) {
@@ -507,28 +439,5 @@ impl Loop {
     fn announce(&mut self, announcements: &mut Announcements) {
         let may_be_heard = self.session.release_limit(boottime()) > LogPosition::START;
         announcements.make(may_be_heard.then_some(&mut self.outputs));
-    }
-
-    fn begin_join(&mut self) {
-        let Some(peer) = &mut self.peer else { return };
-        let (bulk, chunks) = mpsc::channel(BULK_QUEUE);
-        let (log, items) = log_channel();
-        let (tell_had, had) = crossbeam_channel::bounded(1);
-        let (number, events) = (peer.number, self.events.clone());
-        peer.add(write_bulk(peer.connection.clone(), chunks));
-        let (connection, ending) = (peer.connection.clone(), self.events.clone());
-        let fail = move |reason| drop(ending.send(Event::Heard(number, Heard::Closed(reason))));
-        let chunks_there = self.chunks.clone();
-        peer.add(hear_of_had(connection, self.pages, chunks_there, tell_had, fail));
-        let (logged, status) = (self.events.clone(), self.status.clone());
-        let tell = move |position| {
-            let _ = logged.send(Event::Logged(position));
-        };
-        let wrote = move |bytes| count(&status.gauges().log_bytes, bytes);
-        peer.add(write_log(peer.connection.clone(), items, tell, wrote));
-        let state = Box::new(move |state| {
-            let _ = events.send(Event::State(number, Result::map(state, Box::new)));
-        });
-        self.command(Command::BeginJoin(JoinChannels { had, bulk, log, state }));
     }
 }

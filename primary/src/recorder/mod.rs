@@ -12,6 +12,7 @@ mod batches;
 mod calendar;
 mod decide;
 mod errands;
+mod error;
 mod inputs;
 mod keeper;
 mod kernel;
@@ -20,17 +21,13 @@ mod outlet;
 mod pace;
 mod tape;
 mod timers;
+mod world;
 
-use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockstep_logcodec::batch::BatchBuilder;
 use lockstep_node::host::clock::{GuestClock, INSANE, ONE_MOMENT, calendar_since};
-use lockstep_node::host::disk::Disks;
-use lockstep_node::host::inbox::Inbox;
-use lockstep_node::host::tap::{Tap, TapKeeper};
 use lockstep_node::policy::Policy;
 use lockstep_node::status::{Status, count, describe};
 use lockstep_proto::end::Reason;
@@ -38,12 +35,12 @@ use lockstep_proto::quantity::{HostTime, LogPosition};
 use lockstep_proto::session::PrimaryState;
 use lockstep_proto::{DiskCompletion, End, Forced, TermBegun, Turn};
 use lockstep_vmm::devices::Effect;
-use lockstep_vmm::machine::{Flow, MachineError, Oracle, Seen, Slice, Stop, StopKind, Taken};
+use lockstep_vmm::machine::{Flow, Oracle, Seen, Slice, Stop, StopKind, Taken};
 use lockstep_vmm::sys::kick::Alarm;
-use thiserror::Error;
 
 use self::calendar::Calendar;
 use self::decide::{Decision, Situation};
+pub use self::error::RecordError;
 pub use self::keeper::Keeper;
 pub use self::kernel::{HostKernel, ThisHost};
 pub use self::log::{LogOptions, LogThread};
@@ -51,6 +48,7 @@ pub use self::outlet::Outlet;
 use self::pace::Pace;
 pub use self::tape::LogSummary;
 use self::timers::DueTimer;
+pub use self::world::{RecorderOptions, World};
 use crate::link::channels::LogItem;
 
 /// A batch is closed at this encoded size, in bytes.
@@ -62,58 +60,6 @@ const COLLECTED_PAGE: u64 = 10_000;
 const COST_SHARE: u64 = 10;
 /// Longest wait of a halted guest without a look around.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-
-/// What stops a recording.
-#[derive(Debug, Error)]
-pub enum RecordError {
-    /// The machine.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    /// The link's thread is gone: nothing can leave the machine any more.
-    #[error("the link to the backup has failed; see the messages before this one")]
-    Link,
-    /// The recorder made a turn that the log's limits forbid.
-    #[error("the log refuses a turn: {0}")]
-    Refused(#[from] lockstep_logcodec::Violation),
-    /// The host failed.
-    #[error("{what}: {cause}")]
-    Host {
-        /// What was tried.
-        what: &'static str,
-        /// Its error.
-        cause: std::io::Error,
-    },
-}
-
-/// The world around a machine.
-pub struct World {
-    /// Where inputs wait.
-    pub inbox: Inbox,
-    /// The disks' threads.
-    pub disks: Disks,
-    /// The disks' images once more, to read what a new backup needs.
-    pub images: Arc<Vec<File>>,
-    /// One for each NIC: they live as long as the machine.
-    pub taps: Vec<Tap>,
-    /// Keeps their devices bound.
-    pub keeper: TapKeeper,
-    /// Where effects go.
-    pub outlet: Outlet,
-    /// Its time and chance.
-    pub kernel: Box<dyn HostKernel>,
-}
-
-/// What a recorder is told.
-pub struct RecorderOptions {
-    /// When it stops the guest by force, and how often memory is compared.
-    pub policy: Policy,
-    /// Who keeps the log; `None` for an unrecorded run.
-    pub log: Option<Box<dyn Keeper>>,
-    /// The class of this host, for what is saved here.
-    pub host_class: String,
-    /// Where it tells what it does.
-    pub status: Status,
-}
 
 /// Records a machine, or just runs it when there is no log.
 pub struct Recorder {

@@ -3,6 +3,7 @@
 mod backup;
 mod backup_random;
 mod bytes;
+mod greeting;
 mod messages;
 mod primary;
 mod primary_random;

@@ -1,63 +1,17 @@
 //! The findings in words: one row for each fact, with what follows from it.
 
-use std::fmt::Display;
-
-use serde::{Deserialize, Serialize};
-
-use super::capabilities::Capabilities;
 use super::debugging::Aids;
 use super::emulator::Fate;
 use super::engine::{Engine, Rate};
-use super::findings::{Findings, Tested};
+use super::findings::Findings;
 use super::interrupts::Window;
 use super::msrs::Outcome;
+use super::offers::{capabilities, timing};
 use super::paging::Paging;
+use super::rows::{Fact, Rows, needed};
 use super::sensitive::{Seen, Sensitive, Sight};
 use super::strategy::Strategies;
 use super::syscall::Syscall;
-use super::timing::Timing;
-
-/// One row of the report.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fact {
-    /// A name for programs: the same on every host and in every version.
-    pub name: String,
-    /// What was looked at.
-    pub fact: String,
-    /// What was found.
-    pub result: String,
-    /// What it means.
-    pub consequence: String,
-}
-
-struct Rows(Vec<Fact>);
-
-impl Rows {
-    fn add(&mut self, name: &str, fact: impl Into<String>, result: impl Display, consequence: impl Into<String>) {
-        self.0.push(Fact {
-            name: name.into(),
-            fact: fact.into(),
-            result: result.to_string(),
-            consequence: consequence.into(),
-        });
-    }
-
-    /// A row for an experiment that could not be made, or those that `rows` makes of its findings.
-    fn tested<T>(&mut self, name: &str, fact: &str, tested: &Tested<T>, rows: impl FnOnce(&mut Self, &T)) {
-        match tested {
-            Ok(found) => rows(self, found),
-            Err(error) => self.add(name, fact, format!("not tested: {error}"), "taken as not working"),
-        }
-    }
-}
-
-fn needed(outcome: &Outcome, good: &str) -> String {
-    if *outcome == Outcome::Works {
-        good.into()
-    } else {
-        "this host cannot be used".into()
-    }
-}
 
 /// All rows.
 pub fn facts(found: &Findings, strategies: &Strategies) -> Vec<Fact> {
@@ -462,95 +416,6 @@ fn aids_rows(rows: &mut Rows, key: &str, ring: &str, aids: &Aids) {
             },
         );
     }
-}
-
-fn micros(time: &Result<u64, String>) -> String {
-    match time {
-        Ok(ns) => format!("{:.1} us", *ns as f64 / 1e3),
-        Err(why) => why.clone(),
-    }
-}
-
-fn timing(rows: &mut Rows, timing: &Timing) {
-    for (name, fact, time, consequence) in [
-        ("pio", "port write, round trip", &timing.pio_ns, "what a stop costs"),
-        (
-            "mmio-kernel",
-            "device store in ring 0, round trip",
-            &timing.mmio_ns,
-            "what a stop costs",
-        ),
-        (
-            "mmio-user",
-            "device store in ring 3, round trip",
-            &timing.mmio_user_ns,
-            "rare: programs seldom map devices",
-        ),
-        (
-            "kick-kernel",
-            "kick to return, ring 0 (longest)",
-            &timing.kick_ns,
-            "how late a forced stop is",
-        ),
-        (
-            "kick-user",
-            "kick to return, ring 3 (longest)",
-            &timing.kick_user_ns,
-            "how late a forced stop is",
-        ),
-    ] {
-        rows.add(name, fact, micros(time), consequence);
-    }
-}
-
-fn capabilities(rows: &mut Rows, found: &Capabilities) {
-    rows.add(
-        "tsc-control",
-        "TSC scaling (KVM_CAP_TSC_CONTROL)",
-        if found.tsc_control { "offered" } else { "not offered" },
-        if found.tsc_control {
-            "could freeze the TSC of programs; not verified, so off"
-        } else {
-            "the TSC cannot be frozen"
-        },
-    );
-    for (name, ring, outcome) in [
-        ("tsc-frozen-kernel", "ring 0", &found.tsc_frozen[0]),
-        ("tsc-frozen-user", "ring 3", &found.tsc_frozen[1]),
-    ] {
-        let result = if *outcome == Outcome::Works {
-            "it stands still".to_owned()
-        } else {
-            outcome.to_string()
-        };
-        rows.add(name, format!("guest TSC at 1 kHz, {ring}"), result, "not used so far");
-    }
-    rows.add(
-        "dirty-log",
-        "dirty log",
-        &found.dirty_log,
-        needed(&found.dirty_log, "names what deltas and epochs carry"),
-    );
-    rows.add(
-        "dirty-ring",
-        "dirty ring",
-        if found.dirty_ring_bytes == 0 {
-            "not offered".to_owned()
-        } else {
-            format!("offered, {} KiB", found.dirty_ring_bytes / 1024)
-        },
-        "not used: the dirty log serves",
-    );
-    rows.add(
-        "pmu",
-        "counter of retired instructions",
-        &found.pmu,
-        if found.pmu == Outcome::Works {
-            "could name positions between exits; not verified, so off"
-        } else {
-            "positions between exits have no names: forced stops need deltas"
-        },
-    );
 }
 
 /// What is not under control in ring 3, by name.

@@ -19,8 +19,10 @@ mod facts;
 pub mod findings;
 pub mod interrupts;
 pub mod msrs;
+mod offers;
 pub mod paging;
 mod report;
+mod rows;
 pub mod sensitive;
 pub mod signals;
 pub mod states;
@@ -40,9 +42,9 @@ use crate::micro::GuestError;
 use bench::Lab;
 
 pub use essentials::Essentials;
-pub use facts::Fact;
 pub use findings::Findings;
 pub use report::Report;
+pub use rows::Fact;
 pub use strategy::Strategies;
 
 /// Why the probe could not be made.

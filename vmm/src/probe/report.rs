@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::bench::Lab;
 use super::engine::Engine;
-use super::facts::{self, Fact};
+use super::facts;
 use super::findings::{self, Findings};
 use super::msrs::Outcome;
 use super::paging::Paging;
+use super::rows::Fact;
 use super::syscall::Syscall;
 use super::{ProbeError, Strategies};
 use crate::cpu::profile::Profile;
