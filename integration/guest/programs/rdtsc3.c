@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 // rdtsc3 [ROUNDS]: executes RDTSC and CPUID in ring 3, where some hosts cannot trap them, and stores what they give.
-// rdtsc3 time THOUSANDS: executes RDTSC alone so many thousand times: what a vDSO does at each call.
 //
 // On such hosts this makes replicas diverge, which is what it is for. It is the one program that the instruction check
 // allows to do so.
@@ -8,7 +7,6 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <x86intrin.h>
 
 #define SLOTS 512
@@ -18,13 +16,6 @@ static volatile uint64_t stored[SLOTS];
 
 int main(int argc, char **argv)
 {
-    if (argc > 2 && strcmp(argv[1], "time") == 0) {
-        long reads = atol(argv[2]) * 1000;
-        for (long i = 0; i < reads; i++)
-            stored[i % SLOTS] = __rdtsc();
-        printf("RDTSC3 reads=%ld\n", reads);
-        return 0;
-    }
     long rounds = argc > 1 ? atol(argv[1]) : 1;
     uint64_t sum = 0;
     for (long round = 0; round < rounds; round++) {

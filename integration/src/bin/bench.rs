@@ -3,9 +3,8 @@
 //!
 //! It never judges: a goal that is missed is a line in the table. The exit status is 1 only if something did not run.
 //! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,recorder,counts,stock,clocks,
-//! codec,
-//! pair-compute,pair-redis,pair-failover,pair-join picks sections; ONLY=pair picks all of a pair's. ONLY=memory watches what a
-//! busy pair holds in memory, for half an hour or LOCKSTEP_MEMORY_MINUTES.
+//! codec,pair-compute,pair-redis,pair-failover,pair-join picks sections; ONLY=pair picks all of a pair's. ONLY=memory watches what
+//! a busy pair holds in memory, for half an hour or LOCKSTEP_MEMORY_MINUTES.
 
 #[path = "../bench/boot.rs"]
 mod boot;
