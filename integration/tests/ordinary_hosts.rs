@@ -191,6 +191,24 @@ fn rdtsc_in_programs_replays() -> Result<()> {
     Ok(())
 }
 
+/// It reads the clock by RDTSC, in programs.
+#[test]
+fn a_vdso_that_is_wanted_replays() -> Result<()> {
+    if !require_kvm() || !ordinary_host()? {
+        return Ok(());
+    }
+    let log = work_dir("vdso")?.join("log");
+    let guest = Guest::find()?;
+    let general = guest.general.clone();
+    let mut run = Run::bare()?.boot(&guest, &general, 64, "vdso=1").record(&log).start()?;
+    run.wait_for("lockstep#", LIMIT)?;
+    run.type_text("clock 10 200; echo CLOCK-ENDED=$?\n")?;
+    run.wait_for("CLOCK-ENDED=0", LIMIT)?;
+    run.terminate()?.report()?;
+    replays(&log)?;
+    Ok(())
+}
+
 #[test]
 fn programs_of_glibc_replay() -> Result<()> {
     if !require_kvm() || !require_program("debootstrap", "debootstrap") {

@@ -52,7 +52,7 @@ fn a_disk_is_copied_whole_while_it_is_written() -> Result<()> {
     Journal::start(&mut primary)?;
     primary.run.type_text(WRITE)?;
     let backup = scene.start_backup(1)?;
-    primary.wait_for_state("protected", LIMIT)?;
+    primary.wait_until_protected_by(&backup)?;
     let counter = scene.count()?;
     Protected::new(scene, primary, backup, counter)?.settle_with_disks()
 }

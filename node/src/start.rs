@@ -9,7 +9,8 @@ use lockstep_proto::{DiskConfig, MachineConfig, NicConfig};
 use lockstep_vmm::acpi::Tables;
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::devices::Devices;
-use lockstep_vmm::loader::{self, cmdline, features, rewrite::RewriteReport};
+use lockstep_vmm::loader::cmdline::{self, Facts};
+use lockstep_vmm::loader::{self, features, rewrite::RewriteReport};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::probe::Strategies;
 use xxhash_rust::xxh3::xxh3_128;
@@ -304,7 +305,14 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
         Devices::cmdline_words(&config)
     };
     let words = format!("{} {words}", options.first_words);
-    config.cmdline = cmdline::compose(&words, &devices, acpi)?;
+    config.cmdline = cmdline::compose(
+        &words,
+        &devices,
+        Facts {
+            acpi,
+            guarded: options.guarded,
+        },
+    )?;
     let tables = acpi.then(|| Tables::of(&config));
     let mut seed = [0; 32];
     random::fill(&mut seed).context("getrandom")?;

@@ -6,6 +6,7 @@
 //   memwrite  WORK passes of memset over SIZE MiB (default 24)             dirties many pages: large deltas
 //   filewrite WORK blocks of 4 KiB to /data/bench, fsync after each SIZE (default 16)
 //   syscall   WORK thousand getppid() calls                                how costly the way into the kernel is
+//   clock     WORK thousand reads of the monotonic clock                   by the vDSO where there is one, else by system call
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -120,6 +121,15 @@ static uint64_t bench_syscall(uint64_t work, uint64_t size)
     return now() - start;
 }
 
+static uint64_t bench_clock(uint64_t work, uint64_t size)
+{
+    (void)size;
+    uint64_t start = now();
+    for (uint64_t i = 0; i < work * 1000; i++)
+        sink += now();
+    return now() - start;
+}
+
 static const struct {
     const char *name;
     uint64_t (*run)(uint64_t work, uint64_t size);
@@ -127,6 +137,7 @@ static const struct {
 } benches[] = {
     {"reg", bench_reg, 2000, 1},           {"cache", bench_cache, 1000, 16}, {"memwrite", bench_memwrite, 100, 24},
     {"filewrite", bench_filewrite, 256, 16}, {"syscall", bench_syscall, 10, 1},
+    {"clock", bench_clock, 5, 1},
 };
 
 int main(int argc, char **argv)
@@ -140,6 +151,6 @@ int main(int argc, char **argv)
         printf("BENCH %s work=%" PRIu64 " ns=%" PRIu64 "\n", benches[i].name, work, took);
         return 0;
     }
-    fputs("usage: bench reg|cache|memwrite|filewrite|syscall [WORK [SIZE]]\n", stderr);
+    fputs("usage: bench reg|cache|memwrite|filewrite|syscall|clock [WORK [SIZE]]\n", stderr);
     return 2;
 }

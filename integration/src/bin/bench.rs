@@ -2,12 +2,14 @@
 //! `target/bench/results.json`.
 //!
 //! It never judges: a goal that is missed is a line in the table. The exit status is 1 only if something did not run.
-//! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,recorder,counts,stock,codec,
-//! pair-compute,pair-redis,pair-failover,pair-join picks sections; ONLY=pair picks all of a pair's. ONLY=memory watches what a
-//! busy pair holds in memory, for half an hour or LOCKSTEP_MEMORY_MINUTES.
+//! QUICK=1 takes about five minutes and not twenty; ONLY=boot,snapshot,loop,compute,memwrite,redis,idle,recorder,counts,stock,clocks,
+//! codec,pair-compute,pair-redis,pair-failover,pair-join picks sections; ONLY=pair picks all of a pair's. ONLY=memory watches what
+//! a busy pair holds in memory, for half an hour or LOCKSTEP_MEMORY_MINUTES.
 
 #[path = "../bench/boot.rs"]
 mod boot;
+#[path = "../bench/clocks.rs"]
+mod clocks;
 #[path = "../bench/compute.rs"]
 mod compute;
 #[path = "../bench/counts.rs"]
@@ -57,7 +59,7 @@ impl Scale {
 
 type Section = (&'static str, fn(Scale, &mut Table) -> Result<()>);
 
-const SECTIONS: [Section; 18] = [
+const SECTIONS: [Section; 20] = [
     ("boot", boot::boot),
     ("snapshot", boot::snapshot),
     ("loop", cycle::run),
@@ -70,6 +72,8 @@ const SECTIONS: [Section; 18] = [
     (counts::HERE, counts::here),
     ("stock", stock::run),
     (stock::HERE, stock::here),
+    ("clocks", clocks::run),
+    (clocks::HERE, clocks::here),
     ("codec", codec),
     ("pair-compute", pair::compute),
     ("pair-redis", pair::redis),
@@ -80,7 +84,7 @@ const SECTIONS: [Section; 18] = [
 /// Half an hour.
 const LONG: &str = "memory";
 /// Only where they are named: half an hour, and what another section runs on another host.
-const NAMED: [&str; 3] = [LONG, counts::HERE, stock::HERE];
+const NAMED: [&str; 4] = [LONG, counts::HERE, stock::HERE, clocks::HERE];
 
 fn main() -> Result<ExitCode> {
     let scale = Scale {

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tempfile::TempDir;
 
-use super::Network;
 use super::network::WITNESS;
+use super::{LIMIT, Network};
 use crate::etcd::{Durability, Etcd};
 use crate::net::TAP;
 use crate::paths::program;
@@ -249,6 +249,16 @@ impl Node {
     /// Waits until the program says that it is in this state: `protected` is a primary's, `standby: protected` a backup's.
     pub fn wait_for_state(&self, state: &str, limit: Duration) -> Result<()> {
         self.run.messages.wait_for(&format!("{STATE}{state}"), limit)
+    }
+
+    /// Waits until it is protected by `backup`. Where that does not come, what that one said last may tell why.
+    pub fn wait_until_protected_by(&self, backup: &Self) -> Result<()> {
+        self.wait_for_state("protected", LIMIT).map_err(|error| {
+            let said = backup.run.messages.text();
+            let lines: Vec<_> = said.lines().collect();
+            let last = lines[lines.len().saturating_sub(8)..].join("\n");
+            anyhow!("{error:#}\nand the backup said last:\n{last}")
+        })
     }
 }
 

@@ -204,7 +204,7 @@ impl Scene {
         let primary = self.start_primary(0)?;
         primary.wait_for_state("not-protected (need-backup)", LIMIT)?;
         let backup = self.start_backup(1)?;
-        primary.wait_for_state("protected", LIMIT)?;
+        primary.wait_until_protected_by(&backup)?;
         let counter = self.count()?;
         Protected::new(self, primary, backup, counter)
     }

@@ -3,7 +3,14 @@
 //! The operator's words are not touched: where they contradict the machine they are refused when it is booted. The guest's
 //! own were written for another machine: what cannot be here is left out, and told.
 
-use lockstep_vmm::loader::cmdline;
+use lockstep_vmm::loader::cmdline::{self, Facts};
+
+/// A vDSO is for the operator to want: an image's word was meant for a machine that traps nothing.
+const WITHOUT: Facts = Facts {
+    acpi: false,
+    guarded: false,
+};
+const WITH_ACPI: Facts = Facts { acpi: true, ..WITHOUT };
 
 /// The words of the image that this machine can have, then the operator's; and what was left out.
 pub fn merge(image: &str, operator: &str) -> (String, Vec<String>) {
@@ -15,7 +22,7 @@ pub fn merge(image: &str, operator: &str) -> (String, Vec<String>) {
             continue;
         }
         // Alone, it contradicts or it does not; whether this machine has ACPI follows from the kernel, which has it told.
-        match cmdline::compose(&word, &[], false).and_then(|_| cmdline::compose(&word, &[], true)) {
+        match cmdline::compose(&word, &[], WITHOUT).and_then(|_| cmdline::compose(&word, &[], WITH_ACPI)) {
             Ok(_) => kept.push(word),
             Err(cmdline::CmdlineError::Conflict { needed, why, .. }) => {
                 notes.push(format!("`{word}` is left out: this machine has `{needed}`, as {why}"));
@@ -56,7 +63,7 @@ mod tests {
     fn the_operators_contradictions_are_left_to_be_refused() {
         let (line, notes) = merge("", "vdso=1");
         assert_eq!((line.as_str(), notes.len()), ("vdso=1", 0));
-        assert!(cmdline::compose(&line, &[], false).is_err());
+        assert!(cmdline::compose(&line, &[], WITHOUT).is_err());
         assert_eq!(merge("quiet a\u{1}b", ""), ("quiet".into(), merge("a\u{1}b", "").1));
     }
 }

@@ -25,7 +25,16 @@ const MAX_CLOSE_REASON: usize = 200;
 /// Bytes read from a stream at a time.
 const READ_BYTES: usize = 64 << 10;
 
-/// Settings for a LAN: acknowledgements at once, no fairness between streams, as the log must not wait for bulk.
+/// Which stream goes first where the network takes less than there is to send: one of a greater number before all others.
+/// Messages of the control stream are few.
+pub const CONTROL_PRIORITY: i32 = 2;
+/// A join's memory and disks, before the log, which is of no use without them: a guest that makes more log than the network
+/// takes would keep its own join from ending. They have ended when the log begins to hold effects back.
+pub const BULK_PRIORITY: i32 = 1;
+/// The log.
+pub const LOG_PRIORITY: i32 = 0;
+
+/// Settings for a LAN: acknowledgements at once, no fairness between streams, as their priorities say what goes first.
 fn transport(idle: Duration) -> Result<Arc<TransportConfig>> {
     let mut config = TransportConfig::default();
     let mut frequency = AckFrequencyConfig::default();

@@ -58,6 +58,8 @@ impl Peer {
         T: Fn(Heard<M, D>) + Clone + Send + Sync + 'static,
     {
         let (sender, messages) = mpsc::channel(UNSENT);
+        // A stream that is closed already says so to its writer.
+        let _ = control.set_priority(net::CONTROL_PRIORITY);
         let mut peer = Self {
             number,
             connection: connection.clone(),

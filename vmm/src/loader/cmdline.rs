@@ -49,9 +49,20 @@ pub enum CmdlineError {
     DeviceWord(String),
 }
 
+/// What of a machine its command line depends on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts {
+    /// It has tables, which the kernel must look at.
+    pub acpi: bool,
+    /// RDTSC in the guest's programs is answered by the machine ([`crate::machine::Machine::guard_programs`]).
+    pub guarded: bool,
+}
+
 enum Rule {
     /// This value and no other.
     Fixed,
+    /// The same where RDTSC in programs is not answered by the machine; else this value unless another is given.
+    FixedUnguarded,
     /// A comma-separated list that must hold at least these.
     AtLeast,
     /// This value unless another is given.
@@ -95,13 +106,13 @@ const NEEDS: &[Need] = &[
     need(
         "vdso",
         Some("0"),
-        Rule::Fixed,
-        "the vDSO reads the time stamp counter in user mode, where it cannot be trapped on every host",
+        Rule::FixedUnguarded,
+        "the vDSO reads the time stamp counter in user mode, where it cannot be trapped on this host",
     ),
     need(
         "vdso32",
         Some("0"),
-        Rule::Fixed,
+        Rule::FixedUnguarded,
         "32-bit programs have a vDSO of their own, which does the same",
     ),
     need(
@@ -165,8 +176,9 @@ const OPPOSITES: &[(&str, &str)] = &[
 ];
 
 /// The command line: what the machine needs and the user has not said, then the devices' words, then the user's words
-/// as they are. `acpi`: the machine has tables, which the kernel must look at.
-pub fn compose(user: &str, device_words: &[String], acpi: bool) -> Result<String, CmdlineError> {
+/// as they are.
+pub fn compose(user: &str, device_words: &[String], facts: Facts) -> Result<String, CmdlineError> {
+    let Facts { acpi, guarded } = facts;
     if let Some((at, byte)) = user
         .bytes()
         .enumerate()
@@ -200,6 +212,7 @@ pub fn compose(user: &str, device_words: &[String], acpi: bool) -> Result<String
                 && match need.rule {
                     Rule::Fixed => value.as_deref() == need.value,
                     Rule::AtLeast => contains_all(value.as_deref(), need.value),
+                    Rule::FixedUnguarded => guarded || value.as_deref() == need.value,
                     Rule::Default => true,
                 };
             if !agrees {
@@ -299,11 +312,17 @@ mod tests {
                           clearcpuid=smap,smep,popcnt,erms,fsrm,rdrand,rdseed,serialize lpj=1000000 nokaslr random.trust_bootloader=on \
                           randomize_kstack_offset=off";
 
+    const NOTHING: Facts = Facts {
+        acpi: false,
+        guarded: false,
+    };
+    const TABLES: Facts = Facts { acpi: true, ..NOTHING };
+
     #[test]
     fn what_the_machine_needs_is_there() {
-        assert_eq!(compose("", &[], false).unwrap(), NEEDED);
+        assert_eq!(compose("", &[], NOTHING).unwrap(), NEEDED);
         assert_eq!(
-            compose("  quiet panic=-1\t", &[], false).unwrap(),
+            compose("  quiet panic=-1\t", &[], NOTHING).unwrap(),
             format!("{NEEDED} quiet panic=-1")
         );
         let devices = [
@@ -311,7 +330,7 @@ mod tests {
             "root=/dev/vda".to_owned(),
         ];
         assert_eq!(
-            compose("init=/init -- tsc=unstable", &devices, false).unwrap(),
+            compose("init=/init -- tsc=unstable", &devices, NOTHING).unwrap(),
             format!("{NEEDED} virtio_mmio.device=4K@0xd0000000:5 root=/dev/vda init=/init -- tsc=unstable")
         );
     }
@@ -321,7 +340,7 @@ mod tests {
         let line = compose(
             "vdso=0 nolapic tsc=\"reliable\" clearcpuid=popcnt,avx,smap,smep,serialize,rdseed,rdrand,fsrm,erms",
             &[],
-            false,
+            NOTHING,
         )
         .unwrap();
         assert_eq!(line.matches("vdso=0").count(), 1);
@@ -333,23 +352,39 @@ mod tests {
     #[test]
     fn with_acpi_the_kernel_is_not_told_to_leave_it() {
         let without = NEEDED.replace(" acpi=off", "");
-        assert_eq!(compose("quiet", &[], true).unwrap(), format!("{without} quiet"));
+        assert_eq!(compose("quiet", &[], TABLES).unwrap(), format!("{without} quiet"));
         assert_eq!(
-            compose("acpi=force", &[], true).unwrap(),
+            compose("acpi=force", &[], TABLES).unwrap(),
             format!("{without} acpi=force")
         );
         for off in ["acpi=off", "\"acpi=off\"", "quiet acpi=ht"] {
-            let error = compose(off, &[], true).unwrap_err();
+            let error = compose(off, &[], TABLES).unwrap_err();
             assert!(matches!(error, CmdlineError::Acpi(_)), "{error}");
             assert!(error.to_string().contains("--acpi off"), "{error}");
         }
-        assert!(compose("acpi=force", &[], false).is_err());
+        assert!(compose("acpi=force", &[], NOTHING).is_err());
     }
 
     #[test]
     fn a_default_gives_way() {
-        let line = compose("console=tty0 lpj=5", &[], false).unwrap();
+        let line = compose("console=tty0 lpj=5", &[], NOTHING).unwrap();
         assert!(!line.contains("ttyS0") && !line.contains("lpj=1000000") && line.ends_with("console=tty0 lpj=5"));
+    }
+
+    /// It stays off unless somebody wants it, and is refused where a program's RDTSC is the host's.
+    #[test]
+    fn a_vdso_may_be_had_where_rdtsc_in_programs_is_answered() {
+        let guarded = Facts {
+            guarded: true,
+            ..NOTHING
+        };
+        assert_eq!(compose("", &[], guarded).unwrap(), NEEDED);
+        for word in ["vdso=1", "vdso32=1"] {
+            let line = compose(word, &[], guarded).unwrap();
+            let key = word.split_once('=').unwrap().0;
+            assert!(line.ends_with(word) && !line.contains(&format!("{key}=0")), "{line}");
+            assert!(compose(word, &[], NOTHING).is_err());
+        }
     }
 
     #[test]
@@ -370,7 +405,7 @@ mod tests {
             ("\"vdso=1\"", "vdso=0"),
             ("nolapic=x", "nolapic"),
         ] {
-            let error = compose(bad, &[], false).expect_err(bad);
+            let error = compose(bad, &[], NOTHING).expect_err(bad);
             assert!(matches!(error, CmdlineError::Conflict { .. }), "{error}");
             let text = error.to_string();
             assert!(text.contains(needed), "{text}");
@@ -387,21 +422,21 @@ mod tests {
     #[test]
     fn length_and_control_characters_are_bounded() {
         let room = MAX_LENGTH - NEEDED.len() - 1;
-        assert_eq!(compose(&"x".repeat(room), &[], false).unwrap().len(), MAX_LENGTH);
+        assert_eq!(compose(&"x".repeat(room), &[], NOTHING).unwrap().len(), MAX_LENGTH);
         assert_eq!(
-            compose(&"x".repeat(room + 3), &[], false),
+            compose(&"x".repeat(room + 3), &[], NOTHING),
             Err(CmdlineError::TooLong { length: MAX_LENGTH + 3 })
         );
         assert_eq!(
-            compose("a\nb", &[], false),
+            compose("a\nb", &[], NOTHING),
             Err(CmdlineError::Control { byte: b'\n', at: 1 })
         );
         assert_eq!(
-            compose("a\0b", &[], false),
+            compose("a\0b", &[], NOTHING),
             Err(CmdlineError::Control { byte: 0, at: 1 })
         );
         assert!(matches!(
-            compose("", &["a b".into()], false),
+            compose("", &["a b".into()], NOTHING),
             Err(CmdlineError::DeviceWord(_))
         ));
     }
