@@ -12,7 +12,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
 /// Bytes of a ring: many start states.
-const RING: &str = "100000000";
+const RING: &str = "1000000000";
 const ANEW: &str = "this node starts over and boots it anew";
 
 /// A pair whose machine was booted, with more arguments on both hosts.

@@ -7,7 +7,7 @@ use lockstep_logcodec::batch::BatchBuilder;
 use lockstep_logcodec::{LogWriter, WriterOptions};
 use lockstep_proto::end::Reason;
 use lockstep_proto::{End, Identity, MachineConfig, Turn};
-use lockstep_vmm::machine::{Flow, MachineError, Oracle, Seen, Slice, Stop, Taken};
+use lockstep_vmm::machine::{Flow, Oracle, Seen, Slice, Stop, Taken};
 use lockstep_vmm::scripted::{Op, Script, ScriptedMachine, config};
 
 const UART: u16 = 0x3f8;
