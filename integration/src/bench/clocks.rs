@@ -3,14 +3,14 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lockstep_integration::paths::Guest;
 use lockstep_integration::run::Run;
 use lockstep_integration::work_dir;
 use serde_json::json;
 
 use crate::Scale;
-use crate::counts::on_amd;
+use crate::counts::two_ways_on_amd;
 use crate::log::Log;
 use crate::pairs::{LIMIT, PROMPT};
 use crate::table::{Row, Table};
@@ -20,22 +20,7 @@ pub const HERE: &str = "clocks-here";
 
 /// Measures it there.
 pub fn run(scale: Scale, table: &mut Table) -> Result<()> {
-    let rows = match on_amd(scale, HERE) {
-        Ok(rows) => rows,
-        Err(error) => {
-            table.skip("clocks", &format!("{error:#}"));
-            return Ok(());
-        }
-    };
-    for row in &rows {
-        let (what, unit) = (row["what"].as_str(), row["unit"].as_str());
-        let value = row["value"].as_f64().context("value")?;
-        let vdso = row["data"].as_f64().context("data")?;
-        let note = format!("with vdso=1 {vdso:.2}: {:.2} x", vdso / value);
-        let row = Row::new(what.context("what")?, value, unit.unwrap_or_default());
-        table.add(row.note(note).data(json!(vdso)));
-    }
-    Ok(())
+    two_ways_on_amd(scale, HERE, "vdso=1", table)
 }
 
 /// Measures on this host.

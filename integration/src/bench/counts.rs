@@ -87,6 +87,26 @@ pub fn on_amd(scale: Scale, section: &str) -> Result<Vec<Value>> {
     Ok(results["rows"].as_array().context("rows")?.clone())
 }
 
+/// What a section measures on an emulated AMD host in two ways, of which `other` names the second: a row's data has its figure.
+pub fn two_ways_on_amd(scale: Scale, section: &str, other: &str, table: &mut Table) -> Result<()> {
+    let rows = match on_amd(scale, section) {
+        Ok(rows) => rows,
+        Err(error) => {
+            table.skip(section, &format!("{error:#}"));
+            return Ok(());
+        }
+    };
+    for row in &rows {
+        let (what, unit) = (row["what"].as_str(), row["unit"].as_str());
+        let value = row["value"].as_f64().context("value")?;
+        let second = row["data"].as_f64().context("data")?;
+        let note = format!("with {other} {second:.2}: {:.2} x", second / value);
+        let row = Row::new(what.context("what")?, value, unit.unwrap_or_default());
+        table.add(row.note(note).data(json!(second)));
+    }
+    Ok(())
+}
+
 fn measure(scale: Scale) -> Result<Vec<Value>> {
     let dir = work_dir("bench-counts")?;
     let long = Duration::from_secs(scale.pick(60, 20));

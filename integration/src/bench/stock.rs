@@ -4,14 +4,14 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lockstep_integration::paths::Guest;
 use lockstep_integration::run::Run;
 use lockstep_integration::work_dir;
 use serde_json::json;
 
 use crate::Scale;
-use crate::counts::on_amd;
+use crate::counts::two_ways_on_amd;
 use crate::log::Log;
 use crate::pairs::{LIMIT, PROMPT};
 use crate::table::{Row, Table};
@@ -23,22 +23,7 @@ pub const HERE: &str = "stock-here";
 pub fn run(scale: Scale, table: &mut Table) -> Result<()> {
     // Fetched here: the emulated host has no network to the outside.
     Guest::stock_kernel()?;
-    let rows = match on_amd(scale, HERE) {
-        Ok(rows) => rows,
-        Err(error) => {
-            table.skip("stock", &format!("{error:#}"));
-            return Ok(());
-        }
-    };
-    for row in &rows {
-        let (what, unit) = (row["what"].as_str(), row["unit"].as_str());
-        let value = row["value"].as_f64().context("value")?;
-        let with = row["data"].as_f64().context("data")?;
-        let note = format!("with randomize_kstack_offset=on {with:.1}: {:.2} x", with / value);
-        let row = Row::new(what.context("what")?, value, unit.unwrap_or_default());
-        table.add(row.note(note).data(json!(with)));
-    }
-    Ok(())
+    two_ways_on_amd(scale, HERE, "randomize_kstack_offset=on", table)
 }
 
 /// Measures on this host.
