@@ -13,7 +13,7 @@ use super::ending::{End, GuestEnd};
 use super::env::{Env, NodeEvent};
 use super::net::{self, Packet};
 use super::node::{NAMES, Node, Role};
-use super::plan::{MICRO, MILLI, Plan, SECOND};
+use super::plan::{MICRO, MILLI, Plan};
 use super::rng::mix;
 
 /// Entries that a backup may have to execute before it is handed the machine.
@@ -174,7 +174,7 @@ impl Node {
             }
             // Nothing is wrong any more once all is calm.
             NodeEvent::GiveAway if env.plan.faults.is_empty() => {}
-            NodeEvent::GiveAway => self.give_away(env),
+            NodeEvent::GiveAway => self.input(env, PrimaryInput::GiveAway),
             NodeEvent::Suspend => self.input(env, PrimaryInput::Suspend),
             NodeEvent::Resume => self.input(env, PrimaryInput::Resume),
             NodeEvent::StepDown => {
@@ -197,16 +197,6 @@ impl Node {
         if primary.session.state() == PrimaryState::Protected && primary.runs() && backlog < MOST_BACKLOG {
             primary.frozen = true;
             env.node_in(soon, id, life, NodeEvent::HandOver(position));
-        }
-    }
-
-    /// The machine makes no stop, and is handed over where the log ends; unless what a slow backup has still to execute by then
-    /// would take it longer than the calm at the end lasts.
-    fn give_away(&mut self, env: &mut Env) {
-        let Some(primary) = self.primary() else { return };
-        let backlog = primary.history.len() as u64 - primary.session.ack().verified;
-        if backlog * env.plan.verify.1 < 2 * SECOND {
-            self.input(env, PrimaryInput::GiveAway);
         }
     }
 
