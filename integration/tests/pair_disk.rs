@@ -53,6 +53,12 @@ fn a_disk_is_copied_whole_while_it_is_written() -> Result<()> {
     primary.run.type_text(WRITE)?;
     let backup = scene.start_backup(1)?;
     primary.wait_until_protected_by(&backup)?;
+    let overtaken = proxy.overtaken();
+    println!("{overtaken} packets were overtaken");
+    ensure!(
+        overtaken > SOME,
+        "{overtaken} packets were overtaken: this network keeps an order"
+    );
     let counter = scene.count()?;
     Protected::new(scene, primary, backup, counter)?.settle_with_disks()
 }

@@ -6,12 +6,11 @@ use std::collections::BinaryHeap;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use crate::net::{Namespace, inside};
 use crate::random::Random;
@@ -108,15 +107,17 @@ impl Proxy {
         came_from: impl Fn(SocketAddr) + Send + 'static,
         send: impl Fn(&[u8]) + Send + 'static,
     ) -> Result<()> {
-        let (queue, packets) = unbounded();
+        let waiting = Arc::new(Waiting::default());
+        let queue = waiting.clone();
         let (stop, counts) = (self.stop.clone(), self.counts.clone());
         let spawn = |work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name("proxy".into()).spawn(work);
         self.threads.push(spawn(Box::new(move || {
             take(&from, weather, &mut random, &came_from, &queue, &stop, &counts);
+            queue.end();
         }))?);
         let counts = self.counts.clone();
         self.threads
-            .push(spawn(Box::new(move || let_go(&packets, &send, &counts)))?);
+            .push(spawn(Box::new(move || let_go(&waiting, &send, &counts)))?);
         Ok(())
     }
 
@@ -149,9 +150,55 @@ impl Drop for Proxy {
 /// When a packet goes on, its number in the order of coming, and what it is.
 type Packet = Reverse<(Instant, u64, Vec<u8>)>;
 
-fn lock(client: &Client) -> std::sync::MutexGuard<'_, Option<SocketAddr>> {
-    // A plain value, whole whenever the lock is free.
-    client.lock().unwrap_or_else(PoisonError::into_inner)
+/// Packets that wait for their time. Not a channel: one that yields before it sleeps, as crossbeam's does, gives up a whole time
+/// slice for each packet where other threads keep the processor busy.
+#[derive(Default)]
+struct Waiting {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    packets: BinaryHeap<Packet>,
+    has_ended: bool,
+}
+
+impl Waiting {
+    fn push(&self, packet: Packet) {
+        lock(&self.queue).packets.push(packet);
+        self.changed.notify_one();
+    }
+
+    fn end(&self) {
+        lock(&self.queue).has_ended = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for the next packet's time; `None` when no more come.
+    fn next(&self) -> Option<(u64, Vec<u8>)> {
+        let mut queue = lock(&self.queue);
+        while !queue.has_ended {
+            let now = Instant::now();
+            let left = match queue.packets.peek() {
+                Some(Reverse((due, ..))) => due.saturating_duration_since(now),
+                None => LOOK,
+            };
+            if left.is_zero()
+                && let Some(Reverse((_, number, packet))) = queue.packets.pop()
+            {
+                return Some((number, packet));
+            }
+            let waited = self.changed.wait_timeout(queue, left);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        None
+    }
+}
+
+/// What is in it is whole whenever the lock is free.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn take(
@@ -159,7 +206,7 @@ fn take(
     weather: Weather,
     random: &mut Random,
     came_from: &dyn Fn(SocketAddr),
-    queue: &Sender<Packet>,
+    queue: &Waiting,
     stop: &AtomicBool,
     counts: &Counts,
 ) {
@@ -187,31 +234,18 @@ fn take(
                 Duration::ZERO
             };
             let due = Instant::now() + weather.delay + late;
-            // The other thread ends after this one.
-            let _ = queue.send(Reverse((due, number, buffer[..length].to_vec())));
+            queue.push(Reverse((due, number, buffer[..length].to_vec())));
         }
     }
 }
 
-fn let_go(packets: &Receiver<Packet>, send: &dyn Fn(&[u8]), counts: &Counts) {
-    let mut waiting: BinaryHeap<Packet> = BinaryHeap::new();
+fn let_go(waiting: &Waiting, send: &dyn Fn(&[u8]), counts: &Counts) {
     let mut latest = 0;
-    loop {
-        let next = waiting
-            .peek()
-            .map_or_else(|| Instant::now() + LOOK, |Reverse((due, ..))| *due);
-        match packets.recv_deadline(next) {
-            Ok(packet) => waiting.push(packet),
-            Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                if let Some(Reverse((_, number, packet))) = waiting.pop() {
-                    counts
-                        .overtaken
-                        .fetch_add(u64::from(number < latest), Ordering::Relaxed);
-                    latest = latest.max(number);
-                    send(&packet);
-                }
-            }
-        }
+    while let Some((number, packet)) = waiting.next() {
+        counts
+            .overtaken
+            .fetch_add(u64::from(number < latest), Ordering::Relaxed);
+        latest = latest.max(number);
+        send(&packet);
     }
 }
