@@ -7,18 +7,21 @@
 //!
 //! Only 64-bit code is assisted.
 
+mod error;
 mod fpu;
+mod operand;
 
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
-
-use iced_x86::{Code, Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 use kvm_bindings::{kvm_fpu, kvm_regs, kvm_sregs};
-use thiserror::Error;
 
 use crate::loader::trap::Trapped;
+
+pub use error::AssistError;
+use error::disassemble;
+pub(crate) use operand::numbered_register;
 
 /// Longest x86 instruction.
 pub const MAX_INSTRUCTION: usize = 15;
@@ -142,83 +145,6 @@ pub enum Assisted {
     },
 }
 
-/// Why an instruction was not carried out. Nothing was changed. The machine stops.
-#[derive(Debug, Error)]
-pub enum AssistError {
-    /// It is not known here.
-    #[error("KVM cannot emulate an instruction, and neither can this program: `{disassembly}` at {rip:#x}, bytes {}: {why}. Keep the guest from using it (a kernel built without it, or clearcpuid=) or report it. {}", Bytes(.bytes), Registers(.regs))]
-    Unknown {
-        /// Where it is.
-        rip: u64,
-        /// The bytes at RIP, up to 15.
-        bytes: Vec<u8>,
-        /// What they mean.
-        disassembly: String,
-        /// What is in the way.
-        why: &'static str,
-        /// The registers.
-        regs: Box<kvm_regs>,
-    },
-    /// Guest memory or vCPU state was out of reach.
-    #[error("an instruction that KVM cannot emulate could not be emulated here either: `{disassembly}` at {rip:#x}, bytes {}: {why}. {}", Bytes(.bytes), Registers(.regs))]
-    Failed {
-        /// Where it is.
-        rip: u64,
-        /// The bytes at RIP, up to 15.
-        bytes: Vec<u8>,
-        /// What they mean.
-        disassembly: String,
-        /// What failed.
-        why: String,
-        /// The registers.
-        regs: Box<kvm_regs>,
-    },
-    /// The vCPU's registers could not be read.
-    #[error("an instruction that KVM cannot emulate: the vCPU's registers could not be read: {0}")]
-    State(String),
-}
-
-struct Bytes<'a>(&'a [u8]);
-
-impl fmt::Display for Bytes<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            write!(f, "{}{byte:02x}", if index == 0 { "" } else { " " })?;
-        }
-        Ok(())
-    }
-}
-
-struct Registers<'a>(&'a kvm_regs);
-
-impl fmt::Display for Registers<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let r = self.0;
-        write!(
-            f,
-            "Registers: rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x} rsi {:#x} rdi {:#x} rsp {:#x} rbp {:#x} r8 {:#x} r9 {:#x} \
-             r10 {:#x} r11 {:#x} r12 {:#x} r13 {:#x} r14 {:#x} r15 {:#x} rflags {:#x}",
-            r.rax,
-            r.rbx,
-            r.rcx,
-            r.rdx,
-            r.rsi,
-            r.rdi,
-            r.rsp,
-            r.rbp,
-            r.r8,
-            r.r9,
-            r.r10,
-            r.r11,
-            r.r12,
-            r.r13,
-            r.r14,
-            r.r15,
-            r.rflags
-        )
-    }
-}
-
 /// How carrying out an instruction ended, before it becomes visible.
 enum End {
     /// It is done; the registers are as it left them, RIP excepted.
@@ -327,15 +253,6 @@ pub fn assist(cpu: &mut dyn AssistCpu) -> Result<Assisted, AssistError> {
         },
         regs: Box::new(regs),
     })
-}
-
-fn disassemble(instruction: &Instruction) -> String {
-    if instruction.is_invalid() {
-        return "(no instruction)".into();
-    }
-    let mut text = String::new();
-    GasFormatter::new().format(instruction, &mut text);
-    text
 }
 
 fn name(mnemonic: Mnemonic) -> &'static str {
@@ -525,74 +442,4 @@ impl Work<'_> {
             _ => End::Unknown("its 16-bit form is not known here"),
         }
     }
-
-    /// The linear address of memory operand `index`, of `size` bytes, or the fault that its address makes.
-    fn operand(&self, index: u32, size: usize) -> Result<u64, End> {
-        let address = self
-            .instruction
-            .virtual_address(index, 0, |register, _, _| match register {
-                // In 64-bit code the other segments' bases count as 0.
-                Register::CS | Register::DS | Register::ES | Register::SS => Some(0),
-                Register::FS => Some(self.sregs.fs.base),
-                Register::GS => Some(self.sregs.gs.base),
-                other => self.register(other),
-            });
-        let address = address.ok_or(End::Unknown("it has an unknown address"))?;
-        let bits = if self.sregs.cr4 & CR4_LA57 == 0 { 48 } else { 57 };
-        let canonical = |a: u64| ((a << (64 - bits)) as i64 >> (64 - bits)) as u64 == a;
-        if canonical(address) && canonical(address.wrapping_add(size as u64 - 1)) {
-            Ok(address)
-        } else if self.instruction.memory_segment() == Register::SS {
-            Err(exception_with_zero(SS))
-        } else {
-            Err(exception_with_zero(GP))
-        }
-    }
-
-    /// A general register's value, as wide as it is.
-    fn register(&self, register: Register) -> Option<u64> {
-        let mask = match register.size() {
-            2 => 0xffff,
-            4 => 0xffff_ffff,
-            8 => u64::MAX,
-            _ => return None,
-        };
-        let mut regs = self.regs;
-        full_register(&mut regs, register).map(|value| *value & mask)
-    }
-
-    /// The 64-bit register that a 16-, 32- or 64-bit general register is part of.
-    fn register_mut(&mut self, register: Register) -> Option<&mut u64> {
-        full_register(&mut self.regs, register)
-    }
-}
-
-fn full_register(regs: &mut kvm_regs, register: Register) -> Option<&mut u64> {
-    if !(register.is_gpr16() || register.is_gpr32() || register.is_gpr64()) {
-        return None;
-    }
-    numbered_register(regs, register.number())
-}
-
-/// The general register with this number in instruction encodings, 0 (RAX) to 15 (R15).
-pub(crate) fn numbered_register(regs: &mut kvm_regs, number: usize) -> Option<&mut u64> {
-    Some(match number {
-        0 => &mut regs.rax,
-        1 => &mut regs.rcx,
-        2 => &mut regs.rdx,
-        3 => &mut regs.rbx,
-        4 => &mut regs.rsp,
-        5 => &mut regs.rbp,
-        6 => &mut regs.rsi,
-        7 => &mut regs.rdi,
-        8 => &mut regs.r8,
-        9 => &mut regs.r9,
-        10 => &mut regs.r10,
-        11 => &mut regs.r11,
-        12 => &mut regs.r12,
-        13 => &mut regs.r13,
-        14 => &mut regs.r14,
-        15 => &mut regs.r15,
-        _ => return None,
-    })
 }

@@ -1,5 +1,8 @@
 //! popcnt and cmpxchg16b, and where operands are.
 
+use iced_x86::Register;
+
+use super::super::operand::full_register;
 use super::*;
 
 /// popcnt's encodings: prefix and REX, operand size.
