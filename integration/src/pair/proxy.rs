@@ -113,11 +113,10 @@ impl Proxy {
         let spawn = |work: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name("proxy".into()).spawn(work);
         self.threads.push(spawn(Box::new(move || {
             take(&from, weather, &mut random, &came_from, &queue, &stop, &counts);
-            queue.end();
         }))?);
-        let counts = self.counts.clone();
+        let (stop, counts) = (self.stop.clone(), self.counts.clone());
         self.threads
-            .push(spawn(Box::new(move || let_go(&waiting, &send, &counts)))?);
+            .push(spawn(Box::new(move || let_go(&waiting, &send, &stop, &counts)))?);
         Ok(())
     }
 
@@ -154,45 +153,33 @@ type Packet = Reverse<(Instant, u64, Vec<u8>)>;
 /// slice for each packet where other threads keep the processor busy.
 #[derive(Default)]
 struct Waiting {
-    queue: Mutex<Queue>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Queue {
-    packets: BinaryHeap<Packet>,
-    has_ended: bool,
+    packets: Mutex<BinaryHeap<Packet>>,
+    came: Condvar,
 }
 
 impl Waiting {
     fn push(&self, packet: Packet) {
-        lock(&self.queue).packets.push(packet);
-        self.changed.notify_one();
+        lock(&self.packets).push(packet);
+        self.came.notify_one();
     }
 
-    fn end(&self) {
-        lock(&self.queue).has_ended = true;
-        self.changed.notify_one();
-    }
-
-    /// Waits for the next packet's time; `None` when no more come.
+    /// The next packet when its time has come; `None` if that takes longer than [`LOOK`].
     fn next(&self) -> Option<(u64, Vec<u8>)> {
-        let mut queue = lock(&self.queue);
-        while !queue.has_ended {
+        let end = Instant::now() + LOOK;
+        let mut packets = lock(&self.packets);
+        loop {
             let now = Instant::now();
-            let left = match queue.packets.peek() {
-                Some(Reverse((due, ..))) => due.saturating_duration_since(now),
-                None => LOOK,
+            let next = match packets.peek() {
+                Some(Reverse((due, ..))) if *due <= now => {
+                    return packets.pop().map(|Reverse((_, number, packet))| (number, packet));
+                }
+                Some(Reverse((due, ..))) => end.min(*due),
+                None => end,
             };
-            if left.is_zero()
-                && let Some(Reverse((_, number, packet))) = queue.packets.pop()
-            {
-                return Some((number, packet));
-            }
-            let waited = self.changed.wait_timeout(queue, left);
-            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let left = next.checked_duration_since(now)?;
+            let waited = self.came.wait_timeout(packets, left);
+            packets = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        None
     }
 }
 
@@ -239,9 +226,12 @@ fn take(
     }
 }
 
-fn let_go(waiting: &Waiting, send: &dyn Fn(&[u8]), counts: &Counts) {
+fn let_go(waiting: &Waiting, send: &dyn Fn(&[u8]), stop: &AtomicBool, counts: &Counts) {
     let mut latest = 0;
-    while let Some((number, packet)) = waiting.next() {
+    while !stop.load(Ordering::Relaxed) {
+        let Some((number, packet)) = waiting.next() else {
+            continue;
+        };
         counts
             .overtaken
             .fetch_add(u64::from(number < latest), Ordering::Relaxed);
