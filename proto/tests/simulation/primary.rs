@@ -13,9 +13,11 @@ use super::ending::{End, GuestEnd};
 use super::env::{Env, NodeEvent};
 use super::net::{self, Packet};
 use super::node::{NAMES, Node, Role};
-use super::plan::{MICRO, MILLI, Plan};
+use super::plan::{MICRO, MILLI, Plan, SECOND};
 use super::rng::mix;
 
+/// What a backup may be behind when it is handed a machine that makes no stop.
+const MOST_LAG: u64 = 2 * SECOND;
 /// Entries that a backup may have to execute before it is handed the machine.
 const MOST_BACKLOG: u64 = 100;
 
@@ -174,7 +176,7 @@ impl Node {
             }
             // Nothing is wrong any more once all is calm.
             NodeEvent::GiveAway if env.plan.faults.is_empty() => {}
-            NodeEvent::GiveAway => self.input(env, PrimaryInput::GiveAway),
+            NodeEvent::GiveAway => self.give_away(env),
             NodeEvent::Suspend => self.input(env, PrimaryInput::Suspend),
             NodeEvent::Resume => self.input(env, PrimaryInput::Resume),
             NodeEvent::StepDown => {
@@ -197,6 +199,16 @@ impl Node {
         if primary.session.state() == PrimaryState::Protected && primary.runs() && backlog < MOST_BACKLOG {
             primary.frozen = true;
             env.node_in(soon, id, life, NodeEvent::HandOver(position));
+        }
+    }
+
+    /// The machine makes no stop, and is handed over where the log ends; a backup that is far behind first catches up, as `link`
+    /// has it.
+    fn give_away(&mut self, env: &mut Env) {
+        let Some(primary) = self.primary() else { return };
+        let backlog = primary.history.len() as u64 - primary.session.ack().verified;
+        if backlog * env.plan.verify.1 <= MOST_LAG {
+            self.input(env, PrimaryInput::GiveAway);
         }
     }
 

@@ -52,7 +52,8 @@ impl Loop {
         self.session.set_machine_stalled(stall.is_some());
         let is_well = self.session.peer_has_uplink() && !self.watch.is_blocked();
         if stall.is_some_and(|stall| !stall.stays) && is_well {
-            self.give_away("the guest does not move here");
+            // Refused where it would not help, as while the backup is far behind; the next look asks again.
+            let _ = self.switch_over("the guest does not move here");
         }
     }
 
