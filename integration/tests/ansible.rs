@@ -32,6 +32,8 @@ const MAC: &str = "52:4c:53:00:00:01";
 /// Where a host serves its metrics, in one setting for both.
 const METRICS: &str = "{{ ansible_host }}:9470";
 const ALL: [&str; 3] = ["a", "b", "w"];
+/// From an answer to the client's next request: playbooks take minutes, and the other tests run beside them.
+const PAUSE: Duration = Duration::from_millis(200);
 /// From one look to the next.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -100,7 +102,7 @@ fn count(site: &Site, key: &str) -> Result<Counter> {
         );
         std::thread::sleep(LOOK);
     }
-    let counter = Counter::start(&site.client, key)?;
+    let counter = Counter::start(&site.client, key, PAUSE)?;
     counter.wait_for(SOME, LIMIT)?;
     Ok(counter)
 }

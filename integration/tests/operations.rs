@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use lockstep_integration::gate::require_root_net;
-use lockstep_integration::pair::{Arbiter, Counter, Pair};
+use lockstep_integration::pair::{Arbiter, CALM, Counter, Pair};
 use lockstep_integration::{Booted, Kind, work_dir};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -56,7 +56,7 @@ fn operators_see_whether_a_machine_is_protected() -> Result<()> {
             "protected",
         )?;
     }
-    let counter = Counter::start(&pair.network.client, "counter")?;
+    let counter = Counter::start(&pair.network.client, "counter", CALM)?;
     counter.wait_for(SOME, LIMIT)?;
     let told = pair.operate(0, &["status", "pair", "--json"])?;
     let told: Value = serde_json::from_slice(&told.stdout)?;
@@ -158,7 +158,7 @@ fn damaged_requests_leave_the_machine_running() -> Result<()> {
     let _backup = pair.start_backup(1, |run| run)?;
     let primary = pair.start_primary(0, |run| run.restore(&machine.snapshot()))?;
     primary.wait_for_state("protected", LIMIT)?;
-    let counter = Counter::start(&pair.network.client, "counter")?;
+    let counter = Counter::start(&pair.network.client, "counter", CALM)?;
     counter.wait_for(SOME, LIMIT)?;
     // More than may talk at once say nothing, and stay.
     let silent: Vec<_> = (0..40)

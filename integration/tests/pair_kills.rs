@@ -85,7 +85,7 @@ fn hosts_die_at_random_moments() -> Result<()> {
     let kills = if soak() { 30 } else { all.len() };
     let mut random = Random::seeded();
     // One of the two hosts stops the guest by force, too.
-    let setup = Setup::new("pair-kills").disk();
+    let setup = Setup::new("pair-kills").disk().busy();
     let mut protected = setup.arguments(1, &["--force-hz", "50"]).open()?;
     Journal::start(&mut protected.primary)?;
     for round in 0..kills {
@@ -101,7 +101,7 @@ fn hosts_of_a_small_machine_die_at_random_moments() -> Result<()> {
         return Ok(());
     }
     let mut random = Random::seeded();
-    let mut protected = Setup::new("pair-small-kills").open()?;
+    let mut protected = Setup::new("pair-small-kills").busy().open()?;
     for moment in [Moment::Burst, Moment::Join, Moment::Idle] {
         protected = kill(moment, protected, &mut random)?;
     }

@@ -19,7 +19,7 @@ const LOOKS: u32 = 75;
 /// A pair whose output may leave at this acknowledgement.
 fn open(name: &str, ack: &str) -> Result<Protected> {
     let ack = ["--ack", ack];
-    Setup::new(name).arguments(0, &ack).arguments(1, &ack).open()
+    Setup::new(name).busy().arguments(0, &ack).arguments(1, &ack).open()
 }
 
 /// With `--ack replayed`, nothing leaves that the backup has received and not executed.

@@ -16,6 +16,12 @@ pub(super) const REDIS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0
 /// A silence that is longer than this ends the count.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
+/// From an answer to the next request of a client that keeps the guest busy.
+pub const BUSY: Duration = Duration::ZERO;
+/// The same of one that leaves the guest, which both hosts execute, idle for about half of the time: what a test waits for, and the
+/// tests beside it, get the processors then.
+pub const CALM: Duration = Duration::from_millis(25);
+
 /// What the client saw.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -45,8 +51,8 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Connects from `namespace` and counts until it is told to stop.
-    pub fn start(namespace: &Namespace, key: &str) -> Result<Self> {
+    /// Connects from `namespace` and counts until it is told to stop, with so much time between an answer and the next request.
+    pub fn start(namespace: &Namespace, key: &str, pause: Duration) -> Result<Self> {
         let place = namespace.name().to_owned();
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (silence, silent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -55,7 +61,7 @@ impl Counter {
         let is_idle = idle.clone();
         let thread = std::thread::Builder::new().name("counter".into()).spawn(move || {
             enter(&place)?;
-            count_up(&key, &told, [&hush, &is_idle], &count, &quiet)
+            count_up(&key, pause, &told, [&hush, &is_idle], &count, &quiet)
                 .inspect_err(|error| eprintln!("the client ends: {error:#}"))
         })?;
         Ok(Self {
@@ -143,6 +149,7 @@ fn connect() -> Result<TcpStream> {
 
 fn count_up(
     key: &str,
+    pause: Duration,
     stop: &AtomicBool,
     [silent, idle]: [&AtomicBool; 2],
     answers: &AtomicU64,
@@ -192,6 +199,7 @@ fn count_up(
         tally.last = value;
         tally.acknowledged += 1;
         answers.store(tally.acknowledged, Ordering::Relaxed);
+        std::thread::sleep(pause);
     }
     Ok(tally)
 }

@@ -14,7 +14,7 @@ mod scene;
 mod slow;
 mod status;
 
-pub use client::{Counter, Tally};
+pub use client::{BUSY, CALM, Counter, Tally};
 pub use clocks::{FAKETIME, HostCalendar, TimeWatch, set_clocks};
 pub use debian::{boot_debian, copy_debian, rounds};
 pub use disks::{FailingDisk, Journal, check_equal};

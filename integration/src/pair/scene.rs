@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::protected::{LIMIT, SOME};
-use super::{Arbiter, Counter, Node, Pair, Protected};
+use super::{Arbiter, BUSY, CALM, Counter, Node, Pair, Protected};
 use crate::paths::{Guest, work_dir};
 use crate::run::Run;
 use crate::snapshot::{Booted, Kind};
@@ -25,6 +25,7 @@ pub struct Setup {
     heartbeat: Duration,
     deadline: Duration,
     auto: bool,
+    pause: Duration,
     arguments: [Vec<String>; 2],
 }
 
@@ -38,6 +39,7 @@ impl Setup {
             heartbeat: HEARTBEAT,
             deadline: DEADLINE,
             auto: false,
+            pause: CALM,
             arguments: [Vec::new(), Vec::new()],
         }
     }
@@ -67,6 +69,13 @@ impl Setup {
     #[must_use]
     pub fn auto(mut self) -> Self {
         self.auto = true;
+        self
+    }
+
+    /// With a client that keeps the guest busy.
+    #[must_use]
+    pub fn busy(mut self) -> Self {
+        self.pause = BUSY;
         self
     }
 
@@ -109,6 +118,7 @@ impl Setup {
             disks,
             consoles: Vec::new(),
             auto: self.auto,
+            pause: self.pause,
             arguments: self.arguments,
         })
     }
@@ -130,6 +140,7 @@ pub struct Scene {
     kind: Kind,
     machine: Booted,
     auto: bool,
+    pause: Duration,
     arguments: [Vec<String>; 2],
 }
 
@@ -193,7 +204,7 @@ impl Scene {
 
     /// A client that counts.
     pub fn count(&self) -> Result<Counter> {
-        let counter = Counter::start(&self.pair.network.client, "counter")?;
+        let counter = Counter::start(&self.pair.network.client, "counter", self.pause)?;
         counter.wait_for(SOME, LIMIT)?;
         Ok(counter)
     }

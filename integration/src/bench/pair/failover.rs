@@ -126,7 +126,10 @@ enum Run {
 
 /// One machine, killed once. Whatever goes wrong from the kill on, or is wrong with what the client gets, is an error.
 fn fail_over(cores: &Cores, arbiter: &str, random: &mut Random) -> Result<Run> {
-    let setup = Setup::new("bench-failover").heartbeat(HEARTBEAT).deadline(DEADLINE);
+    let setup = Setup::new("bench-failover")
+        .busy()
+        .heartbeat(HEARTBEAT)
+        .deadline(DEADLINE);
     let setup = if arbiter == "etcd" { setup.durable_etcd() } else { setup };
     let Protected {
         counter,

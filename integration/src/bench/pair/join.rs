@@ -28,7 +28,7 @@ const WRITER: &str = "bench memwrite 1000000000 8 &\n";
 pub fn run(scale: Scale, table: &mut Table) -> Result<()> {
     let cores = Cores::take()?;
     table.add(cores.noise()?);
-    let mut scene = Setup::new("bench-join").deadline(DEADLINE).build()?;
+    let mut scene = Setup::new("bench-join").busy().deadline(DEADLINE).build()?;
     let mut primary = scene.start_primary(0)?;
     let counter = scene.count()?;
     let load = Benchmark::start(&scene.pair.network.client, REQUESTS)?;

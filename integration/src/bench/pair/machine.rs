@@ -43,7 +43,7 @@ pub struct Beside {
 impl Machine {
     /// Starts one, from the snapshot and with the disk that belongs to it.
     pub fn start(cores: &Cores, kind: Kind, way: Way) -> Result<Self> {
-        let setup = Setup::new("bench-pair");
+        let setup = Setup::new("bench-pair").busy();
         let setup = if kind == Kind::Redis { setup.disk() } else { setup };
         let scene = setup.build()?;
         let (mut node, backup, mut beside) = match way {

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use lockstep_integration::http::{body, get};
 use lockstep_integration::load::redis_cli;
 use lockstep_integration::net::{GUEST, GUEST_IP, inside};
-use lockstep_integration::pair::{Arbiter, Counter, Node, Pair, number, status};
+use lockstep_integration::pair::{Arbiter, BUSY, Counter, Node, Pair, number, status};
 use lockstep_integration::paths::{program, target_dir};
 use lockstep_integration::prometheus::check_metrics;
 use lockstep_integration::{Guest, Run, gate};
@@ -115,7 +115,7 @@ impl Stage<'_> {
         self.display.say(&format!(
             "Redis answers at {GUEST_IP}; a client counts with INCR on one TCP connection"
         ));
-        let counter = Counter::start(&self.pair.network.client, KEY)?;
+        let counter = Counter::start(&self.pair.network.client, KEY, BUSY)?;
         self.count(&counter, &[&first, &second])?;
 
         let mut deaths = vec![self.kill(first, &second, &counter)?];
