@@ -36,10 +36,7 @@ trap '[ ${#running[@]} = 0 ] || kill -- "${running[@]/#/-}" 2>/dev/null || true;
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# binary, executable and its package's directory, of each test binary.
-cargo test --release --locked --workspace --no-run --message-format=json 2>/dev/null |
-    sed -n -E '/"profile":\{[^}]*"test":true/ s/.*"manifest_path":"([^"]*)\/Cargo.toml","target":\{[^}]*"name":"([^"]*)".*"executable":"([^"]*)".*/\2 \3 \1/p' \
-        >"$work/binaries"
+test_binaries >"$work/binaries"
 
 # In what follows a host is one of tests.txt, and its kind what stands before the number; `here` is its directory of files.
 

@@ -40,3 +40,14 @@ mirror() {
         sed -n -E 's/^URIs: *([^ ]*).*/\1/p; s/^deb +(\[[^]]*\] +)?([^ ]+) .*/\2/p' | sed -n 1p) || true
     echo "${DEBIAN_MIRROR:-${found:-http://deb.debian.org/debian}}"
 }
+
+# What people see of the tests' output while they run.
+# shellcheck disable=SC2034
+RESULT='^(test .* \.\.\. (ok|FAILED|ignored)|test result: F|error|lockstep: error|SKIPPED|running .* on an emulated)'
+
+# Name, executable and its package's directory of each test binary, built; a name of its own each.
+test_binaries() {
+    cargo test --release --locked --workspace --no-run --message-format=json 2>/dev/null |
+        sed -n -E '/"profile":\{[^}]*"test":true/ s/.*"manifest_path":"([^"]*)\/Cargo.toml","target":\{"kind":\["([^"]*)"\][^}]*"name":"([^"]*)".*"executable":"([^"]*)".*/\2 \3 \4 \1/p' |
+        awk '{print ($1 == "bin" ? $2 "-bin" : $2), $3, $4}'
+}

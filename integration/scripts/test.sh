@@ -13,8 +13,7 @@ set -euo pipefail
 mkdir -p "$TARGET_DIR/test"
 log=$TARGET_DIR/test/log.txt
 : >"$log"
-times=$TARGET_DIR/test/times
-rm -f "$times"*
+rm -f "$log".*
 cd "$REPO_DIR"
 
 if has_kvm && [ -z "$("$REPO_DIR/integration/guest/build.sh" packages 2>/dev/null)" ]; then
@@ -29,15 +28,6 @@ say "building (5 minutes at the first time)"
 cargo build --release --locked --workspace
 say "testing; the whole output goes to ${log#"$REPO_DIR"/}"
 status=0
-# Writes the seconds of each test of a log that is being written to a file, and the log itself on.
-timed() {
-    local line last=$SECONDS
-    while IFS= read -r line; do
-        printf '%s\n' "$line"
-        [[ ! $line =~ ^test\ ([^ ]+)\ \.\.\.\ (ok|FAILED)$ ]] || echo "$((SECONDS - last)) ${BASH_REMATCH[1]}" >>"$1"
-        last=$SECONDS
-    done
-}
 # took WHAT: the seconds since the beginning, and the share of the processors' time that was used in them: what is left is what
 # running more side by side could save.
 cpu_times() { awk '/^cpu / {print $2 + $3 + $4 + $7 + $8 + $9, $5 + $6}' /proc/stat; }
@@ -45,34 +35,26 @@ begin_times=$(cpu_times)
 took() {
     echo "took $SECONDS s, $(echo "$begin_times $(cpu_times)" | awk '{busy = $3 - $1; idle = $4 - $2; printf "%.0f", 100 * busy / (busy + idle + 1)}') % of the processors: $1"
 }
-run_tests() { cargo test --release --locked --workspace --no-fail-fast "$@" ${TEST:+"$TEST"} --test-threads=1 --show-output; }
-# KVM tests share two cores with each other: one at a time. Beside them run the playbooks, which wait most of the time, on hosts in
-# containers; then the emulated Intel host, which takes one core; then what records and replays a machine of its own, which no
-# other's load disturbs. The emulated AMD hosts take both cores after that.
-BESIDE=(--test linux_redis --test forced_stops)
-NOT_BESIDE=(--skip playbooks_ --skip redis_ --skip stress_with_)
-{
-    cargo test --release --locked --workspace --no-run
-    failed=0
+# Jobs that run side by side. Most of what a pair's test takes is waiting, for a deadline or for an answer, and so it is with the
+# playbooks, on hosts in containers; each job runs its tests one after the other.
+JOBS=$(($(nproc) + 1))
+# What takes longest begins first. The emulated Intel host takes one core; the emulated AMD hosts take both, after all this.
+FIRST=(ansible intel-host pair_disk pair_divergence linux_redis forced_stops pair_kills pair_clocks pair boot_disk pair_handover
+    pair_network pair_block_devices ordinary_hosts time_travel rings)
+jobs() {
+    printf '%s\n' "${FIRST[@]}"
     {
-        besides=0
-        run_tests --test ansible -- 2>&1 | timed "$times.beside" || besides=$?
-        integration/scripts/hosts-tests.sh intel || besides=$?
-        run_tests "${BESIDE[@]}" -- 2>&1 | timed "$times.beside-2" || besides=$?
-        exit "$besides"
-    } >"$log.beside" 2>&1 &
-    beside=$!
-    run_tests -- "${NOT_BESIDE[@]}" 2>&1 | timed "$times" || failed=$?
-    wait "$beside" || failed=$?
-    cat "$log.beside"
-    took "tests on this machine"
-    integration/scripts/hosts-tests.sh amd || failed=$?
-    took "tests on this machine and on emulated hosts"
-    exit "$failed"
-} >"$log" 2>&1 &
-tests=$!
-tail --pid="$tests" -n +1 -f "$log" | grep --line-buffered -E '^test .*(ok|FAILED|ignored)|^test result: F|^error|^SKIPPED|^running .* on an emulated' >&2 || true
-wait "$tests" || status=$?
+        echo documentation
+        cut -d ' ' -f 1 "$log.binaries"
+    } | grep -vxF "$(printf '%s\n' "${FIRST[@]}")"
+}
+cargo test --release --locked --workspace --no-run 2>&1 | tee -a "$log" | { grep -E '^error' >&2 || true; }
+test_binaries >"$log.binaries"
+jobs | xargs -d '\n' -n 1 -P "$JOBS" integration/scripts/test-job.sh "$log" >&2 || status=1
+took "tests on this machine" >>"$log"
+integration/scripts/hosts-tests.sh amd 2>&1 | tee -a "$log" |
+    { grep --line-buffered -E "$RESULT" >&2 || true; } || status=1
+took "tests on this machine and on emulated hosts" >>"$log"
 
 count() { grep -E '^test result:' "$log" | grep -oE "[0-9]+ $1" | awk '{sum += $1} END {print sum + 0}'; }
 skipped=$(grep -cE '^SKIPPED' "$log" || true)
@@ -106,7 +88,7 @@ if [ "$((passed + failed + skipped))" -eq 0 ]; then
     status=1
 fi
 {
-    cat "$times"* 2>/dev/null || true
+    cat "$log.times" 2>/dev/null || true
     sed -n -E 's/^test ([^ ]+) \.\.\. ok \(([0-9]+) s\)$/\2 \1/p' "$log"
 } | sort -rn | sed -n 1,10p >"$log.slowest"
 if [ -s "$log.slowest" ]; then

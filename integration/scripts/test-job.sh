@@ -1,0 +1,46 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# test-job.sh LOG NAME: runs one of test.sh's jobs: a test binary of LOG.binaries, `documentation` or `intel-host`. Results go to
+# standard output while they come; the whole output goes to the end of LOG as one piece, and each test's seconds to LOG.times.
+#   TEST=name   only tests whose name contains it
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$REPO_DIR"
+log=$1 name=$2
+whole=$log.$name
+
+# Writes what it reads to a file, results on, and the seconds that each test took.
+results() {
+    local line last=$SECONDS
+    while IFS= read -r line; do
+        printf '%s\n' "$line" >&3
+        [[ ! $line =~ ^test\ (.+)\ \.\.\.\ (ok|FAILED)$ ]] || echo "$((SECONDS - last)) ${BASH_REMATCH[1]}" >>"$log.times"
+        [[ ! $line =~ ^test\  ]] || last=$SECONDS
+        [[ ! $line =~ $RESULT ]] || printf '%s\n' "$line"
+    done 3>"$whole"
+}
+
+options=(${TEST:+"$TEST"} --test-threads=1 --show-output)
+run() {
+    local executable directory
+    case $name in
+        documentation) cargo test --release --locked --workspace --doc -- "${options[@]}" ;;
+        intel-host) integration/scripts/hosts-tests.sh intel ;;
+        *)
+            read -r executable directory < <(sed -n "s/^$name //p" "$log.binaries") || die "no test binary is named $name"
+            cd "$directory"
+            "$executable" "${options[@]}" || {
+                local status=$?
+                # A binary that did not come to its end has no result.
+                [ "$status" = 101 ] || echo "error: $name ended with status $status"
+                return "$status"
+            }
+            ;;
+    esac
+}
+status=0
+run 2>&1 | results || status=$?
+flock "$log.lock" cat "$whole" >>"$log"
+rm "$whole"
+exit "$status"
