@@ -9,6 +9,8 @@ pub mod bzimage;
 pub mod cmdline;
 pub mod elf;
 pub mod features;
+pub mod finalize;
+pub mod kallsyms;
 pub mod layout;
 pub mod rewrite;
 pub mod trap;
