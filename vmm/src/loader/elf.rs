@@ -12,11 +12,11 @@ const MAX_CODE: usize = 1024;
 
 const PT_LOAD: u32 = 1;
 const SHT_SYMTAB: u32 = 2;
-const SHT_NOBITS: u32 = 8;
-const SHF_ALLOC: u64 = 2;
-const SHF_EXECINSTR: u64 = 4;
+pub(super) const SHT_NOBITS: u32 = 8;
+pub(super) const SHF_ALLOC: u64 = 2;
+pub(super) const SHF_EXECINSTR: u64 = 4;
 const PF_X: u32 = 1;
-const EM_X86_64: u16 = 62;
+pub(super) const EM_X86_64: u16 = 62;
 const STT_NOTYPE: u8 = 0;
 const STT_FUNC: u8 = 2;
 /// Bytes of a symbol.

@@ -12,7 +12,9 @@ pub mod features;
 pub mod finalize;
 pub mod kallsyms;
 pub mod layout;
+pub mod module;
 pub mod rewrite;
+pub mod sweep;
 pub mod trap;
 
 #[cfg(test)]

@@ -86,7 +86,6 @@ fn a_function_that_begins_otherwise_has_no_place() {
         &[0x55, 0xe8, 0, 0, 0, 0, 0x41, 0x57], // a call that is not the first
         &[0x66, 0x41, 0x57],                   // push r15w
         &[0x41],
-        &[],
     ] {
         let refused = of(beginning);
         assert_eq!(
