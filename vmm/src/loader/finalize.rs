@@ -59,6 +59,11 @@ pub enum NoPlace {
     Elf(#[from] ElfError),
 }
 
+/// The place in a `vmlinux`.
+pub fn find_in(vmlinux: &[u8]) -> Result<Place, NoPlace> {
+    find(&Vmlinux::parse(vmlinux)?)
+}
+
 /// The place in a kernel.
 pub fn find(kernel: &Vmlinux<'_>) -> Result<Place, NoPlace> {
     let function = function(kernel)?;

@@ -13,6 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::{Machine, MachineError};
 use crate::cpu::assist::{Access, AssistCpu, Fault, numbered_register};
+use crate::cpu::walk::is_canonical;
 use crate::loader::finalize;
 use crate::loader::module::{self, Code, HEADER};
 use crate::loader::sweep;
@@ -43,16 +44,21 @@ impl Machine {
         }
         let value = numbered_register(&mut regs, reg.into()).map_or(0, |register| *register);
         let stack = regs.rsp.wrapping_sub(8);
-        self.write(stack, &value.to_le_bytes())
-            .map_err(|fault| MachineError::ModuleStack {
-                stop: self.stop,
-                rip: regs.rip,
-                stack,
-                why: match fault {
-                    Fault::Failed(why) => why,
-                    Fault::Page { error_code, .. } => format!("#PF with error code {error_code:#x}"),
-                },
-            })?;
+        let bytes = value.to_le_bytes();
+        let written = if is_canonical(stack, bytes.len()) {
+            self.write(stack, &bytes)
+        } else {
+            Err(Fault::Failed("no canonical address".into()))
+        };
+        written.map_err(|fault| MachineError::ModuleStack {
+            stop: self.stop,
+            rip: regs.rip,
+            stack,
+            why: match fault {
+                Fault::Failed(why) => why,
+                Fault::Page { error_code, .. } => format!("#PF with error code {error_code:#x}"),
+            },
+        })?;
         regs.rsp = stack;
         self.go_on_with(regs)
     }
@@ -77,9 +83,9 @@ impl Machine {
     /// Looks through the module with its ELF header at `header` and its section headers at `table`. `None`: they cannot be followed.
     fn look_through(&mut self, header: u64, table: u64) -> Option<()> {
         let mut bytes = [0; HEADER];
-        self.read(header, &mut bytes, Access::Read).ok()?;
+        self.fetch(header, &mut bytes).ok()?;
         let mut sections = vec![0; module::table_bytes(&bytes).ok()?];
-        self.read(table, &mut sections, Access::Read).ok()?;
+        self.fetch(table, &mut sections).ok()?;
         for code in module::code(&sections).ok()? {
             if self.look_through_code(code).is_none() {
                 self.counters.modules_left += 1;
@@ -89,6 +95,15 @@ impl Machine {
         Some(())
     }
 
+    /// Reads all of it, or nothing.
+    fn fetch(&mut self, address: u64, out: &mut [u8]) -> Result<(), Fault> {
+        if is_canonical(address, out.len()) {
+            self.read(address, out, Access::Read)
+        } else {
+            Err(Fault::Failed("no canonical address".into()))
+        }
+    }
+
     /// Rewrites what a trap has to replace, piece by piece. `None`: not all of it is in memory, and what follows stays as it is.
     fn look_through_code(&mut self, code: Code) -> Option<()> {
         let mut done = 0;
@@ -96,7 +111,7 @@ impl Machine {
             let address = code.address.wrapping_add(done);
             let length = (code.size - done).min((PIECE + LONGEST) as u64) as usize;
             let mut bytes = vec![0; length];
-            self.read(address, &mut bytes, Access::Read).ok()?;
+            self.fetch(address, &mut bytes).ok()?;
             let looked = sweep::look_through(&bytes, address, PIECE);
             let before = bytes.clone();
             for (at, replacement) in &looked.replacements {

@@ -257,7 +257,8 @@ fn a_stack_that_cannot_be_written_stops_the_machine() {
     for (bottom, why) in [
         (0x4000_0000, "#PF"),
         (NOBODY + 0x800, "is not memory"),
-        (4, "is not memory"),
+        (4, "canonical"),
+        (1 << 63, "canonical"),
     ] {
         let guest = MicroGuest::new(Ring::Kernel, |a| {
             a.mov(rsp, bottom)?;
