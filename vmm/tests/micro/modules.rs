@@ -12,6 +12,8 @@ use super::snapshots::at_every_step;
 
 /// The function in whose beginning the trap stands, in place of PUSH R15.
 const FUNCTION: u64 = 0x3_0000;
+/// The same function once more.
+const COPY: u64 = FUNCTION + 0x200;
 const R15: u8 = 15;
 const PUSHED: u64 = 0x1234_5678_9abc_def0;
 
@@ -22,6 +24,11 @@ const MODULE: u64 = DATA + 0x4ff6;
 const SECOND_PAGE: u64 = DATA + 0x5000;
 const SECOND_PHYSICAL: u64 = DATA + 0x9000;
 const VALUES: u64 = DATA + 0x6000;
+/// A module of many pages.
+const LARGE: u64 = 0x4_0000;
+const LARGE_BYTES: usize = 0xb_0003;
+/// RFLAGS.IOPL: ring 3 may use ports.
+const IOPL_3: u64 = 0x3000;
 
 /// RDTSC, RDRAND R9 across the border of the pages, RDTSCP, RDSEED of 16 bits (which has no trap, and is not reached), and the bytes of
 /// RDTSC in another instruction.
@@ -212,7 +219,6 @@ fn the_same_access_elsewhere_is_an_ordinary_one() {
         assert_ordinary(micro);
     }
     // A copy of the function, while the trap is where it should be.
-    const COPY: u64 = FUNCTION + 0x200;
     assert_ordinary(trapping(plain(COPY).code(COPY, |a| function(a, &finalize::trap(R15)))));
     // Another access that ends where the trap would: NOP, `out dx, eax`.
     assert_ordinary(trapping(plain(FUNCTION).data(FUNCTION, &[0x90, 0xef])));
@@ -223,7 +229,6 @@ fn the_access_of_a_program_is_an_ordinary_one() {
     if no_kvm() {
         return;
     }
-    const IOPL_3: u64 = 0x3000;
     let guest = MicroGuest::new(Ring::User, |a| {
         a.mov(r14, rsp)?;
         a.db(&finalize::trap(R15))?;
@@ -332,18 +337,16 @@ fn a_large_module_is_looked_through_to_its_end() {
     if no_kvm() {
         return;
     }
-    const AT: u64 = 0x4_0000;
-    const BYTES: usize = 0xb_0003;
-    let code: Vec<u8> = (0..BYTES).map(|at| [0x90, 0x0f, 0x31][at % 3]).collect();
-    let guest = finishing(FUNCTION, &[section(6, AT, BYTES as u64)], |_| Ok(())).data(AT, &code);
+    let code: Vec<u8> = (0..LARGE_BYTES).map(|at| [0x90, 0x0f, 0x31][at % 3]).collect();
+    let guest = finishing(FUNCTION, &[section(6, LARGE, LARGE_BYTES as u64)], |_| Ok(())).data(LARGE, &code);
     let recording = trapping(guest).check();
     let counters = recording.end.counters;
     assert_eq!(
         (counters.module_instructions, counters.modules_left),
-        (BYTES as u64 / 3, 0)
+        (LARGE_BYTES as u64 / 3, 0)
     );
-    for at in [AT, AT + 0x1_0000, AT + 0xa_fff8] {
-        let expected: [u8; 8] = std::array::from_fn(|index| [0x90, 0xe5, 0xa8][((at - AT) as usize + index) % 3]);
+    for at in [LARGE, LARGE + 0x1_0000, LARGE + 0xa_fff8] {
+        let expected: [u8; 8] = std::array::from_fn(|index| [0x90, 0xe5, 0xa8][((at - LARGE) as usize + index) % 3]);
         assert_eq!(recording.word(at).to_le_bytes(), expected, "{at:#x}");
     }
 }
