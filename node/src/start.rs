@@ -376,6 +376,8 @@ pub fn realtime_seconds() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_proto::model::MODULES_REVISION;
+
     use super::*;
 
     #[test]
@@ -392,6 +394,25 @@ mod tests {
         }
         let refused = Acpi::On.of(ACPI_REVISION - 1, stock).unwrap_err().to_string();
         assert!(refused.contains("needs revision"), "{refused}");
+    }
+
+    #[test]
+    fn modules_are_looked_through_from_their_revision_on_and_where_they_are_not_it_is_told() {
+        let config = |model_revision| MachineConfig {
+            model_revision,
+            ..MachineConfig::default()
+        };
+        let mut notes = Vec::new();
+        assert_eq!(
+            module_place(&config(MODULES_REVISION - 1), b"no kernel", &mut notes),
+            None
+        );
+        assert_eq!(notes, Vec::<String>::new());
+        assert_eq!(module_place(&config(MODULES_REVISION), b"no kernel", &mut notes), None);
+        assert!(
+            notes.len() == 1 && notes[0].contains("not looked through: "),
+            "{notes:?}"
+        );
     }
 
     #[test]
