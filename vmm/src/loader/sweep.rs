@@ -169,7 +169,7 @@ pub struct Looked {
     pub end: usize,
 }
 
-/// Looks for what reads the clock or random numbers in `code`, which stands at `vaddr`, up to the instruction that reaches `to`.
+/// Looks for what reads the clock or random numbers (not for accesses to CR4) in `code`, which stands at `vaddr`, up to the instruction that reaches `to`.
 pub fn look_through(code: &[u8], vaddr: u64, to: usize) -> Looked {
     let mut sweep = Sweep::new(code, vaddr);
     let mut looked = Looked {
