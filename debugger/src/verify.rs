@@ -190,6 +190,14 @@ impl Verified {
             counters.assists,
             counters.msr_faults
         );
+        if counters.modules + counters.modules_left > 0 {
+            say!(
+                "  kernel modules   {} looked through: {} instructions rewritten, {} left",
+                counters.modules,
+                counters.module_instructions,
+                counters.modules_left
+            );
+        }
         say!(
             "  log              {} bytes: turns {}, delta pages {}, other {}",
             totals.all_bytes(),
@@ -228,6 +236,9 @@ impl Verified {
             "interrupts": counters.interrupts,
             "assists": counters.assists,
             "msr_faults": counters.msr_faults,
+            "modules": counters.modules,
+            "module_instructions": counters.module_instructions,
+            "modules_left": counters.modules_left,
             "log_bytes": totals.all_bytes(),
             "log_batch_bytes": totals.batch_bytes,
             "log_delta_bytes": totals.page_bytes,

@@ -108,6 +108,7 @@ fn debians_own_kernel_finds_its_devices_by_acpi_and_hears_the_power_button() -> 
     let outcome = node.run.wait(LIMIT)?;
     let (report, console) = (outcome.report()?, outcome.console);
     ensure!(report["ended"] == "the guest powered off", "{report}: {console}");
+    ensure!(report["modules"].as_u64() > Some(0), "{report}: {console}");
     for line in [
         "STOCK-DISK found by ACPI",
         // The disk, the card and the entropy device, in the order of their slots.
@@ -138,6 +139,9 @@ fn debians_own_kernel_finds_its_devices_by_acpi_and_hears_the_power_button() -> 
     let words = info["cmdline"].as_str().unwrap_or_default();
     ensure!(!words.contains("acpi=") && !words.contains("virtio_mmio."), "{words}");
     let verified = replays(&log)?;
+    for count in ["modules", "module_instructions", "modules_left"] {
+        ensure!(verified[count] == report[count], "{verified}: {report}");
+    }
     let ending = verified["ending"].as_str().unwrap_or_default();
     ensure!(ending.contains("powered off"), "{verified}");
     let answer = read_file(&disk, "answer")?;

@@ -183,7 +183,7 @@ fn a_machine_of_revision_1_is_recorded_joined_and_has_no_keyboard() -> Result<()
 #[test]
 fn a_revision_that_is_none_of_ours_is_refused() -> Result<()> {
     let outcome = Run::bare()?
-        .args(["--kernel", "x", "--model-revision", "5"])
+        .args(["--kernel", "x", "--model-revision", "6"])
         .complete(LIMIT)?;
-    outcome.expect_failure(2, &["5 is not in 1..=4"])
+    outcome.expect_failure(2, &["6 is not in 1..=5"])
 }

@@ -140,6 +140,11 @@ pub fn identity(identity: &Identity) -> Checked {
             return Err(Violation::Rule("a network card's MTU is none"));
         }
     }
+    if machine.module_trap != 0 && !machine.may_trap_modules() {
+        return Err(Violation::Rule(
+            "a trap for modules that a machine of its revision does not have",
+        ));
+    }
     if let Some(tenure) = &identity.tenure {
         at_most(
             "length of the machine's name",

@@ -10,6 +10,7 @@ use lockstep_vmm::acpi::Tables;
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::devices::Devices;
 use lockstep_vmm::loader::cmdline::{self, Facts};
+use lockstep_vmm::loader::finalize::{self, NoPlace, Place};
 use lockstep_vmm::loader::{self, features, rewrite::RewriteReport};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::probe::Strategies;
@@ -262,7 +263,7 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
         initrd,
         cmdline: words,
         name,
-        notes,
+        mut notes,
     } = Payload::of(options)?;
     let profile = Profile::for_this_host()
         .context("this host's CPU is neither Intel's nor AMD's: there is no CPU profile for it")?;
@@ -295,6 +296,7 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
         rtc_base: realtime_seconds(),
         cpu_profile: profile.name().into(),
         model_revision: options.model_revision,
+        module_trap: 0,
     };
     let loading = || format!("cannot load {name}");
     let vmlinux = loader::vmlinux(&kernel).with_context(loading)?;
@@ -313,6 +315,8 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
             guarded: options.guarded,
         },
     )?;
+    let modules = module_place(&config, &vmlinux, &mut notes);
+    config.module_trap = modules.map_or(0, |place| place.vaddr);
     let tables = acpi.then(|| Tables::of(&config));
     let mut seed = [0; 32];
     random::fill(&mut seed).context("getrandom")?;
@@ -328,6 +332,9 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
         tables.as_ref(),
     )
     .with_context(loading)?;
+    if let Some(place) = &modules {
+        finalize::plant(machine.memory().ram(), place).with_context(loading)?;
+    }
     machine.set_boot_state(&loaded)?;
     Ok(Started {
         machine,
@@ -337,6 +344,21 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
         rewrites: Some(loaded.rewrites),
         notes,
     })
+}
+
+/// Where the machine looks through the modules of this kernel, if its revision does; says so where it cannot.
+fn module_place(config: &MachineConfig, vmlinux: &[u8], notes: &mut Vec<String>) -> Option<Place> {
+    if !config.may_trap_modules() {
+        return None;
+    }
+    match finalize::find_in(vmlinux) {
+        Ok(place) => Some(place),
+        Err(NoPlace::NoModules) => None,
+        Err(why) => {
+            notes.push(format!("modules of this kernel are not looked through: {why}"));
+            None
+        }
+    }
 }
 
 /// Lets the machine do as this host wants it. Before its first step, on every replica.
@@ -353,48 +375,4 @@ pub fn realtime_seconds() -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whether_there_are_tables_is_the_kernels_to_say_unless_it_is_said() {
-        let (stock, ours) = (&b"LNXPWRBN\0"[..], &b"LNXPWRBN\0virtio_mmio.device\0"[..]);
-        for (acpi, revision, kernel, has) in [
-            (Acpi::Auto, ACPI_REVISION, stock, true),
-            (Acpi::Auto, ACPI_REVISION, ours, false),
-            (Acpi::Auto, ACPI_REVISION - 1, stock, false),
-            (Acpi::On, ACPI_REVISION, ours, true),
-            (Acpi::Off, ACPI_REVISION, stock, false),
-        ] {
-            assert_eq!(acpi.of(revision, kernel).unwrap(), has, "{acpi:?} {revision}");
-        }
-        let refused = Acpi::On.of(ACPI_REVISION - 1, stock).unwrap_err().to_string();
-        assert!(refused.contains("needs revision"), "{refused}");
-    }
-
-    #[test]
-    fn cards_without_an_address_differ_and_equal_ones_are_refused() {
-        let nic = |tap: &str, mac| NicOption {
-            tap: tap.into(),
-            mac,
-            mtu: None,
-        };
-        let two = [nic("t0", None), nic("t1", None)];
-        let of = |name| macs(&two, name).unwrap();
-        let all = [of(None), of(Some("vm")), of(Some("db"))].concat();
-        for (index, mac) in all.iter().enumerate() {
-            assert!(!all[..index].contains(mac), "{all:02x?}");
-            assert_eq!(mac[0] & 3, 2, "locally administered, unicast");
-        }
-        // On the other host the tap devices have other names.
-        assert_eq!(
-            macs(&[nic("x", None), nic("y", None)], Some("vm")).unwrap(),
-            of(Some("vm"))
-        );
-        let mac = of(Some("vm"))[1];
-        let clash = macs(&[nic("t0", Some(mac)), nic("t1", None)], Some("vm"))
-            .unwrap_err()
-            .to_string();
-        assert!(clash.contains("0 and 1") && clash.contains(&mac_text(mac)), "{clash}");
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@
 //! | 2 | a keyboard |
 //! | 3 | network cards that tell the guest their MTU |
 //! | 4 | ACPI: a power button, an orderly end, and tables where the kernel can use them |
+//! | 5 | a trap where the kernel finishes a module, whose code is rewritten then |
 
 use std::ops::RangeInclusive;
 
@@ -21,7 +22,7 @@ pub const MODEL_REVISIONS: RangeInclusive<u32> = 1..=NEWEST_REVISION;
 pub const NEWEST_REVISION: u32 = newest(option_env!("LOCKSTEP_NEWEST_REVISION"));
 
 /// The newest that there is.
-const NEWEST_MADE: u32 = 4;
+const NEWEST_MADE: u32 = 5;
 
 /// The first revision with a keyboard.
 const KEYBOARD: u32 = 2;
@@ -31,6 +32,9 @@ pub const ACPI_REVISION: u32 = 4;
 
 /// The first revision whose network cards may tell the guest their MTU.
 pub const MTU_REVISION: u32 = 3;
+
+/// The first revision whose machines look the guest's modules through.
+pub const MODULES_REVISION: u32 = 5;
 
 /// What a card may tell: IPv6 needs the least (RFC 8200), and a tap device has no more.
 pub const MTUS: RangeInclusive<u32> = 1280..=65_521;
@@ -47,6 +51,16 @@ impl MachineConfig {
     /// Whether the machine has a power button.
     pub fn has_power_button(&self) -> bool {
         self.model_revision >= ACPI_REVISION
+    }
+
+    /// Whether the machine may have a trap where the kernel finishes a module.
+    pub fn may_trap_modules(&self) -> bool {
+        self.model_revision >= MODULES_REVISION
+    }
+
+    /// Where the machine's trap for modules is.
+    pub fn module_trap(&self) -> Option<u64> {
+        (self.may_trap_modules() && self.module_trap != 0).then_some(self.module_trap)
     }
 }
 
@@ -83,7 +97,7 @@ mod tests {
         assert_eq!(newest(None), NEWEST_MADE);
         assert_eq!(newest(Some("")), NEWEST_MADE);
         assert_eq!(newest(Some("1")), 1);
-        for wrong in ["0", "5", "two", "-1", "11111111111"] {
+        for wrong in ["0", "6", "two", "-1", "11111111111"] {
             assert!(std::panic::catch_unwind(|| newest(Some(wrong))).is_err(), "{wrong}");
         }
     }

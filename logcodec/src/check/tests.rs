@@ -427,6 +427,24 @@ fn segment_headers() {
 }
 
 #[test]
+fn a_trap_for_modules() {
+    let of = |model_revision| {
+        let machine = MachineConfig {
+            model_revision,
+            module_trap: 0xffff_ffff_8100_0000,
+            ..MachineConfig::default()
+        };
+        identity(&Identity {
+            machine: Some(machine),
+            ..who()
+        })
+    };
+    of(5).unwrap();
+    let error = of(4).expect_err("an older machine").to_string();
+    assert!(error.contains("a trap for modules"), "{error}");
+}
+
+#[test]
 fn devices_are_the_machines() {
     assert_eq!(Devices::of(&Identity::default()), Devices::NONE);
     let machine = MachineConfig {

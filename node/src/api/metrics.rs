@@ -145,6 +145,21 @@ impl Moment {
                 "Pages that deltas carried.",
                 report.carried_pages as f64,
             ),
+            (
+                "modules_total",
+                "Kernel modules of the guest that were looked through.",
+                report.modules as f64,
+            ),
+            (
+                "module_instructions_total",
+                "Instructions in modules that were rewritten.",
+                report.module_instructions as f64,
+            ),
+            (
+                "modules_left_total",
+                "What in modules could not be rewritten or read.",
+                report.modules_left as f64,
+            ),
             ("log_bytes_total", "Log for the backup.", report.log_bytes as f64),
             (
                 "output_bytes_total",

@@ -84,6 +84,15 @@ pub struct Report {
     pub forced_stops: u64,
     /// Pages that deltas carried.
     pub carried_pages: u64,
+    /// Kernel modules of the guest that were looked through.
+    #[serde(default)]
+    pub modules: u64,
+    /// Instructions in them that were rewritten.
+    #[serde(default)]
+    pub module_instructions: u64,
+    /// What in modules could not be.
+    #[serde(default)]
+    pub modules_left: u64,
     /// Share of the guest's running time that a backup executes itself, 0 to 1; none before it ran.
     pub executed_share: Option<f64>,
     /// Share that deltas carry.
@@ -143,6 +152,9 @@ impl Report {
             cards: status.cards(),
             forced_stops: get(&gauges.forced),
             carried_pages: get(&gauges.carried_pages),
+            modules: get(&gauges.modules),
+            module_instructions: get(&gauges.module_instructions),
+            modules_left: get(&gauges.modules_left),
             executed_share: carried_share.map(|share| 1.0 - share),
             carried_share,
             throttled_seconds: get(&gauges.throttled_ns) as f64 / 1e9,

@@ -142,6 +142,12 @@ pub struct Gauges {
     pub forced: AtomicU64,
     /// Pages that deltas carried.
     pub carried_pages: AtomicU64,
+    /// Kernel modules of the guest that were looked through.
+    pub modules: AtomicU64,
+    /// Instructions in them that were rewritten.
+    pub module_instructions: AtomicU64,
+    /// What in modules could not be.
+    pub modules_left: AtomicU64,
     /// Time in slices that were carried by a delta, in nanoseconds.
     pub carried_ns: AtomicU64,
     /// Time in all slices, in nanoseconds.

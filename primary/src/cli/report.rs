@@ -28,6 +28,9 @@ pub fn print_report(report: &Report, kicks: Option<u64>, json: bool) {
             "epoch_pages": counters.epoch_pages,
             "assists": counters.assists,
             "msr_faults": counters.msr_faults,
+            "modules": counters.modules,
+            "module_instructions": counters.module_instructions,
+            "modules_left": counters.modules_left,
             "guest_seconds": report.guest_ns as f64 / 1e9,
             "wall_seconds": report.wall.as_secs_f64(),
             "log_bytes": log.total_bytes,
@@ -51,6 +54,14 @@ pub fn print_report(report: &Report, kicks: Option<u64>, json: bool) {
         counters.assists,
         counters.msr_faults
     );
+    if counters.modules + counters.modules_left > 0 {
+        tell!(
+            "lockstep-primary: {} kernel modules looked through: {} instructions rewritten, {} left",
+            counters.modules,
+            counters.module_instructions,
+            counters.modules_left
+        );
+    }
     if let Some(kicks) = kicks {
         tell!("lockstep-primary: {kicks} random kicks");
     }

@@ -111,6 +111,11 @@ impl Recorder {
         gauges.guest_ns.store(machine.now().ns(), Ordering::Relaxed);
         gauges.forced.store(counters.forced, Ordering::Relaxed);
         gauges.carried_pages.store(counters.carried_pages, Ordering::Relaxed);
+        gauges.modules.store(counters.modules, Ordering::Relaxed);
+        gauges
+            .module_instructions
+            .store(counters.module_instructions, Ordering::Relaxed);
+        gauges.modules_left.store(counters.modules_left, Ordering::Relaxed);
         let devices = machine.devices();
         let (mut dropped, mut too_large, mut malformed) = (0, 0, 0);
         for nic in 0.. {

@@ -33,6 +33,13 @@ pub enum NoTranslation {
     Unsupported,
 }
 
+/// Whether 4-level paging has so many bytes at an address: the upper bits repeat bit 47 (Intel SDM volume 1, 3.3.7.1).
+pub fn is_canonical(address: u64, bytes: usize) -> bool {
+    let is = |address: u64| (address << 16).cast_signed() >> 16 == address.cast_signed();
+    let last = address.checked_add((bytes as u64).saturating_sub(1));
+    last.is_some_and(|last| is(address) && is(last))
+}
+
 /// The guest physical address of a linear one.
 pub fn translate(ram: &GuestRam, sregs: &kvm_sregs, address: u64, wanted: Wanted) -> Result<u64, NoTranslation> {
     if sregs.cr0 & CR0_PAGING == 0 {
@@ -228,6 +235,24 @@ mod tests {
         assert_eq!(mappings(&memory, &paged(0x1000), 1).len(), 1);
         let flat = mappings(&memory, &kvm_sregs::default(), 100);
         assert_eq!((flat.len(), flat[0].length), (1, 4 << 20));
+    }
+
+    #[test]
+    fn canonical_addresses() {
+        let last = 0x7fff_ffff_ffff;
+        for (address, bytes, is) in [
+            (0, 1, true),
+            (last, 1, true),
+            (last, 2, false),
+            (last + 1, 1, false),
+            (1 << 63, 1, false),
+            (0xffff_7fff_ffff_ffff, 1, false),
+            (0xffff_8000_0000_0000, 1 << 40, true),
+            (u64::MAX, 1, true),
+            (u64::MAX, 2, false),
+        ] {
+            assert_eq!(is_canonical(address, bytes), is, "{address:#x} {bytes}");
+        }
     }
 
     #[test]

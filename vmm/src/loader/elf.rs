@@ -12,13 +12,15 @@ const MAX_CODE: usize = 1024;
 
 const PT_LOAD: u32 = 1;
 const SHT_SYMTAB: u32 = 2;
-const SHT_NOBITS: u32 = 8;
-const SHF_ALLOC: u64 = 2;
-const SHF_EXECINSTR: u64 = 4;
+pub(super) const SHT_NOBITS: u32 = 8;
+pub(super) const SHF_ALLOC: u64 = 2;
+pub(super) const SHF_EXECINSTR: u64 = 4;
 const PF_X: u32 = 1;
-const EM_X86_64: u16 = 62;
+pub(super) const EM_X86_64: u16 = 62;
 const STT_NOTYPE: u8 = 0;
 const STT_FUNC: u8 = 2;
+/// Bytes of a symbol.
+const SYMBOL: usize = 24;
 
 /// What is wrong with a kernel's ELF file.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -154,6 +156,8 @@ pub struct Vmlinux<'a> {
     pub code_source: CodeSource,
     /// Whether function symbols were found.
     pub has_symbols: bool,
+    /// The symbol table, and the names in it.
+    symbols: (&'a [u8], &'a [u8]),
 }
 
 struct Section {
@@ -189,6 +193,7 @@ impl<'a> Vmlinux<'a> {
                 limit: MAX_CODE,
             });
         }
+        let symbols = symbols(file, &sections)?;
         let mut code_source = CodeSource::Sections;
         let mut has_symbols = false;
         if code.is_empty() {
@@ -207,7 +212,7 @@ impl<'a> Vmlinux<'a> {
                 })
                 .collect();
         } else {
-            has_symbols = functions(file, &sections, &mut code)?;
+            has_symbols = functions(symbols.0, &mut code);
         }
         Ok(Self {
             file,
@@ -216,7 +221,24 @@ impl<'a> Vmlinux<'a> {
             code,
             code_source,
             has_symbols,
+            symbols,
         })
+    }
+
+    /// The address of the function of this name, where there is exactly one.
+    pub fn function(&self, name: &str) -> Option<u64> {
+        let (table, names) = self.symbols;
+        let mut found = None;
+        for symbol in table.chunks_exact(SYMBOL) {
+            let start = names.get(u32_at(symbol, 0) as usize..).unwrap_or(&[]);
+            let is_name = start
+                .strip_prefix(name.as_bytes())
+                .is_some_and(|end| end.first() == Some(&0));
+            if is_name && is_function(symbol) && found.replace(u64_at(symbol, 8)).is_some() {
+                return None;
+            }
+        }
+        found
     }
 
     /// A segment's bytes in the file.
@@ -382,20 +404,27 @@ fn code_sections(file: &[u8], header: &[u8], sections: &[Section], segments: &[S
         .collect()
 }
 
-/// Sorts the function symbols into the stretches of code. Returns whether there were any.
-fn functions(file: &[u8], sections: &[Section], code: &mut [Code]) -> Result<bool, ElfError> {
+/// The symbol table and its names, empty where there are none.
+fn symbols<'a>(file: &'a [u8], sections: &[Section]) -> Result<(&'a [u8], &'a [u8]), ElfError> {
     let what = "symbol table";
     let Some(table) = sections.iter().find(|s| s.kind == SHT_SYMTAB) else {
-        return Ok(false);
+        return Ok((&[], &[]));
     };
-    entry_size(what, table.entsize, 24)?;
+    entry_size(what, table.entsize, SYMBOL as u64)?;
+    let names = sections.get(table.link as usize);
+    let names = names.and_then(|s| part(file, "names", s.offset, s.size).ok());
+    Ok((part(file, what, table.offset, table.size)?, names.unwrap_or(&[])))
+}
+
+fn is_function(symbol: &[u8]) -> bool {
+    matches!(symbol[4] & 0xf, STT_FUNC | STT_NOTYPE)
+}
+
+/// Sorts the function symbols into the stretches of code. Returns whether there were any.
+fn functions(symbols: &[u8], code: &mut [Code]) -> bool {
     let mut found = false;
-    for symbol in part(file, what, table.offset, table.size)?.chunks_exact(24) {
-        let kind = symbol[4] & 0xf;
+    for symbol in symbols.chunks_exact(SYMBOL).filter(|symbol| is_function(symbol)) {
         let value = u64_at(symbol, 8);
-        if kind != STT_FUNC && kind != STT_NOTYPE {
-            continue;
-        }
         for c in code.iter_mut() {
             if value.checked_sub(c.vaddr).is_some_and(|d| d < c.size) {
                 c.functions.push(value);
@@ -407,7 +436,7 @@ fn functions(file: &[u8], sections: &[Section], code: &mut [Code]) -> Result<boo
         c.functions.sort_unstable();
         c.functions.dedup();
     }
-    Ok(found)
+    found
 }
 
 fn entry_size(what: &'static str, size: u64, expected: u64) -> Result<(), ElfError> {
@@ -447,14 +476,14 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     array
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(array_at(bytes, at))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(array_at(bytes, at))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array_at(bytes, at))
 }

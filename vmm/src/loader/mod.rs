@@ -9,8 +9,12 @@ pub mod bzimage;
 pub mod cmdline;
 pub mod elf;
 pub mod features;
+pub mod finalize;
+pub mod kallsyms;
 pub mod layout;
+pub mod module;
 pub mod rewrite;
+pub mod sweep;
 pub mod trap;
 
 #[cfg(test)]

@@ -11,16 +11,14 @@
 //!
 //! - the vDSO. Its images lie in data sections and its RDTSC runs in ring 3, where a port read is a fault. The command
 //!   line says `vdso=0` ([`super::cmdline`]), and user code that reads the counter itself is the CPU profile's matter;
-//! - kernel modules, and code that the kernel makes at run time (BPF's compiler makes none of these instructions).
-//!   A guest kernel for this machine is built without modules.
+//! - kernel modules: they come later, and are looked through when the kernel finishes them ([`super::finalize`]);
+//! - code that the kernel makes at run time (BPF's compiler makes none of these instructions).
 
-use std::collections::BTreeMap;
 use std::fmt;
 
-use iced_x86::{Decoder, DecoderOptions, Formatter, GasFormatter, Instruction, Mnemonic, Register};
-
 use super::elf::{CodeSource, ElfError, Vmlinux};
-use super::trap::{IN_AL_IMM8, IN_EAX_IMM8, OUT_IMM8_EAX, Trapped};
+use super::sweep::{Found, Sweep};
+use super::trap::Trapped;
 
 /// Most addresses that each list of a report holds; beyond that only the count goes on.
 const LIST_LIMIT: usize = 4096;
@@ -244,177 +242,4 @@ fn push(list: &mut Vec<Finding>, finding: Finding) {
     if list.len() < LIST_LIMIT {
         list.push(finding);
     }
-}
-
-/// How many bytes after something that is no instruction the decoding counts as out of step. x86 code falls into step
-/// again within a few instructions, nearly always.
-const OUT_OF_STEP: usize = 256;
-
-/// What the decoder saw.
-enum Found {
-    Site(Trapped, Vec<u8>),
-    Unsupported(String),
-    Collision(String),
-}
-
-/// The bytes of a sensitive instruction.
-#[derive(Default)]
-struct Pattern {
-    at: usize,
-    /// They were decoded as one.
-    is_site: bool,
-    /// The instruction that they begin in, otherwise.
-    inside: String,
-    /// Whether the decoding was in step there.
-    in_step: bool,
-}
-
-/// The decoding of one section.
-struct Sweep<'a> {
-    bytes: &'a [u8],
-    vaddr: u64,
-    /// Where the bytes of a sensitive instruction stand, in ascending order.
-    patterns: Vec<Pattern>,
-    found: BTreeMap<usize, Found>,
-    undecodable: u64,
-    formatter: GasFormatter,
-}
-
-impl<'a> Sweep<'a> {
-    fn new(bytes: &'a [u8], vaddr: u64) -> Self {
-        let patterns = patterns(bytes)
-            .map(|at| Pattern {
-                at,
-                ..Pattern::default()
-            })
-            .collect();
-        Self {
-            bytes,
-            vaddr,
-            patterns,
-            found: BTreeMap::new(),
-            undecodable: 0,
-            formatter: GasFormatter::new(),
-        }
-    }
-
-    /// Decodes from `from` to `to`. The last instruction may reach beyond `to`.
-    fn decode(&mut self, from: usize, to: usize) {
-        let mut decoder = Decoder::with_ip(64, self.bytes, self.vaddr, DecoderOptions::NONE);
-        if from >= to || decoder.set_position(from).is_err() {
-            return;
-        }
-        decoder.set_ip(self.vaddr.wrapping_add(from as u64));
-        let mut pattern = self.patterns.partition_point(|p| p.at < from);
-        let mut instruction = Instruction::default();
-        let mut last_bad: Option<usize> = None;
-        let mut at = from;
-        while at < to {
-            decoder.decode_out(&mut instruction);
-            let end = if instruction.is_invalid() {
-                self.undecodable += 1;
-                last_bad = Some(at);
-                at += 1;
-                if decoder.set_position(at).is_err() {
-                    return;
-                }
-                decoder.set_ip(self.vaddr.wrapping_add(at as u64));
-                continue;
-            } else {
-                decoder.position()
-            };
-            while self.patterns.get(pattern).is_some_and(|p| p.at < at) {
-                pattern += 1;
-            }
-            let is_sensitive = self.look(at, end, &instruction);
-            while let Some(p) = self.patterns.get_mut(pattern).filter(|p| p.at < end) {
-                p.is_site |= is_sensitive;
-                if !is_sensitive && p.inside.is_empty() {
-                    let mut text = String::new();
-                    self.formatter.format(&instruction, &mut text);
-                    p.inside = format!("in `{text}` at {:#x}", instruction.ip());
-                    p.in_step = last_bad.is_none_or(|bad| at - bad > OUT_OF_STEP);
-                }
-                pattern += 1;
-            }
-            at = end;
-        }
-    }
-
-    /// Looks at one instruction. Returns whether it is one of the sensitive ones.
-    fn look(&mut self, at: usize, end: usize, instruction: &Instruction) -> bool {
-        let register = instruction.op0_register();
-        let trapped = match instruction.mnemonic() {
-            Mnemonic::Rdtsc => Some(Trapped::Rdtsc),
-            Mnemonic::Rdtscp => Some(Trapped::Rdtscp),
-            Mnemonic::Rdrand => general(register).map(|(reg, wide)| Trapped::Rdrand { reg, wide }),
-            Mnemonic::Rdseed => general(register).map(|(reg, wide)| Trapped::Rdseed { reg, wide }),
-            Mnemonic::Mov if register == Register::CR4 => {
-                general(instruction.op1_register()).map(|(reg, _)| Trapped::WriteCr4 { reg })
-            }
-            Mnemonic::Mov if instruction.op1_register() == Register::CR4 => {
-                general(register).map(|(reg, _)| Trapped::ReadCr4 { reg })
-            }
-            Mnemonic::In | Mnemonic::Out
-                if matches!(self.bytes.get(at), Some(&(IN_AL_IMM8 | IN_EAX_IMM8 | OUT_IMM8_EAX))) =>
-            {
-                let port = u16::from(instruction.immediate8());
-                if let Some(trapped) = self.bytes.get(at).and_then(|opcode| Trapped::decode(port, *opcode)) {
-                    let what = format!(
-                        "an access to port {port:#x} by an immediate will be taken for {}",
-                        trapped.mnemonic()
-                    );
-                    self.found.insert(at, Found::Collision(what));
-                }
-                return false;
-            }
-            _ => return false,
-        };
-        let found = if let Some(trapped) = trapped {
-            Found::Site(trapped, self.bytes[at..end].to_vec())
-        } else {
-            let mut text = String::new();
-            self.formatter.format(instruction, &mut text);
-            Found::Unsupported(format!("`{text}` has no trap"))
-        };
-        self.found.insert(at, found);
-        true
-    }
-
-    /// The patterns that are not instructions of their kind, and whether the decoding was in step there.
-    fn rest(self) -> impl Iterator<Item = (usize, String, bool)> {
-        let bytes = self.bytes;
-        self.patterns.into_iter().filter(|p| !p.is_site).map(move |p| {
-            let end = bytes.len().min(p.at + 3);
-            let inside = if p.inside.is_empty() {
-                "in no instruction"
-            } else {
-                &p.inside
-            };
-            (p.at, format!("{:02x?} {inside}", &bytes[p.at..end]), p.in_step)
-        })
-    }
-}
-
-/// The number and width of a 32- or 64-bit general register.
-fn general(register: Register) -> Option<(u8, bool)> {
-    let number = u8::try_from(register.number()).ok()?;
-    if register.is_gpr64() {
-        Some((number, true))
-    } else if register.is_gpr32() {
-        Some((number, false))
-    } else {
-        None
-    }
-}
-
-/// Where the bytes of RDTSC, RDTSCP, RDRAND or RDSEED stand (without prefixes), in ascending order.
-fn patterns(bytes: &[u8]) -> impl Iterator<Item = usize> {
-    bytes.windows(2).enumerate().filter_map(|(at, two)| {
-        let third = bytes.get(at + 2).copied();
-        match (two, third) {
-            ([0x0f, 0x31], _) | ([0x0f, 0x01], Some(0xf9)) | ([0x0f, 0xc7], Some(0xf0..=0xff)) => Some(at),
-            _ => None,
-        }
-    })
 }

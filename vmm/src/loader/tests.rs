@@ -3,9 +3,9 @@ use super::*;
 mod rewriting;
 
 const MIB: u64 = 1 << 20;
-const TEXT: u64 = 0xffff_ffff_8100_0000;
+pub(super) const TEXT: u64 = 0xffff_ffff_8100_0000;
 
-fn ram(ranges: &[(u64, u64)]) -> GuestRam {
+pub(super) fn ram(ranges: &[(u64, u64)]) -> GuestRam {
     let ranges: Vec<_> = ranges
         .iter()
         .map(|(start, len)| (GuestAddress(*start), *len as usize))
@@ -13,7 +13,7 @@ fn ram(ranges: &[(u64, u64)]) -> GuestRam {
     GuestRam::from_ranges(&ranges).expect("guest memory")
 }
 
-fn read(ram: &GuestRam, at: u64, len: usize) -> Vec<u8> {
+pub(super) fn read(ram: &GuestRam, at: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0xaa; len];
     ram.read_slice(&mut bytes, GuestAddress(at)).expect("in guest memory");
     bytes
@@ -23,15 +23,15 @@ fn read_u64(ram: &GuestRam, at: u64) -> u64 {
     ram.read_obj(GuestAddress(at)).expect("in guest memory")
 }
 
-struct TestSection<'a> {
-    name: &'a str,
-    flags: u64,
-    content: &'a [u8],
+pub(super) struct TestSection<'a> {
+    pub name: &'a str,
+    pub flags: u64,
+    pub content: &'a [u8],
 }
 
 /// A vmlinux with one RX segment at 16 MiB holding the sections one after the other, 8 KiB of zeroed data behind them,
-/// and function symbols at these offsets of the first section.
-fn vmlinux(sections: &[TestSection<'_>], functions: &[u64], with_headers: bool) -> Vec<u8> {
+/// and function symbols at these offsets of the first section, all of its name.
+pub(super) fn vmlinux(sections: &[TestSection<'_>], functions: &[u64], with_headers: bool) -> Vec<u8> {
     let base = 0x1000u64;
     let mut body = Vec::new();
     let mut headers = vec![[0u64; 8]];
@@ -69,7 +69,8 @@ fn vmlinux(sections: &[TestSection<'_>], functions: &[u64], with_headers: bool) 
     }
     if !functions.is_empty() {
         let n = name(&mut names, ".symtab");
-        headers.push([n, 2, 0, 0, symbols_at, functions.len() as u64 * 24, 0, 24]);
+        let names = headers.len() as u64 + 1;
+        headers.push([n, 2, 0, 0, symbols_at, functions.len() as u64 * 24, names, 24]);
     }
     let n = name(&mut names, ".shstrtab");
     headers.push([n, 3, 0, 0, base + body.len() as u64, names.len() as u64, 0, 0]);
@@ -81,7 +82,8 @@ fn vmlinux(sections: &[TestSection<'_>], functions: &[u64], with_headers: bool) 
         for v in &h[2..6] {
             body.extend_from_slice(&v.to_le_bytes());
         }
-        body.extend_from_slice(&[0; 16]);
+        body.extend_from_slice(&h[6].to_le_bytes());
+        body.extend_from_slice(&[0; 8]);
         body.extend_from_slice(&h[7].to_le_bytes());
     }
     let mut file = vec![0; base as usize];
@@ -111,8 +113,8 @@ fn vmlinux(sections: &[TestSection<'_>], functions: &[u64], with_headers: bool) 
     file
 }
 
-const AX: u64 = 6;
-const WA: u64 = 3;
+pub(super) const AX: u64 = 6;
+pub(super) const WA: u64 = 3;
 
 fn text(content: &[u8]) -> Vec<u8> {
     vmlinux(

@@ -24,6 +24,8 @@
 //! real instructions: they run after the trap. Linux's alternatives copy rewritten bytes to other addresses and merge
 //! NOPs into longer ones, so only the first two bytes identify a trap, wherever they stand.
 //!
+//! One more trap, in place of a PUSH, stands at one address alone: [`super::finalize`].
+//!
 //! An access by `in eax, dx` (`ED`), `in al, dx` (`EC`) or `out dx, eax` (`EF`) is never a trap: the machine looks at the
 //! opcode byte at RIP. A guest that uses one of these ports so uses what is not its own, and the machine stops with an error.
 

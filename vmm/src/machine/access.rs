@@ -7,7 +7,7 @@ use kvm_bindings::kvm_regs;
 use lockstep_proto::{Msr, Turn};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Machine, MachineError, Stop, StopKind};
+use super::{Machine, MachineError, Stop, StopKind, modules};
 use crate::cpu::assist::numbered_register;
 use crate::cpu::msr::{self, MsrAnswer};
 use crate::cpu::state;
@@ -35,6 +35,7 @@ impl Machine {
             return self.trapped(trapped, turn);
         }
         let mut exit = exit;
+        let module = modules::pushed(&exit);
         for _ in 0..MAX_PIECES {
             match exit {
                 Exit::In { port, size, count } => {
@@ -78,7 +79,7 @@ impl Machine {
                 exit = next;
             } else {
                 self.regs = self.read_regs()?;
-                return Ok(());
+                return module.map_or(Ok(()), |reg| self.finish_module(reg));
             }
         }
         Err(self.bad_turn("one instruction made more accesses than any can"))

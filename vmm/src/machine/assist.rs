@@ -26,7 +26,7 @@ impl Machine {
     }
 
     /// The pieces of `len` bytes at a linear address, each within a page, as guest physical addresses.
-    fn pieces(&mut self, address: u64, len: usize, write: bool) -> Result<Vec<(u64, usize)>, Fault> {
+    pub(super) fn pieces(&mut self, address: u64, len: usize, write: bool) -> Result<Vec<(u64, usize)>, Fault> {
         let sregs = self.sregs()?;
         let wanted = Wanted {
             write,

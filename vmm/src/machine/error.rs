@@ -80,6 +80,20 @@ pub enum MachineError {
         /// KVM's answer.
         cause: std::io::Error,
     },
+    /// The guest's kernel finishes a module, and its stack cannot be written.
+    #[error(
+        "the guest finishes a kernel module at stop {stop}, RIP {rip:#x}, and its stack at {stack:#x} cannot be written: {why}"
+    )]
+    ModuleStack {
+        /// The stop.
+        stop: u64,
+        /// Where.
+        rip: u64,
+        /// Where the PUSH writes.
+        stack: u64,
+        /// Why not.
+        why: String,
+    },
     /// A turn from outside does not fit the stop.
     #[error("the turn at stop {stop} does not fit the machine: {what}; the log is damaged or of another machine")]
     Turn {

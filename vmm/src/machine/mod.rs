@@ -17,6 +17,7 @@ mod delta;
 mod epoch;
 mod error;
 mod guard;
+mod modules;
 mod parts;
 mod run;
 mod saved;
@@ -72,6 +73,12 @@ pub struct Counters {
     pub assists: u64,
     /// Accesses to MSRs that the guest does not have.
     pub msr_faults: u64,
+    /// Kernel modules of the guest that were looked through.
+    pub modules: u64,
+    /// Instructions in them that were rewritten.
+    pub module_instructions: u64,
+    /// What in modules could not be: instructions without a trap, code that may hide one, stretches and modules that could not be read.
+    pub modules_left: u64,
 }
 
 /// One guest.

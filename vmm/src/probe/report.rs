@@ -170,8 +170,8 @@ fn not_guaranteed(found: &Findings) -> Vec<String> {
         );
     }
     lines.push(
-        "That kernel modules of the guest keep to the log: they are not scanned for RDTSC, RDRAND and RDSEED. Build \
-         without modules."
+        "That kernel modules of the guest keep to the log where its kernel has neither symbols nor CONFIG_KALLSYMS: they \
+         are not looked through for RDTSC, RDRAND and RDSEED then. A start says so."
             .into(),
     );
     if found.essentials.paging == Paging::Hardware {

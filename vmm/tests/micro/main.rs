@@ -25,6 +25,7 @@ mod halt;
 mod hammer;
 mod interrupts;
 mod mmio;
+mod modules;
 mod msrs;
 mod ports;
 mod power;

@@ -12,7 +12,7 @@ use super::harness::*;
 use super::power;
 
 /// Saves between all steps, also between the turns of a halted guest, then restores each and replays the rest.
-fn at_every_step(mut micro: Micro) -> Recording {
+pub fn at_every_step(mut micro: Micro) -> Recording {
     let directory = tempfile::tempdir().expect("a directory");
     let path = |step: usize| -> PathBuf { directory.path().join(step.to_string()) };
     let to = directory.path().to_owned();
