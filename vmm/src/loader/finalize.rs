@@ -81,10 +81,10 @@ pub fn find(kernel: &Vmlinux<'_>) -> Result<Place, NoPlace> {
     })
 }
 
-/// The function's address, by the ELF file's symbols or the kernel's own table.
+/// The function's address, by the ELF file's symbols (of which some may be gone) or the kernel's own table.
 fn function(kernel: &Vmlinux<'_>) -> Result<u64, NoPlace> {
-    if kernel.has_symbols {
-        return kernel.function(FUNCTION).ok_or(NoPlace::NoModules);
+    if let Some(function) = kernel.function(FUNCTION) {
+        return Ok(function);
     }
     let is_kernel = |address: u64| {
         let segments = kernel.segments.iter();
@@ -97,7 +97,11 @@ fn function(kernel: &Vmlinux<'_>) -> Result<u64, NoPlace> {
             return table.function(FUNCTION).ok_or(NoPlace::NoModules);
         }
     }
-    Err(NoPlace::NoSymbols)
+    Err(if kernel.has_symbols {
+        NoPlace::NoModules
+    } else {
+        NoPlace::NoSymbols
+    })
 }
 
 /// Where the first PUSH of two bytes is, if everything before it leaves the arguments where they are.

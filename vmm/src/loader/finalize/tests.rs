@@ -58,6 +58,10 @@ fn the_place_is_found_by_the_files_symbols() {
     assert_eq!(of(WITH_ENDBR), Ok(place(16, 12)));
     let other = kernel(WITH_FENTRY, &[], &[FUNCTION_AT as u64], ".text");
     assert_eq!(found(&other), Err(NoPlace::NoModules));
+    // Of a file that has lost some of them, by its table.
+    let table = table(&symbols(FUNCTION), LAYOUTS[0], true);
+    let lost = kernel(WITH_FENTRY, &table, &[FUNCTION_AT as u64], ".text");
+    assert_eq!(found(&lost), Ok(place(9, 15)));
 }
 
 #[test]
