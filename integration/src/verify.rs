@@ -47,7 +47,7 @@ impl Verify {
         let report = self
             .report
             .as_ref()
-            .with_context(|| format!("no report: {}", self.messages))?;
+            .with_context(|| format!("no report, {}: {}", self.status, self.messages))?;
         if !self.status.success() || report["identical"] != true {
             bail!("verify ended with {}: {report:#}\n{}", self.status, self.messages);
         }
