@@ -6,6 +6,7 @@ use lockstep_logcodec::record::{Record, unpack_pages};
 use lockstep_logcodec::{Bookmark, Ending, LogError, LogReader};
 use lockstep_proto::{Batch, End, Turn};
 use lockstep_vmm::machine::Delta;
+use lockstep_vmm::memory::PAGE_SIZE;
 
 /// Where the records of a log come from: files, or a primary that is still writing.
 pub trait Source {
@@ -207,27 +208,104 @@ impl Feed {
             digest: batch.digest,
         };
         self.batches += 1;
+        let (frames, pages) = (std::mem::take(&mut self.frames), std::mem::take(&mut self.pages));
+        let (mut frames, mut pages) = (&frames[..], &pages[..]);
         for turn in batch.turns {
             stop += u64::from(turn.gap);
             let count = turn.forced.as_ref().map_or(0, |forced| forced.pages as usize);
-            if count > self.frames.len() {
+            if count > frames.len() {
                 return Err(LogError::damaged(format!("the delta after stop {stop} lacks pages")));
             }
-            let rest = self.frames.split_off(count);
-            let rest_pages = self.pages.split_off(count * 4096);
-            let pages = (
-                std::mem::replace(&mut self.frames, rest),
-                std::mem::replace(&mut self.pages, rest_pages),
-            );
+            // Copies of its own size: all turns of a batch wait together, most of them without a page.
+            let (own_frames, own_pages);
+            (own_frames, frames) = frames.split_at(count);
+            (own_pages, pages) = pages.split_at(count * PAGE_SIZE);
+            let pages = (own_frames.to_vec(), own_pages.to_vec());
             self.turns.push_back(Placed { stop, turn, pages });
         }
-        if self.frames.is_empty() {
+        if frames.is_empty() {
             Ok(())
         } else {
             Err(LogError::damaged(format!(
                 "{} pages before stop {stop} belong to no delta",
-                self.frames.len()
+                frames.len()
             )))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_proto::Forced;
+
+    use super::*;
+
+    /// A log that is a list.
+    struct Records(std::vec::IntoIter<Record>);
+
+    impl Source for Records {
+        fn next_record(&mut self) -> Result<Option<Record>, LogError> {
+            Ok(self.0.next())
+        }
+
+        fn ending(&self) -> Ending {
+            Ending::Unfinished
+        }
+    }
+
+    /// What a feed makes of a batch behind so many pages, of which its turns want these.
+    fn advanced(pages: u64, wanted: &[u32]) -> Result<Feed, LogError> {
+        let turns = wanted.iter().map(|pages| Turn {
+            gap: 1,
+            forced: (*pages > 0).then(|| Forced {
+                pages: *pages,
+                ..Forced::default()
+            }),
+            ..Turn::default()
+        });
+        let batch = Batch {
+            turns: turns.collect(),
+            ..Batch::default()
+        };
+        let mut feed = Feed::new(Box::new(Records(vec![Record::Batch(batch)].into_iter())), 0, pages);
+        for frame in 0..pages {
+            feed.frames.push(frame);
+            feed.pages.extend_from_slice(&[frame as u8; PAGE_SIZE]);
+        }
+        feed.advance().map(|_| feed)
+    }
+
+    #[test]
+    fn each_delta_has_its_pages_and_no_turn_has_room_for_others() {
+        let mut wanted = vec![0; 100];
+        (wanted[10], wanted[20], wanted[21]) = (3, 1, 60);
+        let feed = advanced(64, &wanted).unwrap();
+        let mut next = 0;
+        for (placed, wanted) in feed.turns.iter().zip(wanted) {
+            let (frames, pages) = &placed.pages;
+            let end = next + u64::from(wanted);
+            assert_eq!(*frames, (next..end).collect::<Vec<_>>());
+            let contents = frames.iter().flat_map(|frame| [*frame as u8; PAGE_SIZE]);
+            assert_eq!(*pages, contents.collect::<Vec<_>>());
+            assert_eq!(
+                (frames.capacity(), pages.capacity()),
+                (frames.len(), pages.len()),
+                "at stop {}",
+                placed.stop
+            );
+            next = end;
+        }
+        assert_eq!((next, feed.turns.len()), (64, 100));
+    }
+
+    #[test]
+    fn pages_and_deltas_have_to_fit() {
+        for (pages, wanted, why) in [
+            (2, &[1, 2][..], "the delta after stop 2 lacks pages"),
+            (3, &[1, 0, 1], "1 pages before stop 3 belong to no delta"),
+        ] {
+            let error = advanced(pages, wanted).err().unwrap().to_string();
+            assert!(error.contains(why), "{error}");
         }
     }
 }
