@@ -33,7 +33,7 @@ const MAC: &str = "52:4c:53:00:00:01";
 const METRICS: &str = "{{ ansible_host }}:9470";
 const ALL: [&str; 3] = ["a", "b", "w"];
 /// From an answer to the client's next request: playbooks take minutes, and the other tests run beside them.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_secs(1);
 /// From one look to the next.
 const LOOK: Duration = Duration::from_millis(200);
 

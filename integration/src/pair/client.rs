@@ -18,9 +18,9 @@ pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
 /// From an answer to the next request of a client that keeps the guest busy.
 pub const BUSY: Duration = Duration::ZERO;
-/// The same of one that leaves the guest, which both hosts execute, idle for about half of the time: what a test waits for, and the
-/// tests beside it, get the processors then.
-pub const CALM: Duration = Duration::from_millis(25);
+/// The same of one that leaves the guest, which both hosts execute, idle for most of the time: what a test waits for, and the tests
+/// beside it, get the processors then.
+pub const CALM: Duration = Duration::from_millis(250);
 
 /// What the client saw.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +44,8 @@ pub struct Counter {
     silent: Arc<AtomicBool>,
     /// It says nothing, and has got all its answers.
     idle: Arc<AtomicBool>,
+    /// Somebody waits for answers.
+    hurries: Arc<AtomicBool>,
     answers: Arc<AtomicU64>,
     /// Longest silence since [`Counter::take_silence`], in microseconds.
     silence: Arc<AtomicU64>,
@@ -51,16 +53,23 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Connects from `namespace` and counts until it is told to stop, with so much time between an answer and the next request.
+    /// Connects from `namespace` and counts until it is told to stop, with so much time between an answer and the next request;
+    /// with none where somebody waits for answers.
     pub fn start(namespace: &Namespace, key: &str, pause: Duration) -> Result<Self> {
         let place = namespace.name().to_owned();
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (silence, silent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (told, count, quiet, key) = (stop.clone(), answers.clone(), silence.clone(), key.to_owned());
         let (hush, idle) = (silent.clone(), Arc::new(AtomicBool::new(false)));
-        let is_idle = idle.clone();
+        let (is_idle, hurries) = (idle.clone(), Arc::new(AtomicBool::new(false)));
+        let hurry = hurries.clone();
         let thread = std::thread::Builder::new().name("counter".into()).spawn(move || {
             enter(&place)?;
+            let pause = || {
+                if !hurry.load(Ordering::Relaxed) {
+                    std::thread::park_timeout(pause);
+                }
+            };
             count_up(&key, pause, &told, [&hush, &is_idle], &count, &quiet)
                 .inspect_err(|error| eprintln!("the client ends: {error:#}"))
         })?;
@@ -68,6 +77,7 @@ impl Counter {
             stop,
             silent,
             idle,
+            hurries,
             answers,
             silence,
             thread,
@@ -91,6 +101,14 @@ impl Counter {
 
     /// Waits for `more` further answers.
     pub fn wait_for(&self, more: u64, limit: Duration) -> Result<()> {
+        self.hurries.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        let result = self.wait_in_a_hurry(more, limit);
+        self.hurries.store(false, Ordering::Relaxed);
+        result
+    }
+
+    fn wait_in_a_hurry(&self, more: u64, limit: Duration) -> Result<()> {
         let (from, begin) = (self.answers(), Instant::now());
         while self.answers() < from + more {
             if self.thread.is_finished() {
@@ -110,6 +128,7 @@ impl Counter {
     /// Says nothing until it is told to go on; its connection stays.
     pub fn set_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::Relaxed);
+        self.thread.thread().unpark();
     }
 
     /// Has it say nothing, and waits until it has got all its answers.
@@ -128,6 +147,7 @@ impl Counter {
     /// Ends the count.
     pub fn finish(self) -> Result<Tally> {
         self.stop.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
         match self.thread.join() {
             Ok(tally) => tally,
             Err(_) => bail!("the client panicked"),
@@ -149,7 +169,7 @@ fn connect() -> Result<TcpStream> {
 
 fn count_up(
     key: &str,
-    pause: Duration,
+    pause: impl Fn(),
     stop: &AtomicBool,
     [silent, idle]: [&AtomicBool; 2],
     answers: &AtomicU64,
@@ -199,7 +219,7 @@ fn count_up(
         tally.last = value;
         tally.acknowledged += 1;
         answers.store(tally.acknowledged, Ordering::Relaxed);
-        std::thread::sleep(pause);
+        pause();
     }
     Ok(tally)
 }
