@@ -24,6 +24,8 @@ use world::{Outcome, run};
 /// Seeds of an ordinary test; a planted bug must be found within as many.
 const SEEDS: u64 = 500;
 const SOAK_SEEDS: u64 = 10_000;
+/// Seeds of the long form in which a fault was found: a stalled guest was given to a backup 5 s behind.
+const FOUND: [u64; 1] = [4345];
 /// Lines of the trace that are shown of a seed that failed.
 const SHOWN: usize = 120;
 
@@ -51,7 +53,7 @@ fn holds_under_faults() {
         return;
     }
     let mut total = checker::Counts::default();
-    for seed in 0..if is_soak() { SOAK_SEEDS } else { SEEDS } {
+    for seed in FOUND.into_iter().chain(0..if is_soak() { SOAK_SEEDS } else { SEEDS }) {
         let outcome = run(seed, None, false);
         if outcome.violation.is_some() {
             let again = show(seed, None, SHOWN);
