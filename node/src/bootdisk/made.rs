@@ -95,7 +95,7 @@ pub fn ext4(path: &Path, directory: &Path, mib: u64, options: &[&str]) -> bool {
         .output();
     match made {
         Err(error) => {
-            eprintln!("skipped: mkfs.ext4: {error}");
+            eprintln!("SKIPPED: mkfs.ext4: {error}");
             false
         }
         Ok(output) => {

@@ -247,7 +247,7 @@ fn the_access_of_a_program_is_an_ordinary_one() {
             write: true,
         })
     {
-        println!("skipped: this host does not let ring 3 use ports");
+        println!("SKIPPED: this host does not let ring 3 use ports");
         return;
     }
     assert_eq!(recording.steps[1].regs.r14, 0);

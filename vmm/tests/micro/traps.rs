@@ -139,7 +139,7 @@ fn a_declined_rdtscp_is_answered_from_the_log() {
     });
     let recording = Micro::new(guest).record().expect("RDTSCP is executed by somebody");
     if recording.end.counters.assists == 0 {
-        println!("skipped: this host executes RDTSCP in ring 0");
+        println!("SKIPPED: this host executes RDTSCP in ring 0");
         return;
     }
     assert_eq!(recording.steps[0].stop.kind, StopKind::Trap(Trapped::Rdtscp));
