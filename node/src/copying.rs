@@ -15,6 +15,7 @@ use lockstep_vmm::memory::{DirtyWatch, Memory, PAGE_SIZE};
 
 use crate::host::chunks::{ChunkWatch, Piece, read_chunks};
 use crate::host::disk::Disks;
+use crate::status::pulse::Pulse;
 
 /// Most rounds that only copy.
 const MAX_ROUNDS: u32 = 8;
@@ -91,16 +92,22 @@ pub struct Rest {
 }
 
 impl Rest {
-    /// Of `machine`, between two steps. The inner error: an image cannot be read.
-    pub fn of(machine: &mut Machine, host_class: &str, sources: &Sources) -> Result<io::Result<Self>, MachineError> {
+    /// Of `machine`, between two steps; its thread's pulse beats as it gets on. The inner error: an image cannot be read.
+    pub fn of(
+        machine: &mut Machine,
+        host_class: &str,
+        sources: &Sources,
+        vcpu: &Pulse,
+    ) -> Result<io::Result<Self>, MachineError> {
         let transfer = machine.take_transfer(host_class, &sources.watch)?;
         let mut pages = vec![0; transfer.frames.len() * PAGE_SIZE];
         let (contents, _) = pages.as_chunks_mut::<PAGE_SIZE>();
         for (frame, page) in transfer.frames.iter().zip(contents) {
             machine.memory().read_page(*frame, page);
+            vcpu.beat();
         }
         // Read here, while nothing is submitted: what comes later is the log's.
-        Ok(read_written(sources).map(|chunks| Self {
+        Ok(read_written(sources, vcpu).map(|chunks| Self {
             transfer,
             pages,
             chunks,
@@ -108,11 +115,12 @@ impl Rest {
     }
 }
 
-fn read_written(sources: &Sources) -> io::Result<Vec<(u32, Piece)>> {
+fn read_written(sources: &Sources, vcpu: &Pulse) -> io::Result<Vec<(u32, Piece)>> {
     let mut read = Vec::new();
     for (disk, run) in sources.chunks.take() {
         for piece in read_chunks(&sources.images[disk as usize], run)? {
             read.push((disk, piece?));
+            vcpu.beat();
         }
     }
     Ok(read)

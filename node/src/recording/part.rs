@@ -28,6 +28,7 @@ use crate::host::holes::punch;
 use crate::host::size::{allocated, bytes_of};
 use crate::sandbox::{self, Kind};
 use crate::start::realtime_seconds;
+use crate::status::pulse::Pulse;
 
 /// Pages that are written at once.
 const CHUNK_PAGES: usize = 256;
@@ -114,20 +115,21 @@ impl Preparing {
         !self.ready.is_empty()
     }
 
-    /// Lets the part start where `machine` stands: between two steps, and between two batches. The inner error is the
-    /// recording's.
+    /// Lets the part start where `machine` stands: between two steps, and between two batches; its thread's pulse beats
+    /// meanwhile. The inner error is the recording's.
     pub fn start(
         self,
         machine: &mut Machine,
         host_class: &str,
         term: u64,
+        vcpu: &Pulse,
     ) -> Result<Result<Begun, String>, MachineError> {
         match self.ready.recv() {
             Ok(Ok(())) => {}
             Ok(Err(reason)) => return Ok(Err(reason)),
             Err(_) => return Ok(Err("the thread that prepares a part has ended".into())),
         }
-        let rest = match Rest::of(machine, host_class, &self.sources)? {
+        let rest = match Rest::of(machine, host_class, &self.sources, vcpu)? {
             Ok(rest) => rest,
             Err(error) => return Ok(Err(format!("a disk image cannot be read: {error}"))),
         };

@@ -1,11 +1,14 @@
 //! Whether the threads live that must not stand still: what a service's watchdog and the health page are told by.
 //!
 //! A thread beats wherever it comes by, and is nudged to do so where it sleeps or runs the guest: a guest that is halted, or
-//! that makes no stop, is no dead thread. While a thread waits for the other node it need not beat: how long that may last
-//! is the session's business.
+//! that makes no stop, is no dead thread. While a thread waits for the other node it beats too: how long that may last is the
+//! session's business, but one that could not go on when the wait is over is not alive.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 use std::time::Duration;
 
 use lockstep_proto::quantity::HostTime;
@@ -21,8 +24,6 @@ struct Inner {
     beats: AtomicU64,
     /// When the last one was, host time.
     last: AtomicU64,
-    /// What the thread waits for that need not answer.
-    waits: AtomicUsize,
     nudge: Mutex<Option<Nudge>>,
     ended: Condvar,
 }
@@ -32,6 +33,18 @@ type Nudge = Box<dyn Fn() + Send>;
 
 /// As long as it lives, the thread has to beat.
 pub struct Alive(Pulse);
+
+/// From one beat of a thread that waits to the next: several come within the shortest time after which one is missed.
+pub const BEAT: Duration = Duration::from_millis(500);
+
+/// Wakes a thread that polls.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
 
 impl Pulse {
     /// From now on the thread has to beat; `nudge` makes it.
@@ -49,17 +62,29 @@ impl Pulse {
 
     /// For how long the thread has not beaten `now`; `None`: it need not.
     pub fn silence(&self, now: HostTime) -> Option<Duration> {
-        let must = self.is_begun() && self.0.waits.load(Ordering::Relaxed) == 0;
-        must.then(|| Duration::from_nanos(now.ns_since(HostTime::from_ns(self.0.last.load(Ordering::Relaxed)))))
+        let last = HostTime::from_ns(self.0.last.load(Ordering::Relaxed));
+        self.is_begun().then(|| Duration::from_nanos(now.ns_since(last)))
     }
 
-    /// Does something that may take as long as the other node takes.
-    pub fn excused<T>(&self, wait: impl FnOnce() -> T) -> T {
-        self.0.waits.fetch_add(1, Ordering::Relaxed);
-        let done = wait();
-        self.0.waits.fetch_sub(1, Ordering::Relaxed);
-        self.beat();
-        done
+    /// Waits on the calling thread for what may take as long as the other node takes, and beats meanwhile.
+    pub fn wait<T>(&self, wait: impl Future<Output = T>) -> T {
+        let mut wait = pin!(wait);
+        let this = std::thread::current();
+        let waker = Waker::from(Arc::new(Unpark(this.clone())));
+        let mut has_parked = false;
+        loop {
+            if let Poll::Ready(done) = wait.as_mut().poll(&mut Context::from_waker(&waker)) {
+                if has_parked {
+                    // Whoever woke this thread for something else meanwhile is heard where it parks next.
+                    this.unpark();
+                }
+                self.beat();
+                return done;
+            }
+            self.beat();
+            std::thread::park_timeout(BEAT);
+            has_parked = true;
+        }
     }
 
     /// Whether the thread has to beat at all.
@@ -110,7 +135,7 @@ impl Doctor {
         }
     }
 
-    /// Whether the thread has beaten since [`Doctor::tell`], or need not. It is nudged, for the next look.
+    /// Whether the thread has beaten since [`Doctor::tell`], or has not begun. It is nudged, for the next look.
     pub fn feels(&mut self) -> bool {
         let inner = &self.pulse.0;
         self.seen = inner.beats.load(Ordering::Relaxed);
@@ -121,7 +146,7 @@ impl Doctor {
             }
             None => false,
         };
-        let lives = !is_begun || self.seen != self.told || inner.waits.load(Ordering::Relaxed) > 0;
+        let lives = !is_begun || self.seen != self.told;
         self.still = if lives { 0 } else { self.still + 1 };
         lives
     }
@@ -159,13 +184,37 @@ mod tests {
         assert!(doctor.feels());
         assert_eq!(doctor.still(), 0);
         doctor.tell();
-        pulse.excused(|| assert!(doctor.feels(), "it waits for the other node"));
-        doctor.tell();
-        assert!(doctor.feels(), "the wait's end is a beat");
-        doctor.tell();
         assert!(!doctor.feels());
         drop(alive);
         assert!(doctor.feels(), "it has ended");
+    }
+
+    #[test]
+    fn a_thread_that_waits_beats_where_it_is_let() {
+        let pulse = Pulse::default();
+        let _alive = pulse.begin(|| {});
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let waiter = pulse.clone();
+        let waiting = std::thread::spawn(move || {
+            let said = waiter.wait(told);
+            // What came while it waited is not lost: this returns at once.
+            std::thread::park();
+            said
+        });
+        let mut doctor = Doctor::of(&pulse);
+        let mut next_beat = || {
+            while !doctor.feels() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            doctor.tell();
+        };
+        // Its beginning, its wait's, and two of one that goes on waiting.
+        for _ in 0..4 {
+            next_beat();
+        }
+        waiting.thread().unpark();
+        tell.send(7).unwrap();
+        assert_eq!(waiting.join().unwrap(), Ok(7));
     }
 
     #[test]
@@ -188,7 +237,6 @@ mod tests {
         let later = monotonic().plus_ns(1_000_000_000);
         assert!(pulse.silence(later) >= Some(Duration::from_secs(1)));
         assert_eq!(pulse.silence(HostTime::ZERO), Some(Duration::ZERO));
-        pulse.excused(|| assert_eq!(pulse.silence(later), None));
         drop(alive);
         assert_eq!(pulse.silence(later), None);
     }

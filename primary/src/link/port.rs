@@ -7,6 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_node::copying::Sources;
 use lockstep_node::host::inbox::Bell;
+use lockstep_node::status::pulse::Pulse;
 use lockstep_proto::quantity::LogPosition;
 use lockstep_proto::session::Freeze;
 use lockstep_vmm::devices::Effect;
@@ -134,15 +135,16 @@ impl LinkPort {
         let _ = self.disk_errors.send(());
     }
 
-    /// Hands effects over. False when the link is gone: nothing may leave any more.
-    pub fn effects(&self, position: LogPosition, effects: Vec<Effect>) -> bool {
+    /// Hands effects over; `vcpu` beats while there is no room for them. False when the link is gone: nothing may leave any more.
+    pub fn effects(&self, vcpu: &Pulse, position: LogPosition, effects: Vec<Effect>) -> bool {
         let since = Instant::now();
-        self.effects.blocking_send((position, Held { since, effects })).is_ok()
+        vcpu.wait(self.effects.send((position, Held { since, effects })))
+            .is_ok()
     }
 
-    /// Hands a part of the log over. When the backup is gone, the log ends.
-    pub fn log(&mut self, item: LogItem) {
-        if self.log.as_ref().is_some_and(|log| log.blocking_send(item).is_err()) {
+    /// Hands a part of the log over; `vcpu` beats while there is no room for it. When the backup is gone, the log ends.
+    pub fn log(&mut self, vcpu: &Pulse, item: LogItem) {
+        if self.log.as_ref().is_some_and(|log| vcpu.wait(log.send(item)).is_err()) {
             self.log = None;
         }
     }

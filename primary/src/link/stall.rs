@@ -2,7 +2,7 @@
 //!
 //! The vCPU thread tells since when something has been due (an interrupt, a device's timer, an input, a command) that no stop
 //! has served, and beats wherever it comes by. Only a clock beside it can tell that it does neither. What holds a guest back
-//! on purpose (its pace, the cost of deltas, a pause, a machine that stands still) is not due, or excused.
+//! on purpose (its pace, the cost of deltas, a pause, a machine that stands still) is not due.
 
 use std::time::{Duration, Instant};
 
@@ -205,10 +205,31 @@ mod tests {
         assert_eq!(looked.looks(5, 0, false), None);
         assert_eq!(looked.looks(1, 0, false), SILENT);
         assert_eq!(looked.looks(1, 0, true), None);
-        let pulse = looked.pulse.clone();
-        pulse.excused(|| assert_eq!(looked.looks(100, 0, false), None, "it waits for the other node"));
         drop(alive);
         assert_eq!(looked.looks(100, 0, false), None, "it has ended");
+    }
+
+    #[test]
+    fn a_thread_that_is_stopped_while_it_waits_is_a_stall() {
+        let mut looked = Looked::new(&QUICK, false);
+        let _alive = looked.pulse.begin(|| {});
+        let (stops, has_stopped) = std::sync::mpsc::channel();
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        let pulse = looked.pulse.clone();
+        let wait = async move {
+            stops.send(()).unwrap();
+            let _ = held.recv();
+        };
+        let waits = std::thread::spawn(move || pulse.wait(wait));
+        has_stopped.recv().unwrap();
+        assert_eq!(
+            looked.looks(6, 0, false),
+            SILENT,
+            "it does not come by at the wait's end either"
+        );
+        drop(let_go);
+        waits.join().unwrap();
+        assert_eq!(looked.looks(1, 0, false), None);
     }
 
     #[test]

@@ -46,17 +46,14 @@ impl Recorder {
         let batch = self.batch.close(self.taken_stop, machine.chain().to_bytes())?;
         self.position = self.position.plus(1);
         if let Some(port) = self.world.outlet.port().filter(|port| port.is_logging()) {
-            let vcpu = &self.status.pulses().vcpu;
-            vcpu.excused(|| port.log(LogItem::Batch(self.position, batch.clone())));
+            port.log(&self.status.pulses().vcpu, LogItem::Batch(self.position, batch.clone()));
             let lag = port.lag_ns();
             self.hold_back(lag);
         }
         self.tell(machine);
         let terms = std::mem::take(&mut self.terms);
         if let Some(log) = &self.log {
-            // A disk that hangs has its own limit.
-            let vcpu = &self.status.pulses().vcpu;
-            let kept = vcpu.excused(|| log.batch(Batch { terms, ..batch }));
+            let kept = log.batch(Batch { terms, ..batch });
             self.recorded(kept);
         }
         Ok(())
@@ -84,8 +81,11 @@ impl Recorder {
         self.close_batch(machine)?;
         // Each turn's effects have a position of their own, also while nobody gets the log.
         self.position = self.position.max(before.plus(1));
-        let vcpu = &self.status.pulses().vcpu;
-        if vcpu.excused(|| self.world.outlet.gate(self.position, effects)) {
+        if self
+            .world
+            .outlet
+            .gate(&self.status.pulses().vcpu, self.position, effects)
+        {
             Ok(())
         } else {
             Err(RecordError::Link)

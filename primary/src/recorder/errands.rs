@@ -40,10 +40,8 @@ impl Recorder {
         loop {
             self.status.pulses().vcpu.beat();
             self.commands(machine)?;
-            // Both read as much as the machine has, and may take long.
-            let vcpu = self.status.pulses().vcpu.clone();
-            vcpu.excused(|| self.join(machine))?;
-            vcpu.excused(|| self.part(machine))?;
+            self.join(machine)?;
+            self.part(machine)?;
             let Some(port) = self.world.outlet.port() else { break };
             if port.frozen().is_none() || self.quitting || self.world.inbox.bell.wants_quit() {
                 break;
@@ -204,7 +202,7 @@ impl Recorder {
             return Ok(());
         };
         self.close_batch(machine)?;
-        let rest = match Rest::of(machine, &self.host_class, &joining.sources)? {
+        let rest = match Rest::of(machine, &self.host_class, &joining.sources, &self.status.pulses().vcpu)? {
             Ok(rest) => rest,
             Err(error) => {
                 // The machine goes on; only its backup does not.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use lockstep_logcodec::{PagePacker, Violation, WriterOptions};
@@ -15,6 +15,7 @@ use lockstep_node::recording::part::{Begun, Preparing};
 use lockstep_node::recording::ring::Ring;
 use lockstep_node::sandbox::{self, Kind};
 use lockstep_node::status::Status;
+use lockstep_node::status::pulse::{BEAT, Pulse};
 use lockstep_proto::quantity::GuestTime;
 use lockstep_proto::{Batch, End, Identity, PageChunk};
 use lockstep_vmm::machine::{Machine, MachineError};
@@ -48,6 +49,8 @@ pub struct LogThread {
     done: Receiver<Result<LogSummary, String>>,
     failure: Arc<Mutex<Option<String>>>,
     parts: Option<Parts>,
+    /// Of the thread that hands over what is written.
+    vcpu: Pulse,
 }
 
 /// The parts of a ring, as the thread that steps the machine sees them.
@@ -94,6 +97,7 @@ impl LogThread {
         let failure = Arc::new(Mutex::new(None));
         let told = failure.clone();
         let (tell, done) = bounded(1);
+        let vcpu = status.pulses().vcpu.clone();
         let thread = sandbox::spawn(Kind::Files, "log", move || {
             status.record();
             let result = write_all(tape, &items);
@@ -110,6 +114,7 @@ impl LogThread {
             done,
             failure,
             parts,
+            vcpu,
         })
     }
 
@@ -128,17 +133,20 @@ impl LogThread {
         self.send(Item::Packed(chunks))
     }
 
-    fn send(&self, item: Item) -> Result<(), String> {
+    fn send(&self, mut item: Item) -> Result<(), String> {
         let Some(queue) = &self.queue else {
             return Err(self.reason());
         };
-        match queue.send_timeout(item, PATIENCE) {
-            Ok(()) => Ok(()),
-            Err(SendTimeoutError::Disconnected(_)) => Err(self.reason()),
-            Err(SendTimeoutError::Timeout(_)) => {
-                Err(format!("its disk has taken nothing for {} s", PATIENCE.as_secs()))
-            }
+        let begin = Instant::now();
+        while begin.elapsed() < PATIENCE {
+            item = match queue.send_timeout(item, BEAT) {
+                Ok(()) => return Ok(()),
+                Err(SendTimeoutError::Disconnected(_)) => return Err(self.reason()),
+                Err(SendTimeoutError::Timeout(item)) => item,
+            };
+            self.vcpu.beat();
         }
+        Err(format!("its disk has taken nothing for {} s", PATIENCE.as_secs()))
     }
 
     fn reason(&self) -> String {
@@ -173,7 +181,7 @@ impl LogThread {
             return Ok(Ok(()));
         };
         if let Some(preparing) = parts.preparing.take_if(|preparing| preparing.is_ready()) {
-            let begun = preparing.start(machine, &parts.host_class, term)?;
+            let begun = preparing.start(machine, &parts.host_class, term, &self.vcpu)?;
             return Ok(begun.and_then(|begun| self.send(Item::Part(begun))));
         }
         if parts.wanted.swap(false, Ordering::AcqRel) {

@@ -325,11 +325,10 @@ impl Oracle for Recorder {
             });
             if let Some(port) = self.world.outlet.port().filter(|port| port.is_logging()) {
                 let pages = LogItem::Pages(delta.frames.clone(), delta.pages.clone());
-                self.status.pulses().vcpu.excused(|| port.log(pages));
+                port.log(&self.status.pulses().vcpu, pages);
             }
             if let Some(log) = &self.log {
-                let vcpu = &self.status.pulses().vcpu;
-                let kept = vcpu.excused(|| log.pages(delta.frames, delta.pages));
+                let kept = log.pages(delta.frames, delta.pages);
                 self.recorded(kept);
             }
         }

@@ -1,6 +1,7 @@
 //! Where a machine's effects go: straight out, or through the gate of a pair.
 
 use lockstep_node::host::outputs::Outputs;
+use lockstep_node::status::pulse::Pulse;
 use lockstep_proto::quantity::LogPosition;
 use lockstep_vmm::devices::Effect;
 
@@ -47,8 +48,8 @@ impl Outlet {
         }
     }
 
-    /// Hands effects to the gate. False when it is gone.
-    pub fn gate(&self, position: LogPosition, effects: Vec<Effect>) -> bool {
-        matches!(self, Self::Gated(port) if port.effects(position, effects))
+    /// Hands effects to the gate, and waits while it is full. False when it is gone.
+    pub fn gate(&self, vcpu: &Pulse, position: LogPosition, effects: Vec<Effect>) -> bool {
+        matches!(self, Self::Gated(port) if port.effects(vcpu, position, effects))
     }
 }
