@@ -5,6 +5,7 @@
 //! Numbers: Intel SDM volume 4.
 
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use lockstep_proto::model::NB_CFG_REVISION;
 
 /// IA32_TIME_STAMP_COUNTER.
 pub const TSC: u32 = 0x10;
@@ -32,6 +33,10 @@ pub const SAVED: [u32; 12] = [
 /// the recorder. Where the probe finds that, what the guest writes is given by us as well ([`install_filter`]).
 pub const CUT: [u32; 2] = [0x175, 0x176];
 
+/// NB_CFG of AMD's processors: switches of a northbridge that is not here. Their kernels set one as they start a CPU (AMD APM
+/// volume 2, appendix A.5).
+const NB_CFG: u32 = 0xc001_001f;
+
 /// What an MSR access that reached us gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MsrAnswer {
@@ -45,9 +50,10 @@ pub enum MsrAnswer {
     Fault,
 }
 
-/// Answers RDMSR.
-pub fn read(index: u32) -> MsrAnswer {
+/// Answers RDMSR for a machine of this revision.
+pub fn read(index: u32, revision: u32) -> MsrAnswer {
     match index {
+        NB_CFG if revision >= NB_CFG_REVISION => MsrAnswer::Value(0),
         TSC => MsrAnswer::Time,
         // IA32_PLATFORM_ID, IA32_BIOS_SIGN_ID (microcode revision), IA32_MISC_ENABLE (fast strings).
         0x17 | 0x8b => MsrAnswer::Value(0),
@@ -56,10 +62,11 @@ pub fn read(index: u32) -> MsrAnswer {
     }
 }
 
-/// Answers WRMSR. Writes that must not change anything (the TSC cannot be set, it *is* guest time) are accepted where
+/// Answers WRMSR for a machine of this revision. Writes that must not change anything (the TSC cannot be set, it *is* guest time) are accepted where
 /// kernels do them at boot, and ignored.
-pub fn write(index: u32, _value: u64) -> MsrAnswer {
+pub fn write(index: u32, revision: u32) -> MsrAnswer {
     match index {
+        NB_CFG if revision >= NB_CFG_REVISION => MsrAnswer::Value(0),
         TSC | 0x8b | 0x1a0 => MsrAnswer::Value(0),
         _ if CUT.contains(&index) => MsrAnswer::Give,
         _ => MsrAnswer::Fault,
@@ -86,4 +93,22 @@ pub fn install_filter(vm: &VmFd, gives_cut: bool) -> std::io::Result<()> {
     });
     vm.set_msr_filter(MsrFilterDefaultAction::DENY, &ranges)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_of_the_northbridge_is_taken_and_does_nothing() {
+        let nothing = MsrAnswer::Value(0);
+        for (revision, answer) in [(NB_CFG_REVISION, nothing), (NB_CFG_REVISION - 1, MsrAnswer::Fault)] {
+            assert_eq!(
+                (read(NB_CFG, revision), write(NB_CFG, revision)),
+                (answer, answer),
+                "{revision}"
+            );
+        }
+        assert_eq!(read(NB_CFG + 1, NB_CFG_REVISION), MsrAnswer::Fault);
+    }
 }

@@ -60,11 +60,11 @@ impl Machine {
                         .mmio_write(addr, &data[..usize::from(len)], self.memory.ram(), effects);
                 }
                 Exit::ReadMsr { index } => {
-                    let answer = self.msr_answer(msr::read(index));
+                    let answer = self.msr_answer(msr::read(index, self.config.model_revision));
                     self.vm.vcpu.answer_msr(answer);
                 }
                 Exit::WriteMsr { index, value } => {
-                    let answer = match msr::write(index, value) {
+                    let answer = match msr::write(index, self.config.model_revision) {
                         MsrAnswer::Give => {
                             self.give_msr(index, value)?;
                             Some(value)

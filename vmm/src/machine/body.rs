@@ -5,7 +5,7 @@ use lockstep_proto::quantity::GuestTime;
 
 use super::access::classify;
 use super::{Chain, Counters, Delta, EpochReport, Machine, MachineError, Seen, Stop, StopKind};
-use crate::cpu::msr::{self, MsrAnswer};
+use crate::cpu::msr;
 use crate::devices::{Devices, Effect};
 use crate::loader::trap::Trapped;
 use crate::memory::Memory;
@@ -99,7 +99,7 @@ pub(crate) fn kind(cause: &Cause) -> StopKind {
 pub(crate) fn describe(machine: &impl Seen, kind: StopKind) -> Stop {
     let wants_time = match kind {
         StopKind::Port { port, write } => Devices::needs_time(port, write),
-        StopKind::Msr { index, write: false } => msr::read(index) == MsrAnswer::Time,
+        StopKind::Msr { index, write: false } => index == msr::TSC,
         // A program's fault may be its RDTSC.
         StopKind::Trap(trapped) => matches!(trapped, Trapped::Rdtsc | Trapped::Rdtscp | Trapped::GpHandler),
         _ => false,
