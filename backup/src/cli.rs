@@ -92,7 +92,10 @@ impl Node<'_> {
             return Ok(None);
         }
         let mut arbiter = pair.open_arbiter()?;
-        let may_boot = &mut || devices.check_bootable();
+        let may_boot = &mut || {
+            devices.check_bootable()?;
+            self.options.boot.check(&self.options.devices, &self.host)
+        };
         let kept = pair.kept();
         let patience = pair.patience()?;
         match role::decide(arbiter.as_mut(), &kept, &pair.node, patience, &self.status, may_boot)? {

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use lockstep_integration::disk::with_sbin;
 use lockstep_integration::gate::{require_kvm, require_program, require_root_net};
 use lockstep_integration::net::GUEST;
-use lockstep_integration::pair::{LIMIT, Node, Protected, Scene, Setup, blank_like};
+use lockstep_integration::pair::{Arbiter, LIMIT, Node, Pair, Protected, Scene, Setup, blank_like};
 use lockstep_integration::paths::program;
 use lockstep_integration::process::check;
 use lockstep_integration::snapshot::BOOT_LIMIT;
@@ -172,10 +172,9 @@ fn check_config_tells_what_would_be_booted() -> Result<()> {
         return Ok(());
     }
     let dir = work_dir("boot-disk-check")?;
-    let (kernel, initrd) = (dir.join("kernel"), dir.join("initrd"));
-    fs::write(&kernel, "kernel")?;
+    let initrd = dir.join("initrd");
     fs::write(&initrd, "initrd")?;
-    let image = install(&dir, &kernel, &initrd)?;
+    let image = install(&dir, &Guest::find()?.vmlinux, &initrd)?;
     let expect = |more: &str, outcome: &str, said: &str| {
         let (found, text) = preflight(&dir, &image, more)?;
         ensure!(
@@ -186,6 +185,7 @@ fn check_config_tells_what_would_be_booted() -> Result<()> {
     };
     expect("", "pass", "/boot/vmlinuz-1")?;
     expect("initrd = \"x\"\n", "fail", "take initrd out")?;
+    expect("acpi = \"on\"\nmodel-revision = 2\n", "fail", "has no ACPI")?;
     fs::write(dir.join("guest.img.replica"), "a\n")?;
     expect("", "pass", "a backup's")?;
     fs::remove_file(dir.join("guest.img.replica"))?;
@@ -193,6 +193,58 @@ fn check_config_tells_what_would_be_booted() -> Result<()> {
     expect("", "warn", "is blank")?;
     fs::write(&image, vec![1; 1 << 20])?;
     expect("", "fail", "no file system that is known")
+}
+
+/// A kernel that cannot run here, as a distribution's where KVM interprets ring 0, takes no term, makes no recording and marks no disk.
+#[test]
+fn a_kernel_that_does_not_run_here_is_refused_before_anything_is_written() -> Result<()> {
+    if !require_root_net() || !require_program("mkfs.ext4", "e2fsprogs") {
+        return Ok(());
+    }
+    if !lockstep_vmm::probe::at_start()?.strategies.syscalls_fault {
+        println!("not for this host: its CPU runs any guest's kernel");
+        return Ok(());
+    }
+    let dir = work_dir("boot-disk-foreign")?;
+    let guest = Guest::find()?;
+    // Of its banner and its mark only the first is left.
+    let mark = b"lockstep.syscall_entry_fault";
+    let mut kernel = fs::read(&guest.vmlinux)?;
+    let at = kernel.windows(mark.len()).position(|bytes| bytes == mark);
+    kernel[at.context("this project's kernel has no mark")?] = b'L';
+    let foreign = dir.join("foreign");
+    fs::write(&foreign, kernel)?;
+    let image = install(&dir, &foreign, &guest.general)?;
+    let before = check(Command::new("sha256sum").arg(&image))?;
+    let log = dir.join("log");
+    let said = ["does not run on this host", "SYSCALL", "VMX or SVM"];
+    boot(Run::bare()?, "")
+        .disk(&image)
+        .record(&log)
+        .complete(WAIT)?
+        .expect_failure(1, &said)?;
+    let (outcome, text) = preflight(&dir, &image, "")?;
+    ensure!(outcome == "fail" && text.contains(said[0]), "{outcome}: {text}");
+    let pair = Pair::create(&dir, Arbiter::File, Duration::from_millis(100), Duration::from_secs(3))?;
+    let from_file = |run: Run| {
+        run.args(["--memory-mib", "128", "--kernel"])
+            .args([&foreign])
+            .record(&log)
+    };
+    let node = pair.start_primary(0, from_file)?;
+    node.run.wait(WAIT)?.expect_failure(1, &said)?;
+    let node = pair.start_auto(0, |run| boot(run, "").disk(&image))?;
+    node.run.wait(WAIT)?.expect_failure(1, &said)?;
+    let records: Vec<_> = fs::read_dir(dir.join("arbiter"))?.collect();
+    ensure!(records.is_empty(), "a term was taken: {records:?}");
+    // The directory itself is the sandbox's, which needs it to let the process write there.
+    ensure!(fs::read_dir(&log)?.next().is_none(), "a recording was begun");
+    ensure!(!dir.join("guest.img.replica").exists(), "the disk was marked");
+    ensure!(
+        check(Command::new("sha256sum").arg(&image))? == before,
+        "the disk was written"
+    );
+    Ok(())
 }
 
 /// A pair whose machine has booted from its disk, and is protected.

@@ -1,27 +1,29 @@
 //! How a machine comes to be: booted from a kernel, or restored from a snapshot.
 
-use std::fs::{self, File};
+mod kernel;
+
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use lockstep_proto::model::ACPI_REVISION;
 use lockstep_proto::{DiskConfig, MachineConfig, NicConfig};
 use lockstep_vmm::acpi::Tables;
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::devices::Devices;
 use lockstep_vmm::loader::cmdline::{self, Facts};
 use lockstep_vmm::loader::finalize::{self, NoPlace, Place};
-use lockstep_vmm::loader::{self, features, rewrite::RewriteReport};
+use lockstep_vmm::loader::{self, rewrite::RewriteReport};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::probe::Strategies;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::bootdisk;
+use self::kernel::{Payload, cannot_load};
 use crate::host::format::check_raw;
 use crate::host::image::SECTOR;
-use crate::host::mark::check_no_replica;
 use crate::host::random;
 use crate::host::size::bytes_of;
+
+pub use kernel::{Acpi, Kernel};
 
 /// A disk on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,63 +43,6 @@ pub struct NicOption {
     pub mac: Option<[u8; 6]>,
     /// Most bytes of a packet, which the guest is told, where that was given.
     pub mtu: Option<u32>,
-}
-
-/// Where a kernel is taken from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kernel {
-    /// A vmlinux or a bzImage on this host.
-    File(PathBuf),
-    /// The first disk, on which the guest has its own.
-    Disk,
-}
-
-/// What stands for [`Kernel::Disk`] where a file could stand.
-const DISK: &str = "disk";
-
-impl From<&str> for Kernel {
-    fn from(text: &str) -> Self {
-        if text == DISK {
-            Self::Disk
-        } else {
-            Self::File(text.into())
-        }
-    }
-}
-
-impl Kernel {
-    /// The file on this host, if it is one.
-    pub fn file(&self) -> Option<&Path> {
-        match self {
-            Self::File(path) => Some(path),
-            Self::Disk => None,
-        }
-    }
-}
-
-/// Whether a machine has ACPI tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Acpi {
-    /// If the kernel has ACPI and does not take its devices from the command line.
-    Auto,
-    /// In any case.
-    On,
-    /// In no case.
-    Off,
-}
-
-impl Acpi {
-    /// Whether a machine of this revision has them with this kernel.
-    fn of(self, revision: u32, vmlinux: &[u8]) -> Result<bool> {
-        match self {
-            Self::Off => Ok(false),
-            Self::Auto => Ok(revision >= ACPI_REVISION && features::wants_acpi(vmlinux)),
-            Self::On if revision < ACPI_REVISION => {
-                bail!("a machine of device model revision {revision} has no ACPI: that needs revision {ACPI_REVISION}")
-            }
-            Self::On => Ok(true),
-        }
-    }
 }
 
 /// What a machine is booted from.
@@ -125,6 +70,8 @@ pub struct BootOptions {
     pub acpi: Acpi,
     /// The programs' RDTSC are to be answered by the machine.
     pub guarded: bool,
+    /// A program's SYSCALL is a fault on this host: only kernels that take it for the system call run here.
+    pub syscalls_fault: bool,
 }
 
 /// A machine at its start, and what it was made from.
@@ -141,72 +88,6 @@ pub struct Started {
     pub rewrites: Option<RewriteReport>,
     /// What is to be told of what it was made from.
     pub notes: Vec<String>,
-}
-
-/// What a kernel is loaded with.
-struct Payload {
-    kernel: Vec<u8>,
-    initrd: Option<Vec<u8>>,
-    /// Words beside those that the machine needs.
-    cmdline: String,
-    /// Where the kernel is, for the log and for people.
-    name: String,
-    notes: Vec<String>,
-}
-
-impl Payload {
-    fn of(options: &BootOptions) -> Result<Self> {
-        match &options.kernel {
-            Kernel::File(kernel) => Self::of_files(kernel, options),
-            Kernel::Disk => Self::of_disk(options),
-        }
-    }
-
-    fn of_files(kernel: &Path, options: &BootOptions) -> Result<Self> {
-        let read = |path: &Path, what: &str| {
-            fs::read(path).with_context(|| format!("cannot read the {what} {}", path.display()))
-        };
-        Ok(Self {
-            kernel: read(kernel, "kernel")?,
-            initrd: options.initrd.as_deref().map(|path| read(path, "initrd")).transpose()?,
-            cmdline: options.cmdline.clone(),
-            name: fs::canonicalize(kernel)?.to_string_lossy().into_owned(),
-            notes: Vec::new(),
-        })
-    }
-
-    fn of_disk(options: &BootOptions) -> Result<Self> {
-        let Some(disk) = options.disks.first() else {
-            bail!("the kernel is to be taken from the first disk, and there is none: give the machine a --disk");
-        };
-        if options.initrd.is_some() {
-            bail!("the initrd is taken from the disk, as the kernel is: leave --initrd out");
-        }
-        let disk = &disk.path;
-        disk_bytes(disk)?;
-        check_no_replica(disk)?;
-        let found = bootdisk::look_up(disk, options.memory_mib.saturating_mul(1 << 20))?;
-        let (cmdline, left_out) = bootdisk::merge(&found.words, &options.cmdline);
-        let initrds = match &found.initrd_paths[..] {
-            [] => "no initrd".into(),
-            paths => format!("initrd {}", paths.join(", ")),
-        };
-        let mut notes = vec![format!(
-            "kernel {}, {initrds}, from {} ({})",
-            found.kernel_path,
-            disk.display(),
-            found.how
-        )];
-        notes.extend(found.notes);
-        notes.extend(left_out);
-        Ok(Self {
-            kernel: found.kernel,
-            initrd: found.initrd,
-            cmdline,
-            name: format!("{} in {}", found.kernel_path, disk.display()),
-            notes,
-        })
-    }
 }
 
 /// Size of a disk image, checked.
@@ -256,11 +137,18 @@ pub fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
+/// Looks whether what would be booted is there and runs on this host. Nothing is written.
+pub fn check(options: &BootOptions) -> Result<()> {
+    Payload::of(options).map(drop)
+}
+
 /// Boots a kernel.
 pub fn boot(options: &BootOptions) -> Result<Started> {
     let Payload {
-        kernel,
+        kernel_digest,
+        vmlinux,
         initrd,
+        acpi,
         cmdline: words,
         name,
         mut notes,
@@ -298,9 +186,7 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
         model_revision: options.model_revision,
         module_trap: 0,
     };
-    let loading = || format!("cannot load {name}");
-    let vmlinux = loader::vmlinux(&kernel).with_context(loading)?;
-    let acpi = options.acpi.of(config.model_revision, &vmlinux)?;
+    let loading = || cannot_load(&name);
     let devices = if acpi {
         Devices::acpi_cmdline_words()
     } else {
@@ -338,7 +224,7 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
     machine.set_boot_state(&loaded)?;
     Ok(Started {
         machine,
-        kernel_digest: xxh3_128(&kernel).to_be_bytes().to_vec(),
+        kernel_digest,
         initrd_digest: initrd.map_or_else(Vec::new, |initrd| xxh3_128(&initrd).to_be_bytes().to_vec()),
         kernel_path: name,
         rewrites: Some(loaded.rewrites),

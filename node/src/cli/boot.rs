@@ -64,6 +64,38 @@ impl BootArgs {
         self.memory_mib
     }
 
+    /// Looks whether what would be booted is there and runs on this host, before anything is written for it.
+    pub fn check(&self, devices: &DeviceArgs, host: &Start) -> Result<()> {
+        match &self.kernel {
+            Some(kernel) => start::check(&self.options(kernel, None, "", devices, host)),
+            None => Ok(()),
+        }
+    }
+
+    fn options(
+        &self,
+        kernel: &Kernel,
+        name: Option<&str>,
+        first_words: &str,
+        devices: &DeviceArgs,
+        host: &Start,
+    ) -> BootOptions {
+        BootOptions {
+            kernel: kernel.clone(),
+            initrd: self.initrd.clone(),
+            first_words: first_words.into(),
+            cmdline: self.cmdline.clone(),
+            memory_mib: self.memory_mib,
+            disks: devices.disk.clone(),
+            nics: devices.net.clone(),
+            name: name.map(str::to_owned),
+            model_revision: self.model_revision,
+            acpi: self.acpi,
+            guarded: host.strategies.guard_programs,
+            syscalls_fault: host.strategies.syscalls_fault,
+        }
+    }
+
     /// Makes the machine, on a host as the probe found it. `name`: of a pair's. `first_words`: what its kernel's command line begins
     /// with.
     pub fn start(&self, name: Option<&str>, first_words: &str, devices: &DeviceArgs, host: &Start) -> Result<Started> {
@@ -80,19 +112,7 @@ impl BootArgs {
                     notes: Vec::new(),
                 }
             }
-            (None, Some(kernel)) => start::boot(&BootOptions {
-                kernel: kernel.clone(),
-                initrd: self.initrd.clone(),
-                first_words: first_words.into(),
-                cmdline: self.cmdline.clone(),
-                memory_mib: self.memory_mib,
-                disks: devices.disk.clone(),
-                nics: devices.net.clone(),
-                name: name.map(str::to_owned),
-                model_revision: self.model_revision,
-                acpi: self.acpi,
-                guarded: host.strategies.guard_programs,
-            })?,
+            (None, Some(kernel)) => start::boot(&self.options(kernel, name, first_words, devices, host))?,
             (None, None) => bail!("--kernel or --snapshot is needed"),
         };
         start::adapt(&mut started.machine, &host.strategies)?;

@@ -4,22 +4,6 @@ use lockstep_vmm::memory::PAGE_SIZE;
 use super::*;
 
 #[test]
-fn whether_there_are_tables_is_the_kernels_to_say_unless_it_is_said() {
-    let (stock, ours) = (&b"LNXPWRBN\0"[..], &b"LNXPWRBN\0virtio_mmio.device\0"[..]);
-    for (acpi, revision, kernel, has) in [
-        (Acpi::Auto, ACPI_REVISION, stock, true),
-        (Acpi::Auto, ACPI_REVISION, ours, false),
-        (Acpi::Auto, ACPI_REVISION - 1, stock, false),
-        (Acpi::On, ACPI_REVISION, ours, true),
-        (Acpi::Off, ACPI_REVISION, stock, false),
-    ] {
-        assert_eq!(acpi.of(revision, kernel).unwrap(), has, "{acpi:?} {revision}");
-    }
-    let refused = Acpi::On.of(ACPI_REVISION - 1, stock).unwrap_err().to_string();
-    assert!(refused.contains("needs revision"), "{refused}");
-}
-
-#[test]
 fn modules_are_looked_through_from_their_revision_on_and_where_they_are_not_it_is_told() {
     let config = |model_revision| MachineConfig {
         model_revision,
@@ -123,6 +107,7 @@ fn booted(kernel: &[u8], model_revision: u32) -> (u64, [u8; 5]) {
         model_revision,
         acpi: Acpi::Off,
         guarded: false,
+        syscalls_fault: false,
     })
     .unwrap();
     assert_eq!(started.notes, Vec::<String>::new());

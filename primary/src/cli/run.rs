@@ -103,6 +103,10 @@ pub fn run(options: &RunOptions) -> Result<()> {
             options.api.serve(pair, cards, &status, &control)
         })
         .transpose()?;
+    if pair.is_some() {
+        // What does not run here takes no term either.
+        options.boot.check(&options.devices, &host)?;
+    }
     // The term comes first: a node that may not run the machine does not boot it.
     let name = pair.map(|pair| pair.name.as_str());
     let pair = pair.map(|pair| take_term(pair, status, control)).transpose()?;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::essentials::Essentials;
 use super::paging::Paging;
+use super::syscall::Syscall;
 
 /// Ring-0 instructions for which an interrupt may wait for IF=1 before the guest is stopped by force.
 const GRACE_INSTRUCTIONS: u64 = 30_000;
@@ -34,6 +35,9 @@ pub struct Strategies {
     pub rewrite_kernel: bool,
     /// RDTSC and RDTSCP of the guest's programs fault by CR4.TSD and are answered and logged.
     pub guard_programs: bool,
+    /// SYSCALL in ring 3 goes to the kernel's entry and stays in ring 3: the guest's kernel has to take the fault there for the
+    /// system call.
+    pub syscalls_fault: bool,
     /// What the guest writes into IA32_SYSENTER_ESP and _EIP is given to KVM by us.
     pub gives_cut_msrs: bool,
     /// The TSC of guest programs is frozen by scaling. Off: not verified on any host so far.
@@ -55,6 +59,7 @@ impl Strategies {
             grace_ns: grace,
             rewrite_kernel: true,
             guard_programs: found.tsd_works(),
+            syscalls_fault: found.syscall == Syscall::StaysInUser,
             gives_cut_msrs: found.cuts_msrs,
             freeze_user_tsc: false,
             pmu_positions: false,

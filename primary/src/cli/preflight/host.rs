@@ -2,13 +2,15 @@
 
 use lockstep_node::sys::clock;
 use lockstep_vmm::cpu::profile::Profile;
-use lockstep_vmm::probe;
+use lockstep_vmm::probe::{self, Start};
 
 use super::Finding;
 
-pub(super) fn check() -> Vec<Finding> {
+/// What is found, and what the probe says of the host.
+pub(super) fn check() -> (Vec<Finding>, Option<Start>) {
     let mut findings = Vec::new();
-    match probe::at_start() {
+    let start = probe::at_start();
+    match &start {
         Ok(start) => {
             findings.push(Finding::pass("kvm", "/dev/kvm can be used"));
             findings.push(Finding::pass("probe", format!("host class `{}`", start.class)));
@@ -36,5 +38,5 @@ pub(super) fn check() -> Vec<Finding> {
         ),
         Err(error) => Finding::warn("clock", error.to_string(), "run `timedatectl`"),
     });
-    findings
+    (findings, start.ok())
 }

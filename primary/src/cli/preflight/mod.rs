@@ -69,8 +69,8 @@ impl Finding {
 
 /// Looks at everything that `node`, whose file this is, needs. `alone`: nothing is asked of other hosts.
 pub fn run(file: &Path, node: &NodeArgs, alone: bool) -> Vec<Finding> {
-    let mut findings = host::check();
-    findings.extend(resources::check(file, node));
+    let (mut findings, start) = host::check();
+    findings.extend(resources::check(file, node, start.as_ref()));
     findings.extend(pair::check_files(node));
     if !alone {
         findings.extend(pair::check_others(node));

@@ -19,11 +19,13 @@ use lockstep_node::out::one_line;
 use lockstep_node::start::{DiskOption, Kernel, NicOption, disk_bytes};
 use lockstep_node::sys::uplink::{has_carrier, is_there};
 use lockstep_proto::model::DEFAULT_MTU;
+use lockstep_vmm::probe::Start;
 use lockstep_vmm::snapshot::Restore;
 
-use super::{Finding, places};
+use super::{Finding, Outcome, places};
 
-pub(super) fn check(file: &Path, node: &NodeArgs) -> Vec<Finding> {
+/// `host`: what the probe says of this one, where it says something.
+pub(super) fn check(file: &Path, node: &NodeArgs, host: Option<&Start>) -> Vec<Finding> {
     let runs = is_running(node);
     let where_it_runs = if runs {
         "its process runs on this host: disks and tap devices are in use by it"
@@ -32,6 +34,14 @@ pub(super) fn check(file: &Path, node: &NodeArgs) -> Vec<Finding> {
     };
     let mut findings = vec![Finding::pass("machine", where_it_runs)];
     findings.extend(boot_files(node, runs));
+    let all_there = findings.iter().all(|finding| finding.outcome == Outcome::Pass);
+    if let Some(refused) = host
+        .filter(|_| all_there && !runs)
+        .and_then(|host| check_kernel_runs(node, host))
+    {
+        findings.retain(|finding| finding.check != refused.check);
+        findings.push(refused);
+    }
     findings.extend(node.devices.disk.iter().map(|disk| check_disk(disk, runs)));
     findings.extend(node.devices.net.iter().map(|nic| check_tap(nic, runs)));
     findings.extend(node.devices.net.iter().filter_map(check_mtu));
@@ -103,6 +113,16 @@ fn boot_files(node: &NodeArgs, runs: bool) -> Vec<Finding> {
         });
     }
     findings
+}
+
+/// Whether the kernel that would be booted runs on this host, if it does not.
+fn check_kernel_runs(node: &NodeArgs, host: &Start) -> Option<Finding> {
+    if node.boot.kernel == Some(Kernel::Disk) && check_no_replica(&node.devices.disk.first()?.path).is_err() {
+        return None;
+    }
+    let error = node.boot.check(&node.devices, host).err()?;
+    let found = one_line(&format!("{error:#}")).into_owned();
+    Some(Finding::fail("kernel", found, "choose another kernel, or other hosts"))
 }
 
 /// What the guest would be booted with from its own disk.
