@@ -8,7 +8,7 @@
 //! | 2 | a keyboard |
 //! | 3 | network cards that tell the guest their MTU |
 //! | 4 | ACPI: a power button, an orderly end, and tables where the kernel can use them |
-//! | 5 | a trap where the kernel finishes a module, whose code is rewritten then; AMD's NB_CFG, which takes writes and reads as 0 |
+//! | 5 | a trap where the kernel finishes a module, whose code is rewritten then; AMD's HWCR and NB_CFG, as their kernels use them at boot |
 
 use std::ops::RangeInclusive;
 
@@ -36,8 +36,8 @@ pub const MTU_REVISION: u32 = 3;
 /// The first revision whose machines look the guest's modules through.
 pub const MODULES_REVISION: u32 = 5;
 
-/// The first revision with the MSR NB_CFG.
-pub const NB_CFG_REVISION: u32 = 5;
+/// The first revision with the MSRs HWCR and NB_CFG of AMD's processors.
+pub const AMD_MSRS_REVISION: u32 = 5;
 
 /// What a card may tell: IPv6 needs the least (RFC 8200), and a tap device has no more.
 pub const MTUS: RangeInclusive<u32> = 1280..=65_521;

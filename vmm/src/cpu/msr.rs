@@ -5,7 +5,7 @@
 //! Numbers: Intel SDM volume 4.
 
 use kvm_ioctls::{MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
-use lockstep_proto::model::NB_CFG_REVISION;
+use lockstep_proto::model::AMD_MSRS_REVISION;
 
 /// IA32_TIME_STAMP_COUNTER.
 pub const TSC: u32 = 0x10;
@@ -33,8 +33,11 @@ pub const SAVED: [u32; 12] = [
 /// the recorder. Where the probe finds that, what the guest writes is given by us as well ([`install_filter`]).
 pub const CUT: [u32; 2] = [0x175, 0x176];
 
-/// NB_CFG of AMD's processors: switches of a northbridge that is not here. Their kernels set one as they start a CPU (AMD APM
-/// volume 2, appendix A.5).
+/// HWCR of AMD's processors, and the bit that says that the TSC counts with the frequency of P0, whatever the CPU's is. Kernels
+/// for them read it at boot (AMD APM volume 2, 3.2.10).
+const HWCR: u32 = 0xc001_0015;
+const TSC_FREQ_SEL: u64 = 1 << 24;
+/// NB_CFG of AMD's processors: switches of a northbridge that is not here. Their kernels set one as they start a CPU.
 const NB_CFG: u32 = 0xc001_001f;
 
 /// What an MSR access that reached us gives.
@@ -53,7 +56,8 @@ pub enum MsrAnswer {
 /// Answers RDMSR for a machine of this revision.
 pub fn read(index: u32, revision: u32) -> MsrAnswer {
     match index {
-        NB_CFG if revision >= NB_CFG_REVISION => MsrAnswer::Value(0),
+        HWCR if revision >= AMD_MSRS_REVISION => MsrAnswer::Value(TSC_FREQ_SEL),
+        NB_CFG if revision >= AMD_MSRS_REVISION => MsrAnswer::Value(0),
         TSC => MsrAnswer::Time,
         // IA32_PLATFORM_ID, IA32_BIOS_SIGN_ID (microcode revision), IA32_MISC_ENABLE (fast strings).
         0x17 | 0x8b => MsrAnswer::Value(0),
@@ -66,7 +70,7 @@ pub fn read(index: u32, revision: u32) -> MsrAnswer {
 /// kernels do them at boot, and ignored.
 pub fn write(index: u32, revision: u32) -> MsrAnswer {
     match index {
-        NB_CFG if revision >= NB_CFG_REVISION => MsrAnswer::Value(0),
+        HWCR | NB_CFG if revision >= AMD_MSRS_REVISION => MsrAnswer::Value(0),
         TSC | 0x8b | 0x1a0 => MsrAnswer::Value(0),
         _ if CUT.contains(&index) => MsrAnswer::Give,
         _ => MsrAnswer::Fault,
@@ -100,15 +104,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_switch_of_the_northbridge_is_taken_and_does_nothing() {
+    fn switches_of_amds_processors_are_taken_and_do_nothing() {
         let nothing = MsrAnswer::Value(0);
-        for (revision, answer) in [(NB_CFG_REVISION, nothing), (NB_CFG_REVISION - 1, MsrAnswer::Fault)] {
+        for (revision, answer) in [(AMD_MSRS_REVISION, nothing), (AMD_MSRS_REVISION - 1, MsrAnswer::Fault)] {
             assert_eq!(
                 (read(NB_CFG, revision), write(NB_CFG, revision)),
                 (answer, answer),
                 "{revision}"
             );
         }
-        assert_eq!(read(NB_CFG + 1, NB_CFG_REVISION), MsrAnswer::Fault);
+        assert_eq!(read(HWCR, AMD_MSRS_REVISION), MsrAnswer::Value(0x0100_0000));
+        assert_eq!(write(HWCR, AMD_MSRS_REVISION), nothing);
+        assert_eq!(read(HWCR, AMD_MSRS_REVISION - 1), MsrAnswer::Fault);
+        assert_eq!(read(NB_CFG + 1, AMD_MSRS_REVISION), MsrAnswer::Fault);
     }
 }
