@@ -18,8 +18,8 @@ declare -A BUDGET=([amd]=1200 [intel]=1500)
 declare -A EMULATOR=([amd]=qemu-system-x86_64 [intel]=bochs-bin)
 # Lanes run side by side, the hosts of a lane one after the other: each takes one core.
 case ${1:-all} in
-    all) LANES=(amd-1 "amd-2 intel") ;;
-    amd) LANES=(amd-1 amd-2) ;;
+    all) LANES=(amd-1 "amd-2 amd-v intel") ;;
+    amd) LANES=(amd-1 "amd-2 amd-v") ;;
     intel) LANES=(intel) ;;
     *) die "no kind of host: $1" ;;
 esac
@@ -38,7 +38,7 @@ trap 'exit 143' TERM
 
 test_binaries >"$work/binaries"
 
-# In what follows a host is one of tests.txt, and its kind what stands before the number; `here` is its directory of files.
+# In what follows a host is one of tests.txt, and its kind what stands before the dash; `here` is its directory of files.
 
 # tests_for HOST: label, seconds, directory, executable and name of each test that is to run there.
 tests_for() {
@@ -72,7 +72,11 @@ on_host() {
         done <"$here/list"
     } >"$here/command"
     case ${host%-*} in
-        amd) integration/scripts/amd.sh --time "$seconds" "$(cat "$here/command")" ;;
+        amd)
+            local virtual=()
+            [ "$host" != amd-v ] || virtual=(--virtual-time --memory 9216)
+            integration/scripts/amd.sh "${virtual[@]}" --time "$seconds" "$(cat "$here/command")"
+            ;;
         intel)
             {
                 cut -d ' ' -f 4 "$here/list" | sort -u

@@ -3,6 +3,7 @@
 # stock-debian.sh 12|13: makes target/stock-debian/12.img, once: a Debian as one installs it, and nothing of ours in it. Its own
 # kernel and initramfs, systemd, OpenSSH, PostgreSQL, Redis, on a disk with a partition table (GPT) and ext4.
 # Its root's password is "debian"; `id` beside it is the key for ssh. Its card has the address 10.77.0.2/24.
+# `client-12` has its pgbench and psql with their libraries.
 # DEBIAN_MIRROR names a mirror; without it, the one that this machine's packages come from.
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -56,6 +57,15 @@ chroot "$root" systemctl -q enable systemd-networkd
 # As an installer leaves it: the system's identity is the first boot's to make.
 : >"$root/etc/machine-id"
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+# What reaches its database from outside: its own programs, for hosts that have none of these.
+rm -rf "$dir/client-$1"
+mkdir -p "$dir/client-$1"
+for program in pgbench psql; do
+    cp "$root"/usr/lib/postgresql/*/bin/$program "$dir/client-$1/"
+    chroot "$root" ldd "/usr/lib/postgresql/$(ls "$root/usr/lib/postgresql")/bin/$program" | grep -oE '/[^ ]+' | while read -r library; do
+        cp -L "$root/$library" "$dir/client-$1/"
+    done
+done
 [ -e "$root/vmlinuz" ] || [ -e "$root/boot/vmlinuz" ] || die "Debian's kernel made no link to itself"
 
 rm -f "$image" "$image.stamp"

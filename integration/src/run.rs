@@ -45,6 +45,11 @@ impl Run {
         Self { command }
     }
 
+    /// Another program than ours, to be followed as one of ours is.
+    pub fn program(command: Command) -> Self {
+        Self { command }
+    }
+
     /// Boots the guest's kernel with `initrd` and `words`.
     #[must_use]
     pub fn boot(self, guest: &Guest, initrd: &Path, memory_mib: u64, words: &str) -> Self {

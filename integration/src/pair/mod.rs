@@ -13,6 +13,7 @@ mod proxy;
 mod scene;
 mod slow;
 mod status;
+mod stock;
 
 pub use client::{BUSY, CALM, Counter, Tally};
 pub use clocks::{FAKETIME, HostCalendar, TimeWatch, set_clocks};
@@ -27,3 +28,4 @@ pub use proxy::{Proxy, Weather};
 pub use scene::{Scene, Setup, blank_like};
 pub use slow::{SlowVcpu, stop_vcpu};
 pub use status::{number, status, wait_for_status};
+pub use stock::{ask, boot_stock, copy_stock, postgres, ssh};
