@@ -1,3 +1,5 @@
+use std::fs;
+
 use lockstep_proto::model::MODULES_REVISION;
 use lockstep_vmm::memory::PAGE_SIZE;
 
