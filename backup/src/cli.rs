@@ -196,7 +196,7 @@ impl Node<'_> {
         } = promoted;
         tracing::warn!(
             term = record.term,
-            stop = machine.stop(),
+            stop = machine.stop().get(),
             effects = unreleased.len(),
             silence_ms = silence.as_millis() as u64,
             "the machine goes live here"

@@ -7,6 +7,7 @@ use anyhow::Result;
 use lockstep_logcodec::{Ending, LogReader, Record, positions};
 use lockstep_node::recording::start_snapshot;
 use lockstep_proto::Turn;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_vmm::snapshot::Restore;
 
 /// A turn and where it stands.
@@ -15,7 +16,7 @@ pub struct Entry {
     /// Number of its batch in the log, from 0.
     pub batch: u64,
     /// The natural stop, or the one before it for a forced turn.
-    pub stop: u64,
+    pub stop: StopNumber,
     /// Guest time after the turn, in nanoseconds since the machine was made.
     pub guest_ns: u64,
     /// What entered.
@@ -65,7 +66,7 @@ impl Entries {
     }
 
     /// The last natural stop that the log covers, as far as it was read.
-    pub fn last_stop(&self) -> u64 {
+    pub fn last_stop(&self) -> StopNumber {
         self.reader.stop()
     }
 

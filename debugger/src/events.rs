@@ -120,7 +120,7 @@ impl<'a> List<'a> {
         if self.options.json {
             let mut value = json!({
                 "batch": batch,
-                "stop": stop,
+                "stop": stop.get(),
                 "guest_ns": guest_ns,
                 "kinds": kinds.iter().map(Kind::name).collect::<Vec<_>>(),
                 "text": line,

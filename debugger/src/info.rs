@@ -10,6 +10,7 @@ use lockstep_logcodec::{Ending, LogReader};
 use lockstep_node::out::one_line;
 use lockstep_node::say;
 use lockstep_proto::end::Reason;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Identity, MachineConfig};
 use lockstep_replay::open::obstacle;
 use lockstep_vmm::probe::host_class;
@@ -82,7 +83,7 @@ fn lost(identity: &Identity, totals: &Totals) -> &'static str {
 struct Term {
     number: u64,
     /// The stop and the guest time, in nanoseconds, after which it began; `None`: the log does not tell.
-    began: Option<(u64, u64)>,
+    began: Option<(StopNumber, u64)>,
     why: String,
 }
 
@@ -124,12 +125,12 @@ impl Info {
         };
         let mut terms = vec![Term {
             number: tenure.term,
-            began: Some((self.identity.start_stop, self.start_ns)),
+            began: Some((StopNumber::new(self.identity.start_stop), self.start_ns)),
             why: Beginning::of(&self.identity).words(),
         }];
         terms.extend(self.totals.terms.iter().map(|term| Term {
             number: term.term,
-            began: Some((term.stop, term.guest_ns)),
+            began: Some((StopNumber::new(term.stop), term.guest_ns)),
             why: term.why.clone(),
         }));
         let last = terms.last().map_or(0, |term| term.number);
@@ -249,7 +250,7 @@ impl Info {
                 "last_term": self.last_term(),
                 "terms": self.terms().iter().map(|term| json!({
                     "term": term.number,
-                    "stop": term.began.map(|began| began.0),
+                    "stop": term.began.map(|began| began.0.get()),
                     "guest_ns": term.began.map(|began| began.1),
                     "why": term.why,
                 })).collect::<Vec<_>>(),
@@ -268,7 +269,7 @@ impl Info {
             "disk_digests": identity.disk_digests.iter().map(|digest| hex(digest)).collect::<Vec<_>>(),
             "start_digest": hex(&identity.start_digest),
             "first_stop": identity.start_stop + 1,
-            "last_stop": totals.last_stop,
+            "last_stop": totals.last_stop.get(),
             "start_ns": self.start_ns,
             "guest_seconds": self.seconds(),
             "batches": totals.batches,

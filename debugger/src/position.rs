@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
+use lockstep_proto::quantity::StopNumber;
 use thiserror::Error;
 
 /// A position in a recording: `1234` is natural stop 1234, `12.5s` a guest time (`ns`, `us`, `ms`, `s`, `m`, `h`), `end`
@@ -11,7 +12,7 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Position {
     /// A natural stop.
-    Stop(u64),
+    Stop(StopNumber),
     /// Guest time, in nanoseconds since the machine was made.
     Time(u64),
     /// Wherever the log ends.
@@ -42,7 +43,7 @@ const UNITS: [(&str, u64); 6] = [
 impl Position {
     /// How the place at `stop` and `guest_ns` lies to this position: before, at or after it. Every place lies before the
     /// end.
-    pub fn order_of(self, stop: u64, guest_ns: u64) -> Ordering {
+    pub fn order_of(self, stop: StopNumber, guest_ns: u64) -> Ordering {
         match self {
             Self::Stop(at) => stop.cmp(&at),
             Self::Time(at) => guest_ns.cmp(&at),
@@ -63,7 +64,7 @@ impl FromStr for Position {
                 return nanoseconds(number, scale).map(Self::Time);
             }
         }
-        whole(text).map(Self::Stop)
+        whole(text).map(|number| Self::Stop(StopNumber::new(number)))
     }
 }
 
@@ -113,12 +114,18 @@ fn nanoseconds(number: &str, scale: u64) -> Result<u64, PositionError> {
 mod tests {
     use super::*;
 
+    const STOP: StopNumber = StopNumber::new(4);
+
+    fn at(stop: u64) -> Position {
+        Position::Stop(StopNumber::new(stop))
+    }
+
     #[test]
     fn stops_times_and_the_end() {
         let good = [
-            ("0", Position::Stop(0)),
-            ("1234", Position::Stop(1234)),
-            ("18446744073709551615", Position::Stop(u64::MAX)),
+            ("0", at(0)),
+            ("1234", at(1234)),
+            ("18446744073709551615", at(u64::MAX)),
             ("end", Position::End),
             ("0s", Position::Time(0)),
             ("12.5s", Position::Time(12_500_000_000)),
@@ -184,9 +191,9 @@ mod tests {
 
     #[test]
     fn places_lie_before_at_or_after_a_position() {
-        assert_eq!(Position::Stop(5).order_of(4, 100), Ordering::Less);
-        assert_eq!(Position::Stop(5).order_of(5, 100), Ordering::Equal);
-        assert_eq!(Position::Time(5).order_of(4, 100), Ordering::Greater);
-        assert_eq!(Position::End.order_of(u64::MAX, u64::MAX), Ordering::Less);
+        assert_eq!(at(5).order_of(STOP, 100), Ordering::Less);
+        assert_eq!(at(5).order_of(STOP.plus(1), 100), Ordering::Equal);
+        assert_eq!(Position::Time(5).order_of(STOP, 100), Ordering::Greater);
+        assert_eq!(Position::End.order_of(StopNumber::NO_LIMIT, u64::MAX), Ordering::Less);
     }
 }

@@ -41,7 +41,7 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
         mut replayer,
         ..
     } = open(directory, &at_start()?)?;
-    let bar = bar(last.saturating_sub(machine.stop()), options.json);
+    let bar = bar(last.since(machine.stop()), options.json);
     let start = (machine.stop(), machine.now().ns());
     for &position in &options.to {
         let goal = Goal::from(position);
@@ -65,7 +65,7 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
             reached = goal.step(&mut machine, &mut replayer)?;
             if shown.elapsed() > Duration::from_millis(100) {
                 shown = Instant::now();
-                bar.set_position(machine.stop() - start.0);
+                bar.set_position(machine.stop().since(start.0));
             }
         }
         let wall = begin.elapsed().as_secs_f64();
@@ -90,11 +90,11 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
             say!(
                 "{}",
                 json!({
-                    "stop": machine.stop(),
+                    "stop": machine.stop().get(),
                     "turn": replayer.further_turns(),
                     "guest_ns": machine.now().ns(),
                     "at_end": replayer.is_at_end(),
-                    "stops_replayed": machine.stop() - from.0,
+                    "stops_replayed": machine.stop().since(from.0),
                     "guest_seconds": guest,
                     "wall_seconds": wall,
                     "digest": digest,
@@ -106,7 +106,7 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
                     "stop {}, {} of guest time: {} stops and {guest:.3} s replayed in {wall:.3} s ({:.1} x)",
                     machine.stop(),
                     Position::Time(machine.now().ns()),
-                    machine.stop() - from.0,
+                    machine.stop().since(from.0),
                     guest / wall.max(1e-9)
                 );
                 if let Some(digest) = &digest {

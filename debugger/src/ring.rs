@@ -8,6 +8,7 @@ use lockstep_logcodec::LogReader;
 use lockstep_node::out::one_line;
 use lockstep_node::recording::ring::{Part, parts};
 use lockstep_node::say;
+use lockstep_proto::quantity::StopNumber;
 use serde_json::{Value, json};
 
 use crate::beginning::Beginning;
@@ -75,7 +76,7 @@ pub fn info(directory: &Path, as_json: bool) -> Result<Option<ExitCode>> {
 struct Told {
     name: String,
     bytes: u64,
-    stops: (u64, u64),
+    stops: (StopNumber, StopNumber),
     guest_ns: (u64, u64),
     begins: Beginning,
     ends: String,
@@ -97,7 +98,7 @@ impl Told {
                 .to_string_lossy()
                 .into_owned(),
             bytes: part.bytes,
-            stops: (first + 1, totals.last_stop),
+            stops: (StopNumber::new(first + 1), totals.last_stop),
             guest_ns: (start, start + totals.guest_ns),
             begins,
             is_damaged: damage.is_some(),
@@ -127,8 +128,8 @@ impl Told {
         json!({
             "part": self.name,
             "bytes": self.bytes,
-            "first_stop": self.stops.0,
-            "last_stop": self.stops.1,
+            "first_stop": self.stops.0.get(),
+            "last_stop": self.stops.1.get(),
             "start_ns": self.guest_ns.0,
             "end_ns": self.guest_ns.1,
             "damaged": self.is_damaged,

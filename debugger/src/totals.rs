@@ -5,13 +5,14 @@ use std::path::Path;
 use anyhow::Result;
 use lockstep_logcodec::{Ending, LogError, LogReader, Record, packed, positions};
 use lockstep_proto::end::Reason;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Batch, TermBegun, Turn};
 use prost::Message;
 
 /// Sums over a whole log.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
-    pub last_stop: u64,
+    pub last_stop: StopNumber,
     pub batches: u64,
     pub turns: u64,
     pub clock: u64,
@@ -48,7 +49,7 @@ impl Totals {
     /// Reads a log to its end, or up to damage in it, which is returned with what was good.
     pub fn up_to_damage(mut reader: LogReader, directory: &Path) -> Result<(Self, Option<LogError>)> {
         let mut totals = Self {
-            last_stop: reader.identity().start_stop,
+            last_stop: StopNumber::new(reader.identity().start_stop),
             ..Self::default()
         };
         for entry in std::fs::read_dir(directory)? {
@@ -72,7 +73,7 @@ impl Totals {
                     let states: u64 = forced_bytes(&batch);
                     totals.batch_bytes += bytes.saturating_sub(states);
                     totals.page_bytes += states;
-                    totals.last_stop = batch.last_stop;
+                    totals.last_stop = StopNumber::new(batch.last_stop);
                     totals.terms.extend_from_slice(&batch.terms);
                     for (_, turn) in positions(&batch) {
                         totals.add(turn);

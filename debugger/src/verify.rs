@@ -76,7 +76,7 @@ pub fn verify(directory: &Path, wanted: &Wanted<'_>) -> Result<Verified> {
         _ => None,
     };
     let start = (machine.stop(), machine.now().ns());
-    let bar = progress_bar(totals.last_stop.saturating_sub(start.0), wanted.quiet);
+    let bar = progress_bar(totals.last_stop.since(start.0), wanted.quiet);
     let begin = Instant::now();
     let mut shown = begin;
     let result = loop {
@@ -84,7 +84,7 @@ pub fn verify(directory: &Path, wanted: &Wanted<'_>) -> Result<Verified> {
             Ok(Flow::Continue) => {
                 if shown.elapsed() > Duration::from_millis(100) {
                     shown = Instant::now();
-                    bar.set_position(machine.stop() - start.0);
+                    bar.set_position(machine.stop().since(start.0));
                 }
             }
             Ok(Flow::End) => break replayer.finish(&machine),
@@ -100,7 +100,7 @@ pub fn verify(directory: &Path, wanted: &Wanted<'_>) -> Result<Verified> {
         Err(error) => return Err(error.into()),
     };
     Ok(Verified {
-        stops: machine.stop() - start.0,
+        stops: machine.stop().since(start.0),
         guest: Duration::from_nanos(machine.now().ns() - start.1),
         wall,
         kicks,
@@ -251,9 +251,9 @@ impl Verified {
             "divergence": self.divergence.as_ref().map(|divergence| serde_json::json!({
                 "what": divergence.mismatch.to_string(),
                 "batch": divergence.batch.batch,
-                "first_stop": divergence.batch.first_stop + 1,
-                "last_stop": divergence.batch.last_stop,
-                "stop": divergence.stop,
+                "first_stop": divergence.batch.first_stop.plus(1).get(),
+                "last_stop": divergence.batch.last_stop.get(),
+                "stop": divergence.stop.get(),
                 "rip": format!("{:#x}", divergence.registers.rip()),
                 "symbol": self.symbol(divergence.registers.rip()),
             })),

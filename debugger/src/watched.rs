@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Identity, Turn};
 use lockstep_replay::open::{Opened, open};
 use lockstep_replay::{ReplayError, Replayer};
@@ -15,7 +16,7 @@ use crate::position::Position;
 /// What was exchanged at one turn. What left, left before `turn` entered.
 pub struct Exchange<'a> {
     /// The natural stop, or the one before it at a forced stop.
-    pub stop: u64,
+    pub stop: StopNumber,
     /// Guest time, in nanoseconds since the machine was made.
     pub guest_ns: u64,
     /// What entered.

@@ -17,6 +17,7 @@ use lockstep_logcodec::index::{INDEX_FORMAT, KIND_ENTRY};
 use lockstep_logcodec::record::{LOG_FORMAT, kind};
 use lockstep_logcodec::segment::{compressed_name, index_name, plain_name};
 use lockstep_logcodec::{Ending, LogReader, Record, cut_torn_tail, packed};
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Batch, End, Identity, MachineConfig, SegmentHeader, Turn, end};
 
 /// Segments of a log, at most.
@@ -187,7 +188,7 @@ fn read(dir: &Path) -> Whole {
 
 fn drain(reader: &mut LogReader) -> Whole {
     let mut records = Vec::new();
-    let mut stop = reader.stop();
+    let mut stop = reader.stop().get();
     while records.len() < RECORDS {
         match reader.next_record() {
             Ok(Some(record)) => {
@@ -195,7 +196,7 @@ fn drain(reader: &mut LogReader) -> Whole {
                     assert_eq!(batch.first_stop, stop);
                     stop = batch.last_stop;
                 }
-                assert_eq!(reader.stop(), stop);
+                assert_eq!(reader.stop().get(), stop);
                 records.push(record);
             }
             Ok(None) => return (records, Some(reader.ending())),
@@ -209,7 +210,9 @@ fn drain(reader: &mut LogReader) -> Whole {
 fn seek(dir: &Path, whole: &Whole, bytes: &[u8]) {
     for stop in bytes.iter().rev().take(4).map(|byte| u64::from(*byte)) {
         let Ok(mut reader) = LogReader::open(dir) else { return };
-        let Ok(found) = reader.seek(stop) else { continue };
+        let Ok(found) = reader.seek(StopNumber::new(stop)) else {
+            continue;
+        };
         if !found {
             continue;
         }

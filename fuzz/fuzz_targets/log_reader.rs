@@ -29,8 +29,8 @@ fn read(bytes: &[u8]) {
             assert!(offset < segment.offset());
             match record {
                 Record::Pages(chunk) => drop(unpack_pages(&chunk, 1 << 20)),
-                Record::Batch(batch) => assert!(positions(&batch).all(|(stop, _)| stop <= batch.last_stop)),
-                Record::End(end) => assert_eq!(end.last_stop, segment.stop()),
+                Record::Batch(batch) => assert!(positions(&batch).all(|(stop, _)| stop.get() <= batch.last_stop)),
+                Record::End(end) => assert_eq!(end.last_stop, segment.stop().get()),
             }
         }
     }

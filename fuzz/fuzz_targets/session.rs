@@ -7,7 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, StopNumber};
 use lockstep_proto::session::{
     Backup, BackupAction, BackupIdentity, BackupInput, BackupState, MAX_POSITION, Primary, PrimaryAction, PrimaryInput,
     PrimaryState, Record, Timing, Unprotected, Verdict,
@@ -187,7 +187,7 @@ fn backup(mut bytes: &[u8]) {
             3 => BackupInput::Built,
             4 => BackupInput::Unfit(String::from_utf8_lossy(step.bytes).into()),
             5 => BackupInput::Received(LogPosition::new(step.number(0))),
-            6 => BackupInput::Verified(LogPosition::new(step.number(0)), step.number(1)),
+            6 => BackupInput::Verified(LogPosition::new(step.number(0)), StopNumber::new(step.number(1))),
             7 => BackupInput::Diverged(Diverged {
                 stop: step.number(0),
                 report: String::from_utf8_lossy(step.bytes).into(),

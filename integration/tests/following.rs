@@ -12,6 +12,7 @@ use lockstep_integration::gate::require_kvm;
 use lockstep_integration::transcript::Transcript;
 use lockstep_integration::{Booted, Debug, Kind, work_dir};
 use lockstep_logcodec::{BatchBuilder, LogReader, LogWriter, Record, WriterOptions, positions};
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{End, Identity, MachineConfig, Turn, end};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -68,14 +69,14 @@ fn write_log(dir: &Path) -> Result<()> {
         ..WriterOptions::default()
     };
     let mut writer = LogWriter::create(dir, &identity, options)?;
-    let mut builder = BatchBuilder::new(0);
+    let mut builder = BatchBuilder::new(StopNumber::START);
     for stop in 1..=BATCHES {
         let turn = Turn {
             console: format!("typed {stop} {}", "x".repeat((stop % 97) as usize)).into(),
             ..Turn::default()
         };
-        builder.push(stop, turn)?;
-        writer.append_batch(&builder.close(stop, digest(stop))?)?;
+        builder.push(StopNumber::new(stop), turn)?;
+        writer.append_batch(&builder.close(StopNumber::new(stop), digest(stop))?)?;
     }
     writer.finish(End {
         reason: end::Reason::Quit.into(),
@@ -87,7 +88,7 @@ fn write_log(dir: &Path) -> Result<()> {
 }
 
 /// The stop of the last turn that the log has now.
-fn last_stop(dir: &Path) -> Result<Option<u64>> {
+fn last_stop(dir: &Path) -> Result<Option<StopNumber>> {
     let mut reader = LogReader::open(dir)?;
     let mut last = None;
     while let Some(record) = reader.next_record()? {
@@ -212,7 +213,7 @@ fn of_live(name: &str, words: &[&str]) -> Result<(Debug, u64, u64)> {
     let told = Debug::run([words, &[log.to_str().context("path")?]].concat())?;
     let last = last_stop(&log)?.context("an empty log")?;
     run.terminate()?;
-    Ok((told, first, last))
+    Ok((told, first.get(), last.get()))
 }
 
 /// What comes while it is replayed is not waited for: a busy machine would never be caught up with.

@@ -58,8 +58,8 @@ fn replay(ring: Ring, longest: Duration, looks: u32) -> Result<u32> {
     let timer = machine.attach_to_this_thread()?.timer()?;
     let looks = Rc::new(Cell::new(looks));
     let batch = Batch {
-        first_stop: machine.stop(),
-        last_stop: machine.stop() + 1,
+        first_stop: machine.stop().get(),
+        last_stop: machine.stop().get() + 1,
         ..Batch::default()
     };
     let source = OneStop {

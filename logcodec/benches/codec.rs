@@ -12,6 +12,7 @@ use bytes::Bytes;
 use lockstep_logcodec::frame::{FrameReader, FrameWriter, Next};
 use lockstep_logcodec::record::{LOG_FORMAT, kind};
 use lockstep_logcodec::{BatchBuilder, LogReader, LogWriter, PagePacker, Record, WriterOptions, unpack_pages};
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Batch, End, Identity, MachineConfig, PageChunk, Turn, end};
 
 /// Encoded bytes at which a batch is closed.
@@ -105,18 +106,18 @@ fn best(time: Duration, mut run: impl FnMut()) -> f64 {
 
 /// Batches of small turns: one in three stops has one, with a clock step of some microseconds.
 fn batches(mut each: impl FnMut(Batch)) {
-    let mut builder = BatchBuilder::new(0);
+    let mut builder = BatchBuilder::new(StopNumber::START);
     for i in 1..=TURNS {
         let turn = Turn {
             clock: Some(1000 + (i * 7919) % 30_000),
             ..Turn::default()
         };
-        builder.push(i * 3, turn).expect("a turn");
+        builder.push(StopNumber::new(i * 3), turn).expect("a turn");
         if builder.encoded_len() >= BATCH_BYTES {
-            each(builder.close(i * 3, [7; 16]).expect("a batch"));
+            each(builder.close(StopNumber::new(i * 3), [7; 16]).expect("a batch"));
         }
     }
-    each(builder.close(TURNS * 3, [7; 16]).expect("a batch"));
+    each(builder.close(StopNumber::new(TURNS * 3), [7; 16]).expect("a batch"));
 }
 
 fn encode(out: Vec<u8>) -> Vec<u8> {
@@ -152,7 +153,7 @@ fn write_log(dir: &Path) {
     let last_stop = log.stop();
     let end = End {
         reason: end::Reason::Quit.into(),
-        last_stop,
+        last_stop: last_stop.get(),
         digest: chain,
         ..End::default()
     };

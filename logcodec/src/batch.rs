@@ -6,6 +6,7 @@
 //! holds across batches too: the first turn of a batch may stand at the stop that the batch before it ended with.
 
 use bytes::Bytes;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Batch, Turn};
 use prost::Message;
 
@@ -19,8 +20,8 @@ const FIXED_BYTES: usize = 40;
 /// Gathers the turns of a batch. After [`BatchBuilder::close`], it is ready for the next one.
 #[derive(Debug, Clone)]
 pub struct BatchBuilder {
-    first_stop: u64,
-    position: u64,
+    first_stop: StopNumber,
+    position: StopNumber,
     bytes: usize,
     turns: Vec<Turn>,
 }
@@ -28,7 +29,7 @@ pub struct BatchBuilder {
 impl BatchBuilder {
     /// For a batch that begins at `first_stop`: the natural stop that the previous batch ended with, or where the log
     /// begins.
-    pub fn new(first_stop: u64) -> Self {
+    pub fn new(first_stop: StopNumber) -> Self {
         Self {
             first_stop,
             position: first_stop,
@@ -40,10 +41,11 @@ impl BatchBuilder {
     /// Adds a turn at a natural stop, or at the forced stop that followed it. Sets its gap. Refused: a stop before the
     /// last turn's, or more than `u32::MAX` stops after it (close the batch: one without turns covers any number), a turn
     /// that breaks a limit, a batch that is full. Where it is refused, the builder is as it was.
-    pub fn push(&mut self, stop: u64, mut turn: Turn) -> Result<(), Violation> {
-        let Some(gap) = stop.checked_sub(self.position) else {
+    pub fn push(&mut self, stop: StopNumber, mut turn: Turn) -> Result<(), Violation> {
+        if stop < self.position {
             return Err(Violation::Rule("a turn stands before the turn that was pushed last"));
-        };
+        }
+        let gap = stop.since(self.position);
         turn.gap = u32::try_from(gap).map_err(|_| Violation::TooMuch {
             what: "stops between two turns",
             value: gap,
@@ -76,7 +78,7 @@ impl BatchBuilder {
 
     /// Ends the batch at the natural stop `last_stop` with the digest chain there. Refused: a stop before the last turn's;
     /// the builder is then as it was. Otherwise it is empty and begins at `last_stop`.
-    pub fn close(&mut self, last_stop: u64, digest: [u8; DIGEST_BYTES]) -> Result<Batch, Violation> {
+    pub fn close(&mut self, last_stop: StopNumber, digest: [u8; DIGEST_BYTES]) -> Result<Batch, Violation> {
         if last_stop < self.position {
             return Err(Violation::Rule("a batch ends before its last turn"));
         }
@@ -85,8 +87,8 @@ impl BatchBuilder {
         let turns = std::mem::replace(&mut self.turns, next);
         let digest = Bytes::copy_from_slice(&digest);
         let batch = Batch {
-            first_stop: self.first_stop,
-            last_stop,
+            first_stop: self.first_stop.get(),
+            last_stop: last_stop.get(),
             digest,
             turns,
             terms: Vec::new(),
@@ -111,20 +113,21 @@ impl BatchBuilder {
     }
 
     /// The natural stop of the last turn, or where the batch begins.
-    pub fn position(&self) -> u64 {
+    pub fn position(&self) -> StopNumber {
         self.position
     }
 
     /// Where the batch begins.
-    pub fn first_stop(&self) -> u64 {
+    pub fn first_stop(&self) -> StopNumber {
         self.first_stop
     }
 }
 
 /// The turns of a batch with the natural stops that they stand at (or after, where they are forced).
-pub fn positions(batch: &Batch) -> impl Iterator<Item = (u64, &Turn)> {
-    batch.turns.iter().scan(batch.first_stop, |position, turn| {
-        *position = position.saturating_add(turn.gap.into());
+pub fn positions(batch: &Batch) -> impl Iterator<Item = (StopNumber, &Turn)> {
+    let first_stop = StopNumber::new(batch.first_stop);
+    batch.turns.iter().scan(first_stop, |position, turn| {
+        *position = position.plus(turn.gap.into());
         Some((*position, turn))
     })
 }
@@ -135,6 +138,10 @@ mod tests {
 
     use super::*;
 
+    fn at(stop: u64) -> StopNumber {
+        StopNumber::new(stop)
+    }
+
     fn clock(ns: u64) -> Turn {
         Turn {
             clock: Some(ns),
@@ -144,20 +151,20 @@ mod tests {
 
     #[test]
     fn gaps_are_relative_to_the_turn_before_in_the_same_batch() {
-        let mut builder = BatchBuilder::new(100);
-        for stop in [100, 100, 103, 110, 110] {
+        let mut builder = BatchBuilder::new(at(100));
+        for stop in [100, 100, 103, 110, 110].map(at) {
             builder.push(stop, clock(1)).unwrap();
         }
-        let batch = builder.close(120, [9; 16]).unwrap();
+        let batch = builder.close(at(120), [9; 16]).unwrap();
         assert_eq!((batch.first_stop, batch.last_stop), (100, 120));
         assert_eq!(batch.turns.iter().map(|t| t.gap).collect::<Vec<_>>(), [0, 0, 3, 7, 0]);
         assert_eq!(
             positions(&batch).map(|(stop, _)| stop).collect::<Vec<_>>(),
-            [100, 100, 103, 110, 110]
+            [100, 100, 103, 110, 110].map(at)
         );
 
-        builder.push(125, clock(1)).unwrap();
-        let next = builder.close(125, [9; 16]).unwrap();
+        builder.push(at(125), clock(1)).unwrap();
+        let next = builder.close(at(125), [9; 16]).unwrap();
         assert_eq!(
             (next.first_stop, next.turns[0].gap),
             (120, 5),
@@ -167,18 +174,18 @@ mod tests {
 
     #[test]
     fn stops_do_not_go_back_or_too_far() {
-        let mut builder = BatchBuilder::new(100);
-        assert!(builder.push(99, clock(1)).is_err());
-        assert!(builder.push(101 + u64::from(u32::MAX), clock(1)).is_err());
-        builder.push(100 + u64::from(u32::MAX), clock(1)).unwrap();
+        let mut builder = BatchBuilder::new(at(100));
+        assert!(builder.push(at(99), clock(1)).is_err());
+        assert!(builder.push(at(101 + u64::from(u32::MAX)), clock(1)).is_err());
+        builder.push(at(100 + u64::from(u32::MAX)), clock(1)).unwrap();
         assert_eq!(builder.len(), 1);
-        assert!(builder.close(100, [0; 16]).is_err());
+        assert!(builder.close(at(100), [0; 16]).is_err());
         assert_eq!(builder.len(), 1, "still there");
     }
 
     #[test]
     fn the_size_is_known() {
-        let mut builder = BatchBuilder::new(u64::MAX - 1000);
+        let mut builder = BatchBuilder::new(at(u64::MAX - 1000));
         for i in 0..500u64 {
             let frame = Frame {
                 nic: 0,
@@ -186,7 +193,7 @@ mod tests {
             };
             builder
                 .push(
-                    u64::MAX - 1000 + i,
+                    at(u64::MAX - 1000 + i),
                     Turn {
                         frames: vec![frame],
                         ..clock(i << i.min(40))
@@ -195,7 +202,7 @@ mod tests {
                 .unwrap();
         }
         let known = builder.encoded_len();
-        let real = builder.close(u64::MAX, [1; 16]).unwrap().encoded_len();
+        let real = builder.close(at(u64::MAX), [1; 16]).unwrap().encoded_len();
         assert!((real..real + FIXED_BYTES).contains(&known), "{known} for {real}");
     }
 
@@ -208,7 +215,7 @@ mod tests {
                 ..Turn::default()
             }
         };
-        let mut builder = BatchBuilder::new(0);
+        let mut builder = BatchBuilder::new(at(0));
         let frame = Frame {
             nic: 0,
             data: vec![1; 65_537].into(),
@@ -216,7 +223,7 @@ mod tests {
         assert!(
             builder
                 .push(
-                    0,
+                    at(0),
                     Turn {
                         frames: vec![frame],
                         ..Turn::default()
@@ -225,17 +232,17 @@ mod tests {
                 .is_err(),
             "a frame over 64 KiB"
         );
-        assert!(builder.push(0, large(35)).is_err(), "a turn of 2.1 MB");
+        assert!(builder.push(at(0), large(35)).is_err(), "a turn of 2.1 MB");
         assert!(builder.is_empty());
-        builder.push(0, large(34)).unwrap();
-        builder.push(0, large(34)).unwrap();
-        assert!(builder.push(0, large(2)).is_err(), "a batch over 4 MiB");
+        builder.push(at(0), large(34)).unwrap();
+        builder.push(at(0), large(34)).unwrap();
+        assert!(builder.push(at(0), large(2)).is_err(), "a batch over 4 MiB");
         assert_eq!(builder.len(), 2);
 
-        let mut builder = BatchBuilder::new(0);
+        let mut builder = BatchBuilder::new(at(0));
         for _ in 0..MAX_TURNS {
-            builder.push(0, Turn::default()).unwrap();
+            builder.push(at(0), Turn::default()).unwrap();
         }
-        assert!(builder.push(0, Turn::default()).is_err());
+        assert!(builder.push(at(0), Turn::default()).is_err());
     }
 }

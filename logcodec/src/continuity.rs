@@ -7,6 +7,7 @@
 //!   only the stop), and nothing comes after it.
 
 use bytes::Bytes;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Batch, End, PageChunk, end};
 
 use crate::check::{self, Devices};
@@ -18,7 +19,7 @@ use crate::record::Record;
 #[derive(Debug, Clone)]
 pub(crate) struct Continuity {
     devices: Devices,
-    stop: u64,
+    stop: StopNumber,
     /// The digest chain at `stop`; not known after a seek, until the next batch.
     digest: Option<Bytes>,
     chunks: Vec<Span>,
@@ -26,7 +27,7 @@ pub(crate) struct Continuity {
 }
 
 impl Continuity {
-    pub fn new(devices: Devices, stop: u64, digest: Option<Bytes>) -> Self {
+    pub fn new(devices: Devices, stop: StopNumber, digest: Option<Bytes>) -> Self {
         Self {
             devices,
             stop,
@@ -37,7 +38,7 @@ impl Continuity {
     }
 
     /// The last natural stop that is covered.
-    pub fn stop(&self) -> u64 {
+    pub fn stop(&self) -> StopNumber {
         self.stop
     }
 
@@ -75,8 +76,8 @@ impl Continuity {
 
     pub fn batch(&mut self, batch: &Batch) -> Result<(), Violation> {
         self.not_ended()?;
-        if batch.first_stop != self.stop {
-            let (found, expected) = (batch.first_stop, self.stop);
+        if batch.first_stop != self.stop.get() {
+            let (found, expected) = (batch.first_stop, self.stop.get());
             return Err(Violation::Mismatch {
                 what: "first stop of a batch",
                 found,
@@ -86,7 +87,7 @@ impl Continuity {
         check::batch(batch, self.devices)?;
         self.deltas(batch)?;
         self.chunks.clear();
-        self.stop = batch.last_stop;
+        self.stop = StopNumber::new(batch.last_stop);
         self.digest = Some(batch.digest.clone());
         Ok(())
     }
@@ -131,8 +132,8 @@ impl Continuity {
         if !self.at_boundary() {
             return Err(Violation::Rule("chunks before an end belong to no batch"));
         }
-        if end.last_stop != self.stop {
-            let (found, expected) = (end.last_stop, self.stop);
+        if end.last_stop != self.stop.get() {
+            let (found, expected) = (end.last_stop, self.stop.get());
             return Err(Violation::Mismatch {
                 what: "last stop of an end",
                 found,

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use lockstep_proto::quantity::StopNumber;
 use thiserror::Error as ThisError;
 
 use crate::frame::FrameError;
@@ -93,7 +94,7 @@ pub enum LogError {
         /// The directory.
         dir: PathBuf,
         /// The last natural stop that was appended.
-        stop: u64,
+        stop: StopNumber,
         /// The failure that stopped it.
         why: String,
     },

@@ -10,6 +10,8 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use lockstep_proto::quantity::StopNumber;
+
 use crate::compress::temporary;
 use crate::error::{LogError, Result};
 use crate::frame::{Format, FrameReader, FrameWriter, Next};
@@ -33,7 +35,7 @@ pub const KIND_ENTRY: u32 = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
     /// The natural stop.
-    pub stop: u64,
+    pub stop: StopNumber,
     /// Bytes from the start of the uncompressed segment.
     pub offset: u64,
 }
@@ -51,7 +53,7 @@ impl Picker {
     }
 
     /// A batch's first record begins here. Returns an entry if one is due.
-    pub fn at(&mut self, stop: u64, offset: u64) -> Option<Entry> {
+    pub fn at(&mut self, stop: StopNumber, offset: u64) -> Option<Entry> {
         if offset.saturating_sub(self.last) < SPACING {
             return None;
         }
@@ -81,7 +83,7 @@ impl IndexWriter {
         }
     }
 
-    pub fn at(&mut self, stop: u64, offset: u64) {
+    pub fn at(&mut self, stop: StopNumber, offset: u64) {
         self.waiting.extend(self.picker.at(stop, offset));
     }
 
@@ -102,7 +104,7 @@ impl IndexWriter {
 
 fn write_entry(frames: &mut FrameWriter<File>, entry: Entry) -> Result<(), crate::frame::FrameError> {
     let mut payload = [0; 16];
-    payload[..8].copy_from_slice(&entry.stop.to_le_bytes());
+    payload[..8].copy_from_slice(&entry.stop.get().to_le_bytes());
     payload[8..].copy_from_slice(&entry.offset.to_le_bytes());
     frames.write(KIND_ENTRY, &payload).map(|_| ())
 }
@@ -121,7 +123,7 @@ pub fn read(path: &Path) -> Vec<Entry> {
             break;
         };
         let entry = Entry {
-            stop: u64::from_le_bytes(*stop),
+            stop: StopNumber::new(u64::from_le_bytes(*stop)),
             offset: u64::from_le_bytes(*offset),
         };
         let ascending = entries

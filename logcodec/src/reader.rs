@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{End, Identity};
 
 use crate::error::{LogError, Result};
@@ -167,7 +168,7 @@ impl LogReader {
     }
 
     /// The last natural stop that the records so far cover.
-    pub fn stop(&self) -> u64 {
+    pub fn stop(&self) -> StopNumber {
         self.segment.stop()
     }
 
@@ -247,7 +248,7 @@ impl LogReader {
             return Ok(false);
         };
         let header = segment.header();
-        if header.first_stop != self.segment.stop() {
+        if header.first_stop != self.segment.stop().get() {
             return Err(LogError::corrupt(
                 segment.path(),
                 0,

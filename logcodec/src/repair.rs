@@ -3,6 +3,8 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use lockstep_proto::quantity::StopNumber;
+
 use crate::error::{LogError, Result};
 use crate::reader::{Ending, LogReader};
 use crate::segment::{index_name, plain_name, sync_dir};
@@ -17,7 +19,7 @@ pub struct Cut {
     /// Bytes that were cut off.
     pub bytes_cut: u64,
     /// The last natural stop that the log covers.
-    pub stop: u64,
+    pub stop: StopNumber,
 }
 
 /// Cuts the torn tail off a log that nobody writes. None where it has no torn tail. Reads the whole log first and refuses

@@ -4,6 +4,8 @@
 //! the index counts only if the batch at its offset begins at its stop; if not, the index is stale and dropped. Entries
 //! that were missing on the way are added to the index's file.
 
+use lockstep_proto::quantity::StopNumber;
+
 use crate::error::{LogError, Result};
 use crate::index::{self, Entry, Picker};
 use crate::reader::LogReader;
@@ -15,7 +17,7 @@ use crate::source::Source;
 #[derive(Debug, Clone, Copy)]
 struct Place {
     offset: u64,
-    stop: u64,
+    stop: StopNumber,
 }
 
 /// How the search in a segment went.
@@ -30,14 +32,14 @@ impl LogReader {
     /// Goes to the first batch whose `last_stop` is `stop` or later, which is the one that holds natural stop `stop`; the
     /// next record is its first chunk of pages, or the batch itself. False where the log does not reach that stop (yet):
     /// then it stands at its end.
-    pub fn seek(&mut self, stop: u64) -> Result<bool> {
+    pub fn seek(&mut self, stop: StopNumber) -> Result<bool> {
         let mut last = *list_whole(self.dir())?.last().unwrap_or(&0);
         // The last segment that begins before the stop: the first `low` segments do, as far as is known.
         let mut low = 0;
         while low < last {
             let middle = low + (last - low).div_ceil(2);
             match self.open_checked(middle)? {
-                Some(segment) if segment.header().first_stop < stop => low = middle,
+                Some(segment) if StopNumber::new(segment.header().first_stop) < stop => low = middle,
                 _ => last = middle - 1,
             }
         }
@@ -66,7 +68,7 @@ impl LogReader {
         }
     }
 
-    fn seek_in_segment(&mut self, stop: u64) -> Result<Search> {
+    fn seek_in_segment(&mut self, stop: StopNumber) -> Result<Search> {
         let path = self.dir().join(index_name(self.segment()));
         let known = index::read(&path);
         let segment = self.segment_mut();
@@ -106,7 +108,7 @@ impl LogReader {
     fn search(
         &mut self,
         place: Place,
-        stop: u64,
+        stop: StopNumber,
         entries: &mut Vec<Entry>,
         mut trusted: bool,
     ) -> Result<Option<Search>> {
@@ -123,12 +125,13 @@ impl LogReader {
                 Ok(Step::Record(Record::Pages(_), _)) => {}
                 Ok(Step::Record(Record::Batch(batch), _)) => {
                     trusted = true;
-                    if batch.last_stop >= stop {
+                    let last_stop = StopNumber::new(batch.last_stop);
+                    if last_stop >= stop {
                         return Ok(Some(Search::At(group)));
                     }
                     group = Place {
                         offset: segment.offset(),
-                        stop: batch.last_stop,
+                        stop: last_stop,
                     };
                     entries.extend(picker.at(group.stop, group.offset));
                 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use lockstep_proto::SegmentHeader;
+use lockstep_proto::quantity::StopNumber;
 
 use crate::check::{self, Devices};
 use crate::continuity::Continuity;
@@ -144,7 +145,8 @@ impl<R: Read> SegmentReader<R> {
                 .and_then(|header| check::segment_header(&header).map(|()| header))
                 .map_err(|e| LogError::corrupt(path, frame.offset, e.to_string()))?,
         };
-        let continuity = Continuity::new(devices(&header), header.first_stop, Some(header.chain.clone()));
+        let first = StopNumber::new(header.first_stop);
+        let continuity = Continuity::new(devices(&header), first, Some(header.chain.clone()));
         Ok(Opened::Ready(Box::new(Self {
             path: path.to_owned(),
             frames,
@@ -180,7 +182,7 @@ impl<R: Read> SegmentReader<R> {
     }
 
     /// The last natural stop that the records so far cover.
-    pub fn stop(&self) -> u64 {
+    pub fn stop(&self) -> StopNumber {
         self.continuity.stop()
     }
 
@@ -207,9 +209,9 @@ impl<R: Read> SegmentReader<R> {
     }
 
     /// Goes to `offset`, where the first record of a batch at natural stop `stop` begins; `source` stands there.
-    pub(crate) fn jump(&mut self, source: R, whole: bool, offset: u64, stop: u64) {
+    pub(crate) fn jump(&mut self, source: R, whole: bool, offset: u64, stop: StopNumber) {
         let devices = devices(&self.header);
-        let digest = (stop == self.header.first_stop).then(|| self.header.chain.clone());
+        let digest = (stop.get() == self.header.first_stop).then(|| self.header.chain.clone());
         self.resume(source, whole, offset, Continuity::new(devices, stop, digest));
     }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use lockstep_proto::MachineConfig;
+use lockstep_proto::quantity::StopNumber;
 
 use crate::check::Devices;
 use crate::continuity::Continuity;
@@ -14,7 +15,7 @@ pub struct StreamChecker(Continuity);
 
 impl StreamChecker {
     /// For the log of `machine` from natural stop `stop` on, where the digest chain is `chain`.
-    pub fn new(machine: &MachineConfig, stop: u64, chain: Bytes) -> Self {
+    pub fn new(machine: &MachineConfig, stop: StopNumber, chain: Bytes) -> Self {
         Self(Continuity::new(Devices::of_machine(machine), stop, Some(chain)))
     }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Batch, End, Identity, PageChunk, SegmentHeader};
 use prost::Message;
 
@@ -139,7 +140,7 @@ impl LogWriter {
         let (frames, index) = create_segment(dir, &header, options.buffer_bytes)?;
         let continuity = Continuity::new(
             Devices::of(identity),
-            identity.start_stop,
+            StopNumber::new(identity.start_stop),
             Some(identity.start_chain.clone()),
         );
         let mut counts = Counts::default();
@@ -236,7 +237,7 @@ impl LogWriter {
     }
 
     /// The last natural stop that was appended.
-    pub fn stop(&self) -> u64 {
+    pub fn stop(&self) -> StopNumber {
         self.continuity.stop()
     }
 
@@ -274,17 +275,17 @@ impl LogWriter {
     }
 
     /// Whether the next record is the first of its batch: then where the batch begins, and the digest chain there.
-    fn group(&self) -> Option<(u64, Bytes)> {
+    fn group(&self) -> Option<(StopNumber, Bytes)> {
         let digest = self.continuity.digest().cloned().unwrap_or_default();
         self.continuity.at_boundary().then(|| (self.continuity.stop(), digest))
     }
 
-    fn append<M: Message>(&mut self, group: Option<(u64, Bytes)>, kind: u32, message: &M) -> Result<u64> {
+    fn append<M: Message>(&mut self, group: Option<(StopNumber, Bytes)>, kind: u32, message: &M) -> Result<u64> {
         let result = self.try_append(group, kind, message);
         self.written(result)
     }
 
-    fn try_append<M: Message>(&mut self, group: Option<(u64, Bytes)>, kind: u32, message: &M) -> Result<u64> {
+    fn try_append<M: Message>(&mut self, group: Option<(StopNumber, Bytes)>, kind: u32, message: &M) -> Result<u64> {
         if let Some((stop, chain)) = group {
             let full = self.frames.position() >= self.options.segment_bytes.max(self.first_record + 1);
             if full && self.number < MAX_SEGMENT {
@@ -300,7 +301,7 @@ impl LogWriter {
         Ok(bytes)
     }
 
-    fn rotate(&mut self, stop: u64, chain: Bytes) -> Result<()> {
+    fn rotate(&mut self, stop: StopNumber, chain: Bytes) -> Result<()> {
         self.frames
             .get_mut()
             .sync()
@@ -309,7 +310,7 @@ impl LogWriter {
         let header = SegmentHeader {
             identity: Some(self.identity.clone()),
             number: self.number + 1,
-            first_stop: stop,
+            first_stop: stop.get(),
             chain,
         };
         (self.frames, self.index) = create_segment(&self.dir, &header, self.options.buffer_bytes)?;

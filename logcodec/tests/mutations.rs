@@ -10,6 +10,7 @@ use std::path::Path;
 use common::{identity, options, write};
 use lockstep_logcodec::segment::{Opened, Step, plain_name};
 use lockstep_logcodec::{LogReader, Record, SegmentReader, WriterOptions, cut_torn_tail, unpack_pages};
+use lockstep_proto::quantity::StopNumber;
 
 /// A fixed sequence (splitmix64).
 struct Random(u64);
@@ -152,7 +153,7 @@ fn damaged_directories() {
         }
         assert!(got.len() <= records.len() && got == records[..got.len()], "run {run}");
         let stop = common::START + random.below(700) as u64;
-        if let Ok(true) = log.seek(stop) {
+        if let Ok(true) = log.seek(StopNumber::new(stop)) {
             let Ok(Some(record)) = log.next_record() else { continue };
             assert!(records.contains(&record), "run {run}");
         }

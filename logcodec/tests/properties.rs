@@ -13,6 +13,7 @@ use lockstep_logcodec::{
     BatchBuilder, Ending, LogError, LogWriter, Record, Result, SegmentReader, WriterOptions, pack_pages, positions,
     unpack_pages,
 };
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{
     DiskCompletion, Epoch, Forced, Frame, Identity, MachineConfig, Msr, SegmentHeader, Turn, VcpuState,
 };
@@ -98,7 +99,7 @@ fn build(builder: &mut BatchBuilder, (turns, rest): Raw) -> Vec<Record> {
     let mut records = Vec::new();
     let (mut stop, mut stops) = (builder.first_stop(), Vec::new());
     for (gap, mut turn, fills) in turns {
-        stop += u64::from(gap);
+        stop = stop.plus(gap.into());
         stops.push(stop);
         if let Some(forced) = &mut turn.forced {
             forced.pages = fills.len() as u32;
@@ -110,8 +111,8 @@ fn build(builder: &mut BatchBuilder, (turns, rest): Raw) -> Vec<Record> {
         }
         builder.push(stop, turn).unwrap();
     }
-    let last = stop + u64::from(rest);
-    let batch = builder.close(last, digest_array(last)).unwrap();
+    let last = stop.plus(rest.into());
+    let batch = builder.close(last, digest_array(last.get())).unwrap();
     assert_eq!(positions(&batch).map(|(stop, _)| stop).collect::<Vec<_>>(), stops);
     records.push(Record::Batch(batch));
     records
@@ -131,7 +132,7 @@ fn log(dir: &Path, batches: Vec<Raw>, segment_bytes: u64) -> Vec<Record> {
         common::append(&mut log, &more);
         records.extend(more);
     }
-    let end = end(log.stop());
+    let end = end(log.stop().get());
     log.finish(end.clone()).unwrap();
     records.push(Record::End(end));
     records
@@ -182,11 +183,11 @@ proptest! {
 
     #[test]
     fn the_size_of_a_batch_is_known(raw in raw()) {
-        let mut builder = BatchBuilder::new(u64::from(u32::MAX) << 8);
+        let mut builder = BatchBuilder::new(StopNumber::new(u64::from(u32::MAX) << 8));
         let (turns, _) = raw;
         let mut stop = builder.first_stop();
         for (gap, turn, _) in turns {
-            stop += u64::from(gap);
+            stop = stop.plus(gap.into());
             builder.push(stop, turn).unwrap();
         }
         let known = builder.encoded_len();
@@ -262,7 +263,7 @@ proptest! {
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         kinds in vec(1..6u32, 1..4),
     ) {
-        let mut builder = BatchBuilder::new(0);
+        let mut builder = BatchBuilder::new(StopNumber::START);
         let records = build(&mut builder, raw);
         let header = SegmentHeader {
             identity: Some(Identity {
@@ -289,7 +290,7 @@ proptest! {
         }
         for record in read_segment(&frames.into_inner()).0 {
             if let Record::Batch(batch) = record {
-                let last = positions(&batch).last().map_or(batch.first_stop, |(stop, _)| stop);
+                let last = positions(&batch).last().map_or(batch.first_stop, |(stop, _)| stop.get());
                 prop_assert!(last <= batch.last_stop);
             }
         }

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lockstep_proto::RegisterSet;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_vmm::machine::Seen;
 
 /// Stops that are kept.
@@ -20,7 +21,7 @@ type Registers = [u64; NAMES.len()];
 
 /// The last register sets of a machine, shared with the thread that may have to tell them.
 #[derive(Clone, Debug, Default)]
-pub struct History(Arc<Mutex<VecDeque<(u64, Registers)>>>);
+pub struct History(Arc<Mutex<VecDeque<(StopNumber, Registers)>>>);
 
 impl History {
     /// Keeps where `machine` is, if that is a further natural stop.
@@ -33,7 +34,7 @@ impl History {
         self.push(machine.stop(), registers);
     }
 
-    fn push(&self, stop: u64, registers: Registers) {
+    fn push(&self, stop: StopNumber, registers: Registers) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.back().is_some_and(|(last, _)| *last >= stop) {
             return;
@@ -47,8 +48,8 @@ impl History {
     /// All of them, to be sent.
     pub fn to_message(&self) -> Vec<RegisterSet> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let set = |(stop, registers): &(u64, Registers)| RegisterSet {
-            stop: *stop,
+        let set = |(stop, registers): &(StopNumber, Registers)| RegisterSet {
+            stop: stop.get(),
             registers: registers.to_vec(),
         };
         kept.iter().map(set).collect()
@@ -59,7 +60,7 @@ impl History {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut compared = 0;
         for set in other {
-            let Ok(at) = kept.binary_search_by_key(&set.stop, |(stop, _)| *stop) else {
+            let Ok(at) = kept.binary_search_by_key(&StopNumber::new(set.stop), |(stop, _)| *stop) else {
                 continue;
             };
             let expected = &kept[at].1;
@@ -67,7 +68,7 @@ impl History {
                 return format!("the other side's registers at stop {} are not a set", set.stop);
             }
             if *expected != set.registers[..] {
-                return difference(set.stop, expected, &set.registers);
+                return difference(StopNumber::new(set.stop), expected, &set.registers);
             }
             compared += 1;
         }
@@ -77,7 +78,7 @@ impl History {
     }
 }
 
-fn difference(stop: u64, expected: &[u64], actual: &[u64]) -> String {
+fn difference(stop: StopNumber, expected: &[u64], actual: &[u64]) -> String {
     let mut text = format!("registers differ first at stop {stop}:");
     for ((name, expected), actual) in NAMES.iter().zip(expected).zip(actual) {
         let mark = if expected == actual { ' ' } else { '*' };
@@ -97,7 +98,7 @@ mod tests {
     fn history(stops: std::ops::Range<u64>) -> History {
         let history = History::default();
         for stop in stops {
-            history.push(stop, [stop; NAMES.len()]);
+            history.push(StopNumber::new(stop), [stop; NAMES.len()]);
         }
         history
     }
@@ -130,7 +131,7 @@ mod tests {
     #[test]
     fn is_bounded_and_keeps_each_stop_once() {
         let kept = history(0..KEPT as u64 + 5);
-        kept.push(KEPT as u64 + 4, [0; NAMES.len()]);
+        kept.push(StopNumber::new(KEPT as u64 + 4), [0; NAMES.len()]);
         let message = kept.to_message();
         assert_eq!((message.len(), message[0].stop), (KEPT, 5));
         assert_eq!(message[KEPT - 1].registers[0], KEPT as u64 + 4);

@@ -283,7 +283,7 @@ pub fn go_live(
     Ok(Report {
         ended,
         next,
-        stops: machine.stop() - first_stop,
+        stops: machine.stop().since(first_stop),
         counters: machine.counters(),
         guest_ns: machine.now().ns_since(began),
         wall,

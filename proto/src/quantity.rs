@@ -7,6 +7,19 @@
 //! use lockstep_proto::quantity::{GuestTime, HostTime};
 //! HostTime::from_ns(5).ns_since(GuestTime::from_ns(3));
 //! ```
+//!
+//! Numbers of different things are compared with their own kind only, and are plain numbers nowhere but where a message, a
+//! file or a gauge has them:
+//!
+//! ```
+//! use lockstep_proto::quantity::StopNumber;
+//! assert_eq!(StopNumber::new(5).since(StopNumber::new(3)), 2);
+//! ```
+//!
+//! ```compile_fail
+//! use lockstep_proto::quantity::{LogPosition, StopNumber};
+//! StopNumber::new(5).since(LogPosition::new(3));
+//! ```
 
 use std::fmt;
 
@@ -54,26 +67,43 @@ time! {
     HostTime
 }
 
-/// How far a log of a pair goes: a number that grows by one with every batch, and with what leaves a machine that nobody
-/// keeps the log of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LogPosition(u64);
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// As a message or a file has it.
+            pub const fn new(number: u64) -> Self {
+                Self(number)
+            }
+
+            /// For messages, files and gauges.
+            pub const fn get(self) -> u64 {
+                self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number! {
+    /// How far a log of a pair goes: a number that grows by one with every batch, and with what leaves a machine that nobody
+    /// keeps the log of.
+    LogPosition
+}
 
 impl LogPosition {
     /// Before all of it.
     pub const START: Self = Self(0);
     /// After all that there will ever be: no limit.
     pub const NO_LIMIT: Self = Self(u64::MAX);
-
-    /// As a message has it.
-    pub const fn new(position: u64) -> Self {
-        Self(position)
-    }
-
-    /// For messages and gauges.
-    pub const fn get(self) -> u64 {
-        self.0
-    }
 
     /// The position so many batches further.
     #[must_use]
@@ -82,9 +112,38 @@ impl LogPosition {
     }
 }
 
-impl fmt::Display for LogPosition {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+number! {
+    /// The number of a natural stop: the first one that a machine makes is 1. A forced stop, and a turn at it, stand at the
+    /// number of the natural stop before them.
+    StopNumber
+}
+
+impl StopNumber {
+    /// Where a machine is that has made no stop yet.
+    pub const START: Self = Self(0);
+    /// Beyond every stop: no limit.
+    pub const NO_LIMIT: Self = Self(u64::MAX);
+
+    /// The stop so many natural stops later; the last one that can be said where that is beyond it.
+    #[must_use]
+    pub const fn plus(self, stops: u64) -> Self {
+        Self(self.0.saturating_add(stops))
+    }
+
+    /// The stop before it; the start has none, and is its own.
+    #[must_use]
+    pub const fn before(self) -> Self {
+        Self(self.0.saturating_sub(1))
+    }
+
+    /// Natural stops since `earlier`; 0 where that is later.
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// Natural stops between the two, whichever is later.
+    pub const fn distance(self, other: Self) -> u64 {
+        self.0.abs_diff(other.0)
     }
 }
 
@@ -98,5 +157,15 @@ mod tests {
         assert_eq!(time.plus_ns(7).ns_since(time), 7);
         assert_eq!(time.ns_since(time.plus_ns(7)), 0);
         assert_eq!(HostTime::from_ns(5).plus_ns(u64::MAX).ns(), u64::MAX);
+    }
+
+    #[test]
+    fn stops_end_where_their_numbers_do() {
+        let stop = StopNumber::new(5);
+        assert_eq!((stop.plus(7).since(stop), stop.since(stop.plus(7))), (7, 0));
+        assert_eq!((stop.distance(stop.before()), stop.before().distance(stop)), (1, 1));
+        assert_eq!(StopNumber::START.before(), StopNumber::START);
+        assert_eq!(stop.plus(u64::MAX), StopNumber::NO_LIMIT);
+        assert_eq!(format!("{stop:>3}"), "  5");
     }
 }

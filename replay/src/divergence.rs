@@ -3,7 +3,7 @@
 use std::fmt;
 
 use kvm_regs_display::Registers;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, StopNumber};
 use lockstep_vmm::machine::{Part, StopKind};
 
 use crate::feed::Mark;
@@ -78,7 +78,7 @@ pub struct Divergence {
     /// The batch in work.
     pub batch: Mark,
     /// The stop where it was noticed.
-    pub stop: u64,
+    pub stop: StopNumber,
     /// What stopped the vCPU there.
     pub kind: Option<StopKind>,
     /// General registers there.
@@ -86,7 +86,7 @@ pub struct Divergence {
     /// Guest time there.
     pub guest_time: GuestTime,
     /// The turns before it, oldest first: stop and description.
-    pub around: Vec<(u64, String)>,
+    pub around: Vec<(StopNumber, String)>,
 }
 
 impl fmt::Display for DifferentPage {
@@ -159,7 +159,7 @@ impl fmt::Display for Divergence {
             f,
             "  batch {} (stops {} to {})",
             mark.batch,
-            mark.first_stop + 1,
+            mark.first_stop.plus(1),
             mark.last_stop
         )?;
         write!(f, "  noticed at stop {}", self.stop)?;

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use lockstep_logcodec::{Bookmark, Ending, LogError, LogReader, Record};
+use lockstep_proto::quantity::StopNumber;
 
 use crate::feed::Source;
 
@@ -11,7 +12,7 @@ use crate::feed::Source;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// The last natural stop that it covers.
-    pub last_stop: u64,
+    pub last_stop: StopNumber,
     /// It has an end: nobody writes it any more.
     pub is_closed: bool,
 }
@@ -21,11 +22,11 @@ impl Extent {
     pub fn of(directory: &Path) -> Result<Self, LogError> {
         let mut reader = LogReader::open(directory)?;
         // To where it ends by now: false.
-        reader.seek(u64::MAX)?;
+        reader.seek(StopNumber::NO_LIMIT)?;
         let last_stop = reader.stop();
         Ok(match reader.next_record()? {
             Some(Record::End(end)) => Self {
-                last_stop: end.last_stop,
+                last_stop: StopNumber::new(end.last_stop),
                 is_closed: true,
             },
             _ => Self {
@@ -39,7 +40,7 @@ impl Extent {
 /// A log that is read up to and including the batch that goes beyond a stop.
 pub struct UpTo {
     reader: LogReader,
-    stop: u64,
+    stop: StopNumber,
 }
 
 impl UpTo {
@@ -49,7 +50,7 @@ impl UpTo {
         let live = Extent::of(directory).ok().filter(|extent| !extent.is_closed);
         Self {
             reader,
-            stop: live.map_or(u64::MAX, |extent| extent.last_stop),
+            stop: live.map_or(StopNumber::NO_LIMIT, |extent| extent.last_stop),
         }
     }
 }

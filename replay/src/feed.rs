@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use lockstep_logcodec::record::{Record, unpack_pages};
 use lockstep_logcodec::{Bookmark, Ending, LogError, LogReader};
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Batch, End, Turn};
 use lockstep_vmm::machine::Delta;
 use lockstep_vmm::memory::PAGE_SIZE;
@@ -56,7 +57,7 @@ impl Source for LogReader {
 #[derive(Clone, Debug)]
 pub struct Placed {
     /// The natural stop of the turn, or before it for a forced one.
-    pub stop: u64,
+    pub stop: StopNumber,
     /// The turn.
     pub turn: Turn,
     /// The pages of its delta: frame numbers and contents.
@@ -78,9 +79,9 @@ pub struct Mark {
     /// Number of the batch in the log, from 0.
     pub batch: u64,
     /// The stops that it covers: after this one ...
-    pub first_stop: u64,
+    pub first_stop: StopNumber,
     /// ... up to and including this one.
-    pub last_stop: u64,
+    pub last_stop: StopNumber,
     /// The digest chain at its end.
     pub digest: bytes::Bytes,
 }
@@ -130,7 +131,7 @@ pub struct Feed {
 
 impl Feed {
     /// A feed of `source` for a machine whose memory ends before frame `max_frame`.
-    pub fn new(source: Box<dyn Source>, start_stop: u64, max_frame: u64) -> Self {
+    pub fn new(source: Box<dyn Source>, start_stop: StopNumber, max_frame: u64) -> Self {
         let mark = Mark {
             first_stop: start_stop,
             last_stop: start_stop,
@@ -200,18 +201,19 @@ impl Feed {
     }
 
     fn take_batch(&mut self, batch: Batch) -> Result<(), LogError> {
-        let mut stop = batch.first_stop;
+        let first_stop = StopNumber::new(batch.first_stop);
+        let mut stop = first_stop;
         self.mark = Mark {
             batch: self.batches,
-            first_stop: batch.first_stop,
-            last_stop: batch.last_stop,
+            first_stop,
+            last_stop: StopNumber::new(batch.last_stop),
             digest: batch.digest,
         };
         self.batches += 1;
         let (frames, pages) = (std::mem::take(&mut self.frames), std::mem::take(&mut self.pages));
         let (mut frames, mut pages) = (&frames[..], &pages[..]);
         for turn in batch.turns {
-            stop += u64::from(turn.gap);
+            stop = stop.plus(turn.gap.into());
             let count = turn.forced.as_ref().map_or(0, |forced| forced.pages as usize);
             if count > frames.len() {
                 return Err(LogError::damaged(format!("the delta after stop {stop} lacks pages")));
@@ -267,7 +269,11 @@ mod tests {
             turns: turns.collect(),
             ..Batch::default()
         };
-        let mut feed = Feed::new(Box::new(Records(vec![Record::Batch(batch)].into_iter())), 0, pages);
+        let mut feed = Feed::new(
+            Box::new(Records(vec![Record::Batch(batch)].into_iter())),
+            StopNumber::START,
+            pages,
+        );
         for frame in 0..pages {
             feed.frames.push(frame);
             feed.pages.extend_from_slice(&[frame as u8; PAGE_SIZE]);

@@ -12,6 +12,7 @@ use lockstep_logcodec::{Ending, LogError};
 use lockstep_node::history::History;
 use lockstep_node::host::disk::Disks;
 use lockstep_proto::end::Reason;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{End, Epoch, Turn};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Chain, EpochReport, Flow, MachineError, Oracle, Seen, Slice, Stop, StopKind, Taken};
@@ -77,9 +78,9 @@ pub struct Progress {
 /// Takes what leaves the machine, with the number of the batch in work, from 0.
 type EffectSink = Box<dyn FnMut(u64, Effect)>;
 /// Told when the chain at the end of a batch was equal: how many batches there were, and the stop.
-type BatchSink = Box<dyn FnMut(u64, u64)>;
+type BatchSink = Box<dyn FnMut(u64, StopNumber)>;
 /// Told what the guest prints: the stop, and the bytes.
-type ConsoleSink = Box<dyn FnMut(u64, &[u8])>;
+type ConsoleSink = Box<dyn FnMut(StopNumber, &[u8])>;
 
 /// Where a replay lets go of the machine before the log ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,7 +89,7 @@ pub enum Pause {
     #[default]
     Never,
     /// After the first turn of this stop.
-    At(u64),
+    At(StopNumber),
     /// After every turn.
     EveryTurn,
     /// Where a batch ends, before the next one is looked for.
@@ -101,7 +102,7 @@ pub struct Replayer {
     disks: Disks,
     end: Option<Box<End>>,
     at_end: bool,
-    around: VecDeque<(u64, String)>,
+    around: VecDeque<(StopNumber, String)>,
     progress: Progress,
     patience: Patience,
     effects: Option<EffectSink>,
@@ -110,7 +111,7 @@ pub struct Replayer {
     history: Option<History>,
     pause: Pause,
     /// The last natural stop whose turn was taken.
-    taken_stop: u64,
+    taken_stop: StopNumber,
     /// Turns taken since then: of a halted guest, or forced.
     further_turns: u32,
     last_kind: Option<StopKind>,
@@ -152,12 +153,12 @@ impl Replayer {
     }
 
     /// Tells `sink` what the guest prints: the natural stop, and all bytes of that stop at once.
-    pub fn on_console(&mut self, sink: impl FnMut(u64, &[u8]) + 'static) {
+    pub fn on_console(&mut self, sink: impl FnMut(StopNumber, &[u8]) + 'static) {
         self.console = Some(Box::new(sink));
     }
 
     /// Tells `sink` of each batch whose chain was equal: how many there were, and the stop.
-    pub fn on_batch(&mut self, sink: impl FnMut(u64, u64) + 'static) {
+    pub fn on_batch(&mut self, sink: impl FnMut(u64, StopNumber) + 'static) {
         self.verified = Some(Box::new(sink));
     }
 
@@ -225,7 +226,7 @@ impl Replayer {
     /// Compares the machine with the log's end; call after the run.
     pub fn finish(&mut self, machine: &dyn Seen) -> Result<(), ReplayError> {
         let Some(end) = self.end.clone() else { return Ok(()) };
-        if end.last_stop != machine.stop() || Chain::from_bytes(&end.digest) != Some(machine.chain()) {
+        if end.last_stop != machine.stop().get() || Chain::from_bytes(&end.digest) != Some(machine.chain()) {
             return Err(self.diverged(machine, Mismatch::Chain));
         }
         if end.memory_digest.is_empty() {
@@ -293,7 +294,7 @@ impl Replayer {
         if fits { self.feed.turns.pop_front() } else { None }
     }
 
-    fn remember(&mut self, placed_at: u64, turn: &Turn) {
+    fn remember(&mut self, placed_at: StopNumber, turn: &Turn) {
         if self.around.len() == AROUND {
             self.around.pop_front();
         }
@@ -396,7 +397,7 @@ impl Oracle for Replayer {
         };
         // Stops are numbered one by one, and each has a turn: a replica that has left one out compares nothing any more.
         assert!(
-            machine.stop().abs_diff(self.taken_stop) <= 1,
+            machine.stop().distance(self.taken_stop) <= 1,
             "a turn is taken at stop {}, and the one before was at {}",
             machine.stop(),
             self.taken_stop
@@ -406,7 +407,7 @@ impl Oracle for Replayer {
             history.keep(machine);
         }
         self.guest_ended = self.guest_ended.or(taken.ended);
-        tracing::trace!(stop = machine.stop(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
+        tracing::trace!(stop = machine.stop().get(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
         if let (Some(logged), Some(here)) = (&turn.epoch, &taken.epoch) {
             self.compare_epoch(machine, logged, here)?;
         }

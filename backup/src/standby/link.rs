@@ -258,7 +258,7 @@ impl Loop {
                 BackupInput::Unfit(reason)
             }
             Report::Verified(position, stop) => {
-                self.status.gauges().stop.store(stop, Ordering::Relaxed);
+                self.status.gauges().stop.store(stop.get(), Ordering::Relaxed);
                 BackupInput::Verified(position, stop)
             }
             Report::Diverged(diverged) => {

@@ -31,7 +31,7 @@ use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_logcodec::Record as LogRecord;
 use lockstep_primary::link::peer::Heard;
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, StopNumber};
 use lockstep_proto::session::{Record, Verdict};
 use lockstep_proto::{DiskChunk, Diverged, Heartbeat, Hello, JoinState, PageChunk, ToBackup};
 use quinn::{Connection, Incoming, RecvStream, SendStream};
@@ -80,7 +80,7 @@ enum Report {
     Built,
     Unfit(String),
     /// Position up to which the log is verified, and the stop.
-    Verified(LogPosition, u64),
+    Verified(LogPosition, StopNumber),
     Diverged(Diverged),
 }
 

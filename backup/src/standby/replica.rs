@@ -19,7 +19,7 @@ use lockstep_node::start::{DiskOption, adapt};
 use lockstep_primary::link::have::Packer;
 use lockstep_primary::recorder::LogThread;
 use lockstep_proto::end::Reason;
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, StopNumber};
 use lockstep_proto::session::Record;
 use lockstep_proto::{DiskChunk, Diverged, Hello, JoinState, MachineConfig, PageChunk};
 use lockstep_replay::divergence::DifferentPage;
@@ -261,12 +261,12 @@ impl Replica {
         }
     }
 
-    fn diverged(&mut self, stop: u64, report: String, suspects: Vec<DifferentPage>) {
-        tracing::error!(stop, "{BEGIN}\n{report}");
+    fn diverged(&mut self, stop: StopNumber, report: String, suspects: Vec<DifferentPage>) {
+        tracing::error!(stop = stop.get(), "{BEGIN}\n{report}");
         self.healing = Some(Healing::new(self.options.reports.keep(&report), suspects));
         let registers = self.history.to_message();
         self.report(Report::Diverged(Diverged {
-            stop,
+            stop: stop.get(),
             report,
             registers,
         }));
@@ -314,7 +314,7 @@ impl Replica {
             let _ = reports.send(Report::Verified(base.plus(batches), stop));
         });
         tracing::info!(
-            stop = machine.stop(),
+            stop = machine.stop().get(),
             milliseconds = begin.elapsed().as_millis() as u64,
             "the machine is here"
         );

@@ -8,6 +8,7 @@ use lockstep_logcodec::packed::pack;
 use lockstep_logcodec::record::{LOG_FORMAT, kind};
 use lockstep_logcodec::{Ending, LogError, Record, StreamChecker, pack_pages};
 use lockstep_primary::recorder::{Keeper, LogSummary};
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Batch, End, MachineConfig, Turn};
 use lockstep_replay::feed::Source;
 
@@ -202,7 +203,7 @@ impl Written {
         }
         Self {
             records: records.into_iter(),
-            checker: StreamChecker::new(config, 0, chain.to_vec().into()),
+            checker: StreamChecker::new(config, StopNumber::START, chain.to_vec().into()),
         }
     }
 }

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{ArgGroup, Args};
 use lockstep_node::{say, say_on};
+use lockstep_proto::quantity::StopNumber;
 use serde_json::{Value, json};
 
 use crate::position::Position;
@@ -68,7 +69,7 @@ struct Difference {
     /// What differs, in a sentence.
     what: String,
     /// The natural stop, or the one before it for a forced turn.
-    stop: u64,
+    stop: StopNumber,
     /// Guest time there, where it is known.
     guest_ns: Option<u64>,
     /// The batch's number in what is right, and in the other.
@@ -145,7 +146,7 @@ impl Found {
             Self::Difference(difference) => json!({
                 "same": false,
                 "what": difference.what,
-                "stop": difference.stop,
+                "stop": difference.stop.get(),
                 "guest_ns": difference.guest_ns,
                 "batch": difference.batch.0,
                 "other_batch": difference.batch.1,

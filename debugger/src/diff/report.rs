@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use lockstep_node::reports::BEGIN;
+use lockstep_proto::quantity::StopNumber;
 use regex::Regex;
 
 use super::{Difference, Differs, Found, turns};
@@ -83,10 +84,10 @@ fn read(lines: &[String], symbols: Option<&Symbols>) -> Result<Difference> {
             difference.batch.1 = found[1].parse().ok();
         } else if let Some(found) = noticed.captures(line) {
             // Where the registers differ is before it.
-            difference.stop = found[1].parse()?;
+            difference.stop = StopNumber::new(found[1].parse()?);
             difference.notes.push(format!("noticed at stop {}", &found[1]));
         } else if let Some(found) = first.captures(line) {
-            difference.stop = found[1].parse()?;
+            difference.stop = StopNumber::new(found[1].parse()?);
         } else if let Some(found) = register.captures(line) {
             let [expected, actual] = [2, 3].map(|group| u64::from_str_radix(&found[group], 16));
             let (expected, actual) = (expected?, actual?);
@@ -162,7 +163,7 @@ healed: 30 pages differed when the primary's came, those included that it has wr
         let (reports, lines) = last_report(KEPT.as_bytes()).unwrap();
         assert_eq!(reports, 1);
         let difference = read(&lines, None).unwrap();
-        assert_eq!(difference.stop, 45);
+        assert_eq!(difference.stop, StopNumber::new(45));
         let values: Vec<_> = difference
             .values
             .iter()
@@ -194,7 +195,10 @@ healed: 30 pages differed when the primary's came, those included that it has wr
         assert_eq!(reports, 1);
         let difference = read(&lines, None).unwrap();
         assert_eq!(difference.what, "registers, inputs or effects differ (digest chain)");
-        assert_eq!((difference.stop, difference.batch), (40, (None, Some(12))));
+        assert_eq!(
+            (difference.stop, difference.batch),
+            (StopNumber::new(40), (None, Some(12)))
+        );
         assert_eq!(difference.values.len(), 1);
         let rip = &difference.values[0];
         assert_eq!(

@@ -291,12 +291,13 @@ fn page_hashes(epoch: &Epoch) -> Vec<(u64, u32)> {
 #[cfg(test)]
 mod tests {
     use lockstep_proto::VcpuState;
+    use lockstep_proto::quantity::StopNumber;
 
     use super::*;
 
     fn placed(turn: Turn) -> Placed {
         Placed {
-            stop: 7,
+            stop: StopNumber::new(7),
             turn,
             pages: (Vec::new(), Vec::new()),
         }

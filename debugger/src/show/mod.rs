@@ -16,6 +16,7 @@ use clap::Args;
 use kernel::Kernel;
 use lockstep_node::{say, say_on};
 use lockstep_proto::Identity;
+use lockstep_proto::quantity::StopNumber;
 use memory::Place;
 use serde_json::{Value, json};
 use tasks::Task;
@@ -108,7 +109,7 @@ pub fn kernel(given: Option<&Path>, identity: &Identity) -> Result<Option<Kernel
 
 /// What is shown of one position.
 struct Shown {
-    stop: u64,
+    stop: StopNumber,
     turn: u32,
     guest_ns: u64,
     halted: bool,
@@ -182,7 +183,7 @@ impl Shown {
             })
         };
         json!({
-            "stop": self.stop,
+            "stop": self.stop.get(),
             "turn": self.turn,
             "guest_ns": self.guest_ns,
             "halted": self.halted,
@@ -227,11 +228,11 @@ pub fn go(timeline: &mut Timeline, position: Position, quiet: bool) -> Result<()
             )
         }
         Position::Stop(stop) => (timeline.start().stop, stop),
-        _ => (0, 0),
+        _ => (StopNumber::START, StopNumber::START),
     };
-    let bar = bar(to - from, quiet || to == from);
+    let bar = bar(to.since(from), quiet || to == from);
     let reached = timeline.seek(Goal::from(position), &mut |timeline| {
-        bar.set_position(timeline.point().stop.saturating_sub(from));
+        bar.set_position(timeline.point().stop.since(from));
         true
     })?;
     bar.finish_and_clear();

@@ -20,6 +20,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use lockstep_node::host::image::BLOCK;
 use lockstep_proto::Identity;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_replay::open::{Opened, open};
 use lockstep_replay::replayer::Pause;
 use lockstep_replay::{ReplayError, Replayer};
@@ -49,14 +50,14 @@ const PATIENCE: u64 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Point {
     /// The natural stop.
-    pub stop: u64,
+    pub stop: StopNumber,
     /// Turns since the stop's own.
     pub turn: u32,
 }
 
 impl Point {
     /// Right after a stop's own turn.
-    pub fn at(stop: u64) -> Self {
+    pub fn at(stop: StopNumber) -> Self {
         Self { stop, turn: 0 }
     }
 }
@@ -169,7 +170,7 @@ impl Timeline {
     }
 
     /// Tells `sink` what the guest prints, each time that a replay passes it: the natural stop, and all bytes of that stop.
-    pub fn on_console(&mut self, sink: impl FnMut(u64, &[u8]) + 'static) {
+    pub fn on_console(&mut self, sink: impl FnMut(StopNumber, &[u8]) + 'static) {
         self.replayer.on_console(sink);
     }
 
@@ -397,7 +398,7 @@ impl Timeline {
 /// A digest of everything that a machine and its disks are, where it stands between two turns.
 pub fn digest(machine: &Machine, replayer: &mut Replayer) -> Result<[u8; 16]> {
     let mut hasher = Xxh3::new();
-    hasher.update(&machine.stop().to_le_bytes());
+    hasher.update(&machine.stop().get().to_le_bytes());
     hasher.update(&machine.now().ns().to_le_bytes());
     hasher.update(&machine.chain().to_bytes());
     hasher.update(&[u8::from(machine.is_halted())]);

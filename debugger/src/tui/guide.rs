@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use lockstep_proto::quantity::StopNumber;
 
 use super::scene::{Printed, Scene};
 use crate::position::Position;
@@ -21,7 +22,7 @@ pub enum News {
     /// It stands where it was sent.
     Arrived(Box<Scene>),
     /// It is on its way, at this stop.
-    Walking(u64),
+    Walking(StopNumber),
     /// The replay has failed, for this reason: nothing comes any more.
     Failed(String),
 }
@@ -29,7 +30,7 @@ pub enum News {
 /// Where to go.
 #[derive(Default)]
 struct Wish {
-    stop: Option<u64>,
+    stop: Option<StopNumber>,
     quit: bool,
 }
 
@@ -81,7 +82,7 @@ impl Guide {
     }
 
     /// Sends it to a stop.
-    pub fn go(&self, stop: u64) {
+    pub fn go(&self, stop: StopNumber) {
         let (wish, bell) = &*self.wish;
         wish.lock().unwrap_or_else(PoisonError::into_inner).stop = Some(stop);
         bell.notify_one();

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lockstep_logcodec::{LogReader, Record, describe, positions};
+use lockstep_proto::quantity::StopNumber;
 use regex::Regex;
 
 use crate::entries::Entries;
@@ -19,7 +20,7 @@ const WINDOW: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Its natural stop, or the one before it.
-    pub stop: u64,
+    pub stop: StopNumber,
     /// Guest time after it, in nanoseconds.
     pub guest_ns: u64,
     /// What entered.
@@ -33,7 +34,7 @@ pub struct Index {
     /// Whether there are more turns than are kept.
     cut: bool,
     /// The last stop that the log covers; at the stops after the last turn nothing enters.
-    last_stop: u64,
+    last_stop: StopNumber,
     /// Number of the first text in the window, and the texts.
     window: (usize, Vec<String>),
 }
@@ -70,7 +71,7 @@ impl Index {
     }
 
     /// The last stop that one can go to.
-    pub fn last_stop(&self) -> u64 {
+    pub fn last_stop(&self) -> StopNumber {
         self.last_stop
     }
 
@@ -80,12 +81,12 @@ impl Index {
     }
 
     /// The last turn at or before a stop; the first one, if there is none.
-    pub fn at_stop(&self, stop: u64) -> usize {
+    pub fn at_stop(&self, stop: StopNumber) -> usize {
         self.rows.partition_point(|row| row.stop <= stop).saturating_sub(1)
     }
 
     /// The stop at a position.
-    pub fn stop_of(&self, position: Position) -> Option<u64> {
+    pub fn stop_of(&self, position: Position) -> Option<StopNumber> {
         match position {
             Position::Stop(stop) => Some(stop),
             Position::End => Some(self.last_stop),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lockstep_node::out::{one_line, works};
+use lockstep_proto::quantity::StopNumber;
 
 use crate::show::kernel::Kernel;
 use crate::show::view::View;
@@ -27,7 +28,7 @@ pub struct Instruction {
 /// The machine at a stop.
 pub struct Scene {
     /// The natural stop.
-    pub stop: u64,
+    pub stop: StopNumber,
     /// Guest time in nanoseconds.
     pub guest_ns: u64,
     /// The guest waits in HLT.
@@ -83,14 +84,14 @@ impl Scene {
 /// What the guest printed, by stop. A replay prints again what it passes again: only what is new is added.
 #[derive(Default)]
 pub struct Printed {
-    pieces: VecDeque<(u64, Vec<u8>)>,
+    pieces: VecDeque<(StopNumber, Vec<u8>)>,
     bytes: usize,
-    last: u64,
+    last: StopNumber,
 }
 
 impl Printed {
     /// Adds all that was printed at a stop.
-    pub fn add(&mut self, stop: u64, bytes: &[u8]) {
+    pub fn add(&mut self, stop: StopNumber, bytes: &[u8]) {
         if stop <= self.last {
             return;
         }
@@ -105,7 +106,7 @@ impl Printed {
     }
 
     /// The last lines that were printed up to a stop, without control characters.
-    pub fn lines(&self, stop: u64, count: usize) -> Vec<String> {
+    pub fn lines(&self, stop: StopNumber, count: usize) -> Vec<String> {
         let end = self.pieces.partition_point(|piece| piece.0 <= stop);
         let mut newest: Vec<&[u8]> = Vec::new();
         let mut breaks = 0;
@@ -142,21 +143,21 @@ mod tests {
             (4, "o\n"),
             (9, "three\n"),
         ] {
-            printed.add(stop, text.as_bytes());
+            printed.add(StopNumber::new(stop), text.as_bytes());
         }
-        assert_eq!(printed.lines(u64::MAX, 10), ["one", "two", "three"]);
-        assert_eq!(printed.lines(3, 10), ["one", "tw"]);
-        assert_eq!(printed.lines(9, 2), ["two", "three"]);
-        assert_eq!(printed.lines(0, 5), Vec::<String>::new());
+        assert_eq!(printed.lines(StopNumber::NO_LIMIT, 10), ["one", "two", "three"]);
+        assert_eq!(printed.lines(StopNumber::new(3), 10), ["one", "tw"]);
+        assert_eq!(printed.lines(StopNumber::new(9), 2), ["two", "three"]);
+        assert_eq!(printed.lines(StopNumber::START, 5), Vec::<String>::new());
     }
 
     #[test]
     fn old_output_is_dropped_where_there_is_much() {
         let mut printed = Printed::default();
         for stop in 1..=20 {
-            printed.add(stop, &vec![b'x'; 1 << 20]);
+            printed.add(StopNumber::new(stop), &vec![b'x'; 1 << 20]);
         }
         assert!(printed.bytes <= MAX_PRINTED);
-        assert_eq!(printed.pieces.back().map(|piece| piece.0), Some(20));
+        assert_eq!(printed.pieces.back().map(|piece| piece.0), Some(StopNumber::new(20)));
     }
 }

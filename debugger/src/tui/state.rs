@@ -1,5 +1,6 @@
 //! What the screen is about: where the cursor stands, and what keys make of it.
 
+use lockstep_proto::quantity::StopNumber;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use regex::Regex;
 
@@ -38,7 +39,7 @@ pub enum Outcome {
 /// The screen's state.
 pub struct State {
     /// The stop where the cursor is.
-    pub stop: u64,
+    pub stop: StopNumber,
     /// The turn that is marked: the last one at or before the cursor.
     pub row: usize,
     /// What keys do.
@@ -48,7 +49,7 @@ pub struct State {
     /// The machine, where it arrived last.
     pub scene: Option<Scene>,
     /// Where the machine is on its way.
-    pub walking: Option<u64>,
+    pub walking: Option<StopNumber>,
     /// Rows in the list of turns, as it was drawn last.
     pub page: usize,
     pattern: Option<Regex>,
@@ -59,7 +60,7 @@ impl State {
     /// At the recording's first turn.
     pub fn new(index: &Index) -> Self {
         Self {
-            stop: index.rows().first().map_or(0, |row| row.stop),
+            stop: index.rows().first().map_or(StopNumber::START, |row| row.stop),
             row: 0,
             mode: Mode::Move,
             message: "? explains the keys".into(),
@@ -115,8 +116,8 @@ impl State {
             KeyCode::Char('f') => return self.next_kind(),
             KeyCode::Char(']') => return self.find_kind(true, index),
             KeyCode::Char('[') => return self.find_kind(false, index),
-            KeyCode::Right | KeyCode::Char('l') => return self.go_to_stop(self.stop.saturating_add(1), index),
-            KeyCode::Left | KeyCode::Char('h') => return self.go_to_stop(self.stop.saturating_sub(1), index),
+            KeyCode::Right | KeyCode::Char('l') => return self.go_to_stop(self.stop.plus(1), index),
+            KeyCode::Left | KeyCode::Char('h') => return self.go_to_stop(self.stop.before(), index),
             KeyCode::Down | KeyCode::Char('j') => (self.row + 1).min(last),
             KeyCode::Up | KeyCode::Char('k') => self.row.saturating_sub(1),
             KeyCode::PageDown | KeyCode::Char(' ') => (self.row + self.page).min(last),
@@ -149,8 +150,8 @@ impl State {
         Outcome::Go
     }
 
-    fn go_to_stop(&mut self, stop: u64, index: &Index) -> Outcome {
-        let first = index.rows().first().map_or(0, |row| row.stop);
+    fn go_to_stop(&mut self, stop: StopNumber, index: &Index) -> Outcome {
+        let first = index.rows().first().map_or(StopNumber::START, |row| row.stop);
         if !(first..=index.last_stop()).contains(&stop) {
             return self.tell(format!("the recording has stops {first} to {}", index.last_stop()));
         }

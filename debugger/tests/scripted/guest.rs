@@ -50,7 +50,7 @@ impl Recorded {
             machine: Some(machine),
             host_class: "scripted".into(),
             start_digest: vec![self.start; 16].into(),
-            start_stop: guest.stop(),
+            start_stop: guest.stop().get(),
             start_chain: guest.chain().to_message(),
             from_start: true,
             ..Identity::default()
@@ -65,7 +65,7 @@ impl Recorded {
         scribe.close(&guest)?;
         scribe.writer.finish(End {
             reason: Reason::Reset.into(),
-            last_stop: guest.stop(),
+            last_stop: guest.stop().get(),
             digest: guest.chain().to_message(),
             guest_ns: guest.now().ns(),
             ..End::default()
@@ -144,7 +144,7 @@ impl Oracle for Scribe<'_> {
         if turn != Turn::default() {
             self.batch.push(machine.stop(), turn)?;
         }
-        if machine.stop() >= self.batch.first_stop() + self.recorded.batch_stops {
+        if machine.stop() >= self.batch.first_stop().plus(self.recorded.batch_stops) {
             self.close(machine)?;
         }
         Ok(Flow::Continue)

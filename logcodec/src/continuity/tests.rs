@@ -1,9 +1,10 @@
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Forced, Turn, VcpuState};
 
 use super::*;
 
 fn start() -> Continuity {
-    Continuity::new(Devices::ANY, 100, Some(digest(0)))
+    Continuity::new(Devices::ANY, StopNumber::new(100), Some(digest(0)))
 }
 
 fn digest(fill: u8) -> Bytes {
@@ -62,7 +63,7 @@ fn batches_begin_where_the_one_before_ends() {
     log.batch(&batch(100, 105, &[])).unwrap();
     assert!(log.batch(&batch(100, 105, &[])).is_err(), "again");
     log.batch(&batch(105, 105, &[])).unwrap();
-    assert_eq!((log.stop(), log.digest()), (105, Some(&digest(105))));
+    assert_eq!((log.stop(), log.digest()), (StopNumber::new(105), Some(&digest(105))));
 }
 
 #[test]
@@ -79,7 +80,7 @@ fn a_bad_batch_changes_nothing() {
     assert!(log.batch(&batch(100, 105, &[3])).is_err());
     assert_eq!(
         (log.stop(), log.digest(), log.at_boundary()),
-        (100, Some(&digest(0)), false)
+        (StopNumber::new(100), Some(&digest(0)), false)
     );
     log.batch(&batch(100, 105, &[2])).unwrap();
 }
@@ -172,7 +173,7 @@ fn a_failed_recorder_may_have_stood_between_two_stops() {
 
 #[test]
 fn after_a_seek_the_digest_is_not_known_until_the_next_batch() {
-    let mut log = Continuity::new(Devices::ANY, 100, None);
+    let mut log = Continuity::new(Devices::ANY, StopNumber::new(100), None);
     log.batch(&batch(100, 105, &[])).unwrap();
     assert!(
         log.end(&End {
@@ -181,7 +182,7 @@ fn after_a_seek_the_digest_is_not_known_until_the_next_batch() {
         })
         .is_err()
     );
-    let mut log = Continuity::new(Devices::ANY, 100, None);
+    let mut log = Continuity::new(Devices::ANY, StopNumber::new(100), None);
     log.end(&End {
         digest: digest(1),
         ..end(100)

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use lockstep_logcodec::{BatchBuilder, Ending, LogReader, LogWriter, Record, Result, WriterOptions, pack_pages};
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{
     Batch, DiskCompletion, DiskConfig, End, Epoch, Forced, Frame, Identity, MachineConfig, NicConfig, Turn, VcpuState,
     end,
@@ -70,11 +71,11 @@ pub fn options(segment_bytes: u64) -> WriterOptions {
 /// Batch number `i` of a log, from its first stop: ten stops, with all that a turn can hold now and then. And its pages.
 pub fn sample(i: u64, first_stop: u64) -> Vec<Record> {
     let mut records = Vec::new();
-    let mut builder = BatchBuilder::new(first_stop);
+    let mut builder = BatchBuilder::new(StopNumber::new(first_stop));
     for stop in first_stop + 1..=first_stop + 10 {
         builder
             .push(
-                stop,
+                StopNumber::new(stop),
                 Turn {
                     clock: Some(stop * 7),
                     ..Turn::default()
@@ -108,7 +109,7 @@ pub fn sample(i: u64, first_stop: u64) -> Vec<Record> {
             }),
             ..Turn::default()
         };
-        builder.push(last, turn).unwrap();
+        builder.push(StopNumber::new(last), turn).unwrap();
     }
     if i.is_multiple_of(4) {
         let pages: Vec<[u8; 4096]> = (0..3).map(|n| [n ^ i as u8; 4096]).collect();
@@ -134,7 +135,7 @@ pub fn sample(i: u64, first_stop: u64) -> Vec<Record> {
         }
         builder
             .push(
-                last,
+                StopNumber::new(last),
                 Turn {
                     forced,
                     ..Turn::default()
@@ -142,7 +143,9 @@ pub fn sample(i: u64, first_stop: u64) -> Vec<Record> {
             )
             .unwrap();
     }
-    records.push(Record::Batch(builder.close(last, digest_array(last)).unwrap()));
+    records.push(Record::Batch(
+        builder.close(StopNumber::new(last), digest_array(last)).unwrap(),
+    ));
     records
 }
 
@@ -174,7 +177,7 @@ pub fn append(log: &mut LogWriter, records: &[Record]) {
 pub fn fill(log: &mut LogWriter, batches: u64) -> Vec<Record> {
     let mut records = Vec::new();
     for i in 0..batches {
-        let more = sample(i, log.stop());
+        let more = sample(i, log.stop().get());
         append(log, &more);
         records.extend(more);
     }
@@ -185,7 +188,7 @@ pub fn fill(log: &mut LogWriter, batches: u64) -> Vec<Record> {
 pub fn write(dir: &Path, batches: u64, options: WriterOptions) -> Vec<Record> {
     let mut log = LogWriter::create(dir, &identity(), options).unwrap();
     let mut records = fill(&mut log, batches);
-    let end = end(log.stop());
+    let end = end(log.stop().get());
     let summary = log.finish(end.clone()).unwrap();
     assert!(summary.compression.is_none(), "{:?}", summary.compression);
     records.push(Record::End(end));

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use lockstep_logcodec::segment::index_name;
 use lockstep_logcodec::{LogReader, LogWriter, Record, WriterOptions};
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Batch, Turn};
 
 use crate::SMALL;
@@ -17,9 +18,9 @@ fn seeking_finds_every_stop() {
         let records = write(dir.path(), 200, options(segment_bytes));
         let mut log = LogReader::open(dir.path()).unwrap();
         for stop in (START - 1..START + 2000).rev().step_by(7) {
-            assert!(log.seek(stop).unwrap());
+            assert!(log.seek(StopNumber::new(stop)).unwrap());
             let batch = batches(&records).find(|b| b.last_stop >= stop).unwrap();
-            assert_eq!(log.stop(), batch.first_stop);
+            assert_eq!(log.stop(), StopNumber::new(batch.first_stop));
             let first = log.next_record().unwrap().unwrap();
             let at = records.iter().position(|r| *r == first).unwrap();
             let whole = at == 0 || matches!(records[at - 1], Record::Batch(_));
@@ -29,13 +30,13 @@ fn seeking_finds_every_stop() {
                 .find_map(|r| if let Record::Batch(b) = r { Some(b) } else { None });
             assert_eq!(group, Some(batch));
         }
-        assert!(!log.seek(START + 2001).unwrap());
+        assert!(!log.seek(StopNumber::new(START + 2001)).unwrap());
         assert!(
             matches!(log.next_record().unwrap(), Some(Record::End(_))),
             "it stands at its end"
         );
         assert_eq!(log.next_record().unwrap(), None);
-        assert!(log.seek(START).unwrap());
+        assert!(log.seek(StopNumber::new(START)).unwrap());
         let mut rest = Vec::new();
         while let Some(record) = log.next_record().unwrap() {
             rest.push(record);
@@ -85,7 +86,7 @@ fn large(dir: &Path) -> Vec<Record> {
     let mut records = Vec::new();
     for i in 0..60 {
         let console: Vec<u8> = (0..50_000u32).map(|n| (n * 7 + i) as u8).collect();
-        let stop = log.stop() + 10;
+        let stop = log.stop().get() + 10;
         let turn = Turn {
             gap: 10,
             console: console.into(),
@@ -101,7 +102,7 @@ fn large(dir: &Path) -> Vec<Record> {
         log.append_batch(&batch).unwrap();
         records.push(Record::Batch(batch));
     }
-    let end = end(log.stop());
+    let end = end(log.stop().get());
     log.finish(end).unwrap();
     records
 }
@@ -117,7 +118,7 @@ fn an_index_is_a_cache() {
     let all_found = || {
         for stop in (START + 1..=START + 600).rev().step_by(13) {
             let mut log = LogReader::open(dir.path()).unwrap();
-            assert!(log.seek(stop).unwrap());
+            assert!(log.seek(StopNumber::new(stop)).unwrap());
             let batch = batches(&records).find(|b| b.last_stop >= stop).unwrap();
             assert_eq!(
                 log.next_record().unwrap(),
@@ -159,7 +160,7 @@ fn a_stale_index_is_not_believed() {
     for (stops, offset) in [(10, 0), (-10, 0), (0, 1), (0, 1 << 40)] {
         let mut frames = FrameWriter::create(Vec::new(), INDEX_FORMAT).unwrap();
         for entry in &entries {
-            let stop = entry.stop.wrapping_add_signed(stops).to_le_bytes();
+            let stop = entry.stop.get().wrapping_add_signed(stops).to_le_bytes();
             frames
                 .write(KIND_ENTRY, &[stop, (entry.offset + offset).to_le_bytes()].concat())
                 .unwrap();
@@ -168,7 +169,7 @@ fn a_stale_index_is_not_believed() {
         for stop in (START + 1..=START + 600).step_by(29) {
             fs::write(&path, &stale).unwrap();
             let mut log = LogReader::open(dir.path()).unwrap();
-            assert!(log.seek(stop).unwrap());
+            assert!(log.seek(StopNumber::new(stop)).unwrap());
             let batch = batches(&records).find(|b| b.last_stop >= stop).unwrap();
             assert_eq!(
                 log.next_record().unwrap(),
@@ -234,9 +235,9 @@ fn an_index_does_not_run_ahead_of_its_segment() {
         };
         let stop = log.stop();
         let batch = Batch {
-            first_stop: stop,
-            last_stop: stop + 1,
-            digest: digest(stop + 1),
+            first_stop: stop.get(),
+            last_stop: stop.get() + 1,
+            digest: digest(stop.get() + 1),
             turns: vec![turn],
             ..Batch::default()
         };

@@ -6,6 +6,7 @@ use lockstep_logcodec::record::{LOG_VERSION, MIN_LOG_VERSION};
 use lockstep_logcodec::segment::{compressed_name, plain_name};
 use lockstep_logcodec::{LogError, LogReader, LogWriter, WriterOptions};
 use lockstep_proto::Batch;
+use lockstep_proto::quantity::StopNumber;
 
 use crate::SMALL;
 use crate::common::{START, count_files, digest, fill, identity, options, read, write};
@@ -33,8 +34,8 @@ fn compressed_segments_are_read_and_sought_in() {
     assert_eq!(count_files(dir.path(), ".lsl") + count_files(dir.path(), ".tmp"), 0);
     assert_eq!(read(dir.path()).unwrap().0, records);
     let mut log = LogReader::open(dir.path()).unwrap();
-    assert!(log.seek(START + 555).unwrap());
-    assert_eq!(log.stop(), START + 550);
+    assert!(log.seek(StopNumber::new(START + 555)).unwrap());
+    assert_eq!(log.stop(), StopNumber::new(START + 550));
 }
 
 #[test]
@@ -79,7 +80,7 @@ fn a_cut_compressed_last_segment_is_damage() {
     fs::write(&path, zstd::encode_all(&plain[..plain.len() - 1], 1).unwrap()).unwrap();
     assert!(matches!(read(dir.path()), Err(LogError::Corrupt { .. })));
     let mut log = LogReader::open(dir.path()).unwrap();
-    assert!(log.seek(START + 15).unwrap());
+    assert!(log.seek(StopNumber::new(START + 15)).unwrap());
     let error = loop {
         match log.next_record() {
             Ok(Some(_)) => {}

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use lockstep_logcodec::segment::plain_name;
 use lockstep_logcodec::{Cut, Ending, LogError, LogReader, LogWriter, Record, WriterOptions, cut_torn_tail};
+use lockstep_proto::quantity::StopNumber;
 
 use crate::SMALL;
 use crate::common::{append, count_files, end, fill, identity, last_stop, options, read, sample, write};
@@ -22,7 +23,7 @@ fn a_log_is_followed_while_it_is_written() {
         let mut written = Vec::new();
         let mut got = Vec::new();
         for i in 0..60 {
-            let more = sample(i, log.stop());
+            let more = sample(i, log.stop().get());
             append(&mut log, &more);
             written.extend(more);
             if i % 7 == 0 {
@@ -34,7 +35,7 @@ fn a_log_is_followed_while_it_is_written() {
                 assert_eq!(got, written);
             }
         }
-        let end = end(log.stop());
+        let end = end(log.stop().get());
         log.finish(end.clone()).unwrap();
         written.push(Record::End(end.clone()));
         while let Some(record) = reader.next_record().unwrap() {
@@ -129,7 +130,7 @@ fn a_torn_tail_is_reported_and_cut() {
             path: path.clone(),
             length: offset,
             bytes_cut: bytes_lost,
-            stop
+            stop: StopNumber::new(stop)
         }
     );
     assert_eq!(read(dir.path()).unwrap(), (got, Ending::Unfinished));
@@ -147,7 +148,7 @@ fn a_torn_tail_is_reported_and_cut() {
         }
     );
     let cut = cut_torn_tail(dir.path()).unwrap().unwrap();
-    assert_eq!((cut.length, cut.bytes_cut, cut.stop), (0, 20, stop));
+    assert_eq!((cut.length, cut.bytes_cut, cut.stop.get()), (0, 20, stop));
     assert_eq!(read(dir.path()).unwrap().1, Ending::Unfinished);
 }
 

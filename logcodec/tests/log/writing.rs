@@ -32,7 +32,7 @@ fn counts_add_up_to_the_files() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = LogWriter::create(dir.path(), &identity(), options(SMALL)).unwrap();
     let records = fill(&mut log, 200);
-    let end = end(log.stop());
+    let end = end(log.stop().get());
     let summary = log.finish(end).unwrap();
     let on_disk: u64 = (0..summary.segments)
         .map(|number| fs::metadata(dir.path().join(plain_name(number))).unwrap().len())
@@ -81,7 +81,7 @@ fn what_is_refused_leaves_the_log_as_it_was() {
         turns,
         ..Batch::default()
     };
-    let at = log.stop();
+    let at = log.stop().get();
     refused(&mut log, &batch(at + 1, at + 2, vec![]));
     refused(&mut log, &batch(at - 1, at + 2, vec![]));
     refused(&mut log, &batch(at, at - 1, vec![]));
@@ -179,7 +179,7 @@ fn after_a_failure_nothing_is_written() {
     log.flush().unwrap();
     // The next segment cannot be created: a directory has its temporary name.
     fs::create_dir(dir.path().join(plain_name(1) + ".tmp")).unwrap();
-    let more = sample(1, log.stop());
+    let more = sample(1, log.stop().get());
     let Record::Batch(batch) = &more[0] else { panic!() };
     assert!(matches!(log.append_batch(batch), Err(LogError::Io { .. })));
     assert!(matches!(log.append_batch(batch), Err(LogError::Stopped { .. })));
@@ -187,7 +187,7 @@ fn after_a_failure_nothing_is_written() {
     assert!(matches!(log.sync(), Err(LogError::Stopped { .. })));
     let chunk = lockstep_logcodec::pack_pages([(1, &[0; 4096][..])]).unwrap();
     assert!(matches!(log.append_pages(&chunk), Err(LogError::Stopped { .. })));
-    let end = end(log.stop());
+    let end = end(log.stop().get());
     assert!(matches!(log.finish(end), Err(LogError::Stopped { .. })));
     assert_eq!(read(dir.path()).unwrap(), (records, Ending::Unfinished));
 }

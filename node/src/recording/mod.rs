@@ -64,7 +64,7 @@ pub fn prepare(
         from_start: true,
         kernel_path: started.kernel_path.clone(),
         start_digest: start_digest.to_vec().into(),
-        start_stop: machine.stop(),
+        start_stop: machine.stop().get(),
         start_chain: machine.chain().to_message(),
         ..subject(machine, host_class, tenure)
     };

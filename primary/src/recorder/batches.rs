@@ -38,7 +38,7 @@ impl Recorder {
         // The chain that the batch ends with is the machine's: it must be the one after the last turn that was taken. A machine
         // that has failed in the middle of a stop has counted it already, and its chain is still the one before.
         assert!(
-            machine.stop().abs_diff(self.taken_stop) <= 1,
+            machine.stop().distance(self.taken_stop) <= 1,
             "a batch ends at stop {}, and the machine stands at {}",
             self.taken_stop,
             machine.stop()
@@ -107,7 +107,7 @@ impl Recorder {
     /// Tells the other threads where the machine is.
     pub(super) fn tell(&self, machine: &dyn Seen) {
         let (gauges, counters) = (self.status.gauges(), machine.counters());
-        gauges.stop.store(machine.stop(), Ordering::Relaxed);
+        gauges.stop.store(machine.stop().get(), Ordering::Relaxed);
         gauges.guest_ns.store(machine.now().ns(), Ordering::Relaxed);
         gauges.forced.store(counters.forced, Ordering::Relaxed);
         gauges.carried_pages.store(counters.carried_pages, Ordering::Relaxed);

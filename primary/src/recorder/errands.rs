@@ -47,7 +47,7 @@ impl Recorder {
                 break;
             }
             if !stood_still {
-                tracing::warn!(stop = machine.stop(), why = ?port.frozen(), "the machine stands still");
+                tracing::warn!(stop = machine.stop().get(), why = ?port.frozen(), "the machine stands still");
                 stood_still = true;
             }
             self.world.kernel.wait(FROZEN_NAP);
@@ -121,7 +121,7 @@ impl Recorder {
                 term,
                 // A refusal has the other node's reason in it; the log takes as much as a reason may have.
                 why: bounded(why),
-                stop: self.taken_stop,
+                stop: self.taken_stop.get(),
                 guest_ns: machine.now().ns(),
             });
         }
@@ -185,7 +185,7 @@ impl Recorder {
         self.recorded(done);
         if is_ready {
             let pause_us = self.world.kernel.monotonic().ns_since(begin) / 1000;
-            tracing::info!(stop = machine.stop(), pause_us, "a part of the recording begins");
+            tracing::info!(stop = machine.stop().get(), pause_us, "a part of the recording begins");
         }
         Ok(())
     }
@@ -222,7 +222,7 @@ impl Recorder {
             port.finish_join(joining, Ok(Final { rest, position }));
         }
         tracing::info!(
-            stop = machine.stop(),
+            stop = machine.stop().get(),
             pages,
             chunks,
             pause_us = self.world.kernel.monotonic().ns_since(begin) / 1000,

@@ -31,7 +31,7 @@ use lockstep_node::host::clock::{GuestClock, INSANE, ONE_MOMENT, calendar_since}
 use lockstep_node::policy::Policy;
 use lockstep_node::status::{Status, count, describe};
 use lockstep_proto::end::Reason;
-use lockstep_proto::quantity::{HostTime, LogPosition};
+use lockstep_proto::quantity::{HostTime, LogPosition, StopNumber};
 use lockstep_proto::session::PrimaryState;
 use lockstep_proto::{DiskCompletion, End, Forced, TermBegun, Turn};
 use lockstep_vmm::devices::Effect;
@@ -105,7 +105,7 @@ pub struct Recorder {
     pace: Pace,
     status: Status,
     /// The last natural stop whose turn was taken: what a batch may cover.
-    taken_stop: u64,
+    taken_stop: StopNumber,
     ended: Option<Reason>,
 }
 
@@ -226,7 +226,7 @@ impl Recorder {
         let end = End {
             reason: reason.into(),
             detail: failure.map(ToOwned::to_owned).or(stood).unwrap_or_default(),
-            last_stop: self.taken_stop,
+            last_stop: self.taken_stop.get(),
             digest: machine.chain().to_message(),
             memory_digest: match failure {
                 Some(_) => bytes::Bytes::new(),
@@ -306,7 +306,7 @@ impl Oracle for Recorder {
         } else {
             self.due.rearm(now, bell.is_rung());
         }
-        tracing::trace!(stop = machine.stop(), due, "kicked");
+        tracing::trace!(stop = machine.stop().get(), due, "kicked");
         Ok(due)
     }
 
@@ -427,7 +427,7 @@ impl Oracle for Recorder {
             self.batch.push(machine.stop(), turn)?;
         }
         self.taken_stop = machine.stop();
-        tracing::trace!(stop = machine.stop(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
+        tracing::trace!(stop = machine.stop().get(), kind = %stop.kind, rip = format!("{:x}", machine.regs().rip), rflags = format!("{:x}", machine.regs().rflags), interrupt = ?taken.interrupt, waits = machine.interrupt_waits(), "taken");
         self.slice_since = self.world.kernel.monotonic();
         let took = self.slice_since.ns_since(self.turn_since.plus_ns(self.idle));
         self.status.gauges().exits.add_ns(stop.kind, took);

@@ -117,7 +117,7 @@ impl Track {
         let end = End {
             reason: Reason::Quit.into(),
             detail: String::new(),
-            last_stop: self.writer.stop(),
+            last_stop: self.writer.stop().get(),
             digest: self.digest.clone(),
             memory_digest: Bytes::new(),
             guest_ns: self.guest_time.ns(),

@@ -190,7 +190,7 @@ impl Backup {
             BackupInput::Verified(position, stop) => {
                 if connection.has_machine() {
                     self.ack.verified = position.get().clamp(self.ack.verified, self.ack.received);
-                    self.ack.stop = stop;
+                    self.ack.stop = stop.get();
                     self.lag.verified(position);
                     self.acknowledge(now);
                 }

@@ -1,9 +1,12 @@
 //! The backup's end, case by case.
 
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, MAX_REASON_BYTES, Verdict};
 use lockstep_proto::{Ack, Goodbye, Handover, Heartbeat, Named, Ready, ToBackup, to_backup, to_primary};
 
 use super::messages::{MS, TERM, TIMING, at, diverged, hello, identity, record, state, to_backup, unknown};
+
+const STOP: StopNumber = StopNumber::new(1);
 
 pub fn does(session: &mut Backup, now: u64, input: BackupInput) -> Vec<BackupAction> {
     session.handle(now, input);
@@ -78,7 +81,7 @@ fn log_that_comes_before_the_state_counts() {
 #[test]
 fn acknowledges_no_more_than_was_received() {
     let mut session = protected();
-    let actions = does(&mut session, 0, BackupInput::Verified(at(99), 1));
+    let actions = does(&mut session, 0, BackupInput::Verified(at(99), STOP));
     assert_eq!(acks(&actions), [(10, 10)]);
     let heartbeat = Heartbeat {
         number: 1,
@@ -95,7 +98,7 @@ fn acknowledges_no_more_than_was_received() {
 fn what_is_verified_after_the_end_is_of_no_session() {
     let mut session = joined();
     does(&mut session, 0, BackupInput::Disconnected);
-    assert_eq!(does(&mut session, 0, BackupInput::Verified(at(11), 1)), []);
+    assert_eq!(does(&mut session, 0, BackupInput::Verified(at(11), STOP)), []);
     does(&mut session, 0, BackupInput::Connected("a".into()));
     assert_eq!(*session.ack(), Ack::default());
 }
@@ -160,7 +163,7 @@ fn acknowledges_and_answers_nothing_while_it_claims() {
     };
     for input in [
         BackupInput::Received(at(20)),
-        BackupInput::Verified(at(10), 1),
+        BackupInput::Verified(at(10), STOP),
         BackupInput::Heartbeat(heartbeat),
         BackupInput::Message(to_backup(to_backup::Kind::Goodbye(Goodbye::default()))),
     ] {
@@ -318,9 +321,9 @@ fn says_how_far_its_execution_lags() {
     let mut session = protected();
     does(&mut session, 0, BackupInput::Received(at(11)));
     does(&mut session, 2 * MS, BackupInput::Received(at(12)));
-    does(&mut session, 5 * MS, BackupInput::Verified(at(11), 1));
+    does(&mut session, 5 * MS, BackupInput::Verified(at(11), STOP));
     assert_eq!(session.ack().lag_ns, 3 * MS);
-    does(&mut session, 6 * MS, BackupInput::Verified(at(12), 1));
+    does(&mut session, 6 * MS, BackupInput::Verified(at(12), STOP));
     assert_eq!(session.ack().lag_ns, 0);
 }
 

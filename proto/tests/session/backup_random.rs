@@ -1,5 +1,6 @@
 //! The backup's end, with anything at any time.
 
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, Verdict};
 use lockstep_proto::{Handover, Heartbeat, Named, ToBackup, to_backup, to_primary};
 use proptest::prelude::*;
@@ -81,7 +82,7 @@ impl Watched {
                 self.received = self.received.max(position);
                 self.heard(BackupInput::Received(at(position)));
             }
-            Step::Verified(position) => self.handle(BackupInput::Verified(at(position), position)),
+            Step::Verified(position) => self.handle(BackupInput::Verified(at(position), StopNumber::new(position))),
             Step::Diverged(report) => self.handle(BackupInput::Diverged(diverged(1, report))),
             Step::HandOver => {
                 let position = self.session.ack().verified;

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, StopNumber};
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, Record};
 use lockstep_proto::session::{Unprotected, Verdict};
 use lockstep_proto::{JoinState, to_backup, to_primary};
@@ -193,7 +193,10 @@ impl Node {
         replica.executing = false;
         if backup.promoted.is_none() && replica.execute() {
             let position = replica.history.len() as u64;
-            self.backup_input(env, BackupInput::Verified(LogPosition::new(position), position));
+            self.backup_input(
+                env,
+                BackupInput::Verified(LogPosition::new(position), StopNumber::new(position)),
+            );
             self.execute(env);
         }
     }

@@ -7,6 +7,7 @@ use lockstep_logcodec::LogError;
 use lockstep_node::host::disk::{Disks, Outstanding};
 use lockstep_proto::End;
 use lockstep_proto::end::Reason;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_vmm::machine::StopKind;
 
 use super::{Progress, ReplayError, Replayer};
@@ -19,9 +20,9 @@ pub struct SavedReplay {
     outstanding: Outstanding,
     end: Option<Box<End>>,
     at_end: bool,
-    around: VecDeque<(u64, String)>,
+    around: VecDeque<(StopNumber, String)>,
     progress: Progress,
-    taken_stop: u64,
+    taken_stop: StopNumber,
     further_turns: u32,
     last_kind: Option<StopKind>,
     guest_ended: Option<Reason>,

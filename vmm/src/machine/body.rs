@@ -1,7 +1,7 @@
 //! What the run loop does with a machine: the part of it that is KVM's in the one, and a script's in the other.
 
 use lockstep_proto::Turn;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, StopNumber};
 
 use super::access::classify;
 use super::{Chain, Counters, Delta, EpochReport, Machine, MachineError, Seen, Stop, StopKind};
@@ -34,7 +34,7 @@ pub(crate) struct State<'a> {
     pub memory: &'a Memory,
     pub devices: &'a mut Devices,
     pub now: &'a mut GuestTime,
-    pub stop: &'a mut u64,
+    pub stop: &'a mut StopNumber,
     pub halted: &'a mut bool,
     pub chain: &'a mut Chain,
     pub counters: &'a mut Counters,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kvm_bindings::kvm_regs;
 use lockstep_proto::Turn;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, StopNumber};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 use zerocopy::IntoBytes;
 
@@ -30,10 +30,17 @@ impl Chain {
     }
 
     /// Extends the chain by one turn.
-    pub(super) fn extend(&mut self, stop: u64, now: GuestTime, regs: &kvm_regs, turn: &Turn, effects: &[Effect]) {
+    pub(super) fn extend(
+        &mut self,
+        stop: StopNumber,
+        now: GuestTime,
+        regs: &kvm_regs,
+        turn: &Turn,
+        effects: &[Effect],
+    ) {
         let mut bytes = [0; 16 + 8 + 8 + 16 + size_of::<kvm_regs>()];
         bytes[..16].copy_from_slice(&self.0.to_le_bytes());
-        bytes[16..24].copy_from_slice(&stop.to_le_bytes());
+        bytes[16..24].copy_from_slice(&stop.get().to_le_bytes());
         bytes[24..32].copy_from_slice(&now.ns().to_le_bytes());
         bytes[32..48].copy_from_slice(&exchange(turn, effects).to_le_bytes());
         bytes[48..].copy_from_slice(regs.as_bytes());

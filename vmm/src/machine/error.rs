@@ -1,5 +1,6 @@
 //! What stops a machine.
 
+use lockstep_proto::quantity::StopNumber;
 use thiserror::Error;
 
 use crate::cpu::assist::AssistError;
@@ -49,7 +50,7 @@ pub enum MachineError {
         /// A detail of it.
         detail: u64,
         /// The last natural stop.
-        stop: u64,
+        stop: StopNumber,
         /// Where the guest stood.
         rip: u64,
     },
@@ -62,7 +63,7 @@ pub enum MachineError {
         /// The port.
         port: u16,
         /// The stop.
-        stop: u64,
+        stop: StopNumber,
         /// Where.
         rip: u64,
         /// The instruction's first bytes.
@@ -74,7 +75,7 @@ pub enum MachineError {
         /// The value.
         value: u64,
         /// The stop.
-        stop: u64,
+        stop: StopNumber,
         /// Where.
         rip: u64,
         /// KVM's answer.
@@ -86,7 +87,7 @@ pub enum MachineError {
     )]
     ModuleStack {
         /// The stop.
-        stop: u64,
+        stop: StopNumber,
         /// Where.
         rip: u64,
         /// Where the PUSH writes.
@@ -98,7 +99,7 @@ pub enum MachineError {
     #[error("the turn at stop {stop} does not fit the machine: {what}; the log is damaged or of another machine")]
     Turn {
         /// The stop.
-        stop: u64,
+        stop: StopNumber,
         /// What is wrong.
         what: &'static str,
     },

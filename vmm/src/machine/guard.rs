@@ -87,7 +87,7 @@ impl Machine {
 
     /// Looks whether the handler is still ours, now and then: a guest that changes its IDT need not write CR4.
     pub(super) fn look_after_programs(&mut self) -> Result<(), MachineError> {
-        if !self.guarded || !self.stop.is_multiple_of(LOOK) {
+        if !self.guarded || !self.stop.get().is_multiple_of(LOOK) {
             return Ok(());
         }
         let mut sregs = self.special()?;

@@ -42,7 +42,7 @@ pub use transfer::Transfer;
 pub use turn::Taken;
 
 use kvm_bindings::kvm_regs;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, StopNumber};
 use lockstep_proto::{MachineConfig, VcpuState};
 
 use crate::cpu::profile::Profile;
@@ -90,7 +90,7 @@ pub struct Machine {
     config: MachineConfig,
     now: GuestTime,
     /// Natural stops so far.
-    stop: u64,
+    stop: StopNumber,
     halted: bool,
     chain: Chain,
     memory_digest: Option<MemoryDigest>,
@@ -134,7 +134,7 @@ impl Machine {
             devices,
             config,
             now: GuestTime::ZERO,
-            stop: 0,
+            stop: StopNumber::START,
             halted: false,
             chain: Chain::default(),
             memory_digest: None,
@@ -178,7 +178,7 @@ impl Machine {
     }
 
     /// Number of the last natural stop.
-    pub fn stop(&self) -> u64 {
+    pub fn stop(&self) -> StopNumber {
         self.stop
     }
 
@@ -274,7 +274,7 @@ impl Machine {
         &mut self.vm
     }
 
-    pub(crate) fn set_position(&mut self, now: GuestTime, stop: u64, chain: Chain) {
+    pub(crate) fn set_position(&mut self, now: GuestTime, stop: StopNumber, chain: Chain) {
         self.now = now;
         self.stop = stop;
         self.chain = chain;

@@ -206,7 +206,8 @@ pub(crate) fn step<M: Body, O: Oracle>(machine: &mut M, oracle: &mut O) -> Resul
         slice @ (Slice::Run | Slice::RunToWindow) => {
             match run_slice(machine, oracle, matches!(slice, Slice::RunToWindow))? {
                 Left::Natural(cause) => {
-                    *machine.state().stop += 1;
+                    let stop = machine.state().stop;
+                    *stop = stop.plus(1);
                     take_turns(machine, oracle, body::kind(&cause), Some(cause))
                 }
                 Left::Forced => {

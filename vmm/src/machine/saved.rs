@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_proto::VcpuState;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, StopNumber};
 
 use super::{Chain, Counters, Machine, MachineError, TRAP_PAGES};
 use crate::devices::Devices;
@@ -19,7 +19,7 @@ pub struct SavedMachine {
     vcpu: VcpuState,
     devices: Bytes,
     now: GuestTime,
-    stop: u64,
+    stop: StopNumber,
     chain: Chain,
     halted: bool,
     counters: Counters,

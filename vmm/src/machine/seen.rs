@@ -2,7 +2,7 @@
 
 use kvm_bindings::kvm_regs;
 use lockstep_proto::MachineConfig;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, StopNumber};
 
 use super::{Chain, Counters, Delta, Machine, MachineError};
 use crate::devices::Devices;
@@ -27,7 +27,7 @@ pub trait Seen {
     fn now(&self) -> GuestTime;
 
     /// Number of the last natural stop. In [`Oracle::turn`](super::Oracle::turn) the one whose turn is asked for has it already.
-    fn stop(&self) -> u64;
+    fn stop(&self) -> StopNumber;
 
     /// The digest chain after the last turn that was taken.
     fn chain(&self) -> Chain;
@@ -81,7 +81,7 @@ impl Seen for Machine {
         self.now
     }
 
-    fn stop(&self) -> u64 {
+    fn stop(&self) -> StopNumber {
         self.stop
     }
 

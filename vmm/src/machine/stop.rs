@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use lockstep_proto::quantity::StopNumber;
+
 use crate::loader::trap::Trapped;
 
 /// What stopped the vCPU.
@@ -42,7 +44,7 @@ pub enum StopKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stop {
     /// Number of this natural stop; at a forced stop, of the natural stop before it.
-    pub number: u64,
+    pub number: StopNumber,
     /// What stopped the vCPU.
     pub kind: StopKind,
     /// The machine's answer depends on guest time: sample the clock.

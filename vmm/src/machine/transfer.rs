@@ -25,7 +25,7 @@ impl Machine {
             vcpu: Some(self.vcpu_state()?),
             devices: self.devices.save().into(),
             guest_ns: self.now.ns(),
-            stop: self.stop,
+            stop: self.stop.get(),
             chain: self.chain.to_message(),
             pages: 0,
             halted: self.halted,

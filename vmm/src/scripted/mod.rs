@@ -12,7 +12,7 @@ mod script;
 mod vcpu;
 
 use kvm_bindings::kvm_regs;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, StopNumber};
 use lockstep_proto::{MachineConfig, VcpuState};
 
 pub use self::busy::{DISK_BYTES, busy, config};
@@ -41,7 +41,7 @@ pub struct ScriptedMachine {
     devices: Devices,
     config: MachineConfig,
     now: GuestTime,
-    stop: u64,
+    stop: StopNumber,
     halted: bool,
     chain: Chain,
     digest: MemoryDigest,
@@ -71,7 +71,7 @@ impl ScriptedMachine {
             devices,
             config,
             now: GuestTime::ZERO,
-            stop: 0,
+            stop: StopNumber::START,
             halted: false,
             chain: Chain::default(),
             counters: Counters::default(),
@@ -146,7 +146,7 @@ impl Seen for ScriptedMachine {
         self.now
     }
 
-    fn stop(&self) -> u64 {
+    fn stop(&self) -> StopNumber {
         self.stop
     }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_logcodec::frame::{Format, FrameError, FrameReader, FrameWriter, Next};
 use lockstep_logcodec::{PagePacker, unpack_pages};
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, StopNumber};
 use lockstep_proto::{MachineConfig, PageChunk, SnapshotHeader, SnapshotTrailer};
 use prost::Message;
 use thiserror::Error;
@@ -287,7 +287,7 @@ pub fn build(header: &SnapshotHeader, memory: Memory, memory_digest: &[u8]) -> R
     let devices = Devices::restore(&config, &header.devices).map_err(MachineError::from)?;
     let mut machine = Machine::assemble(config, memory, devices)?;
     machine.set_vcpu_state(vcpu)?;
-    machine.set_position(GuestTime::from_ns(header.guest_ns), header.stop, chain);
+    machine.set_position(GuestTime::from_ns(header.guest_ns), StopNumber::new(header.stop), chain);
     machine.set_halted(header.halted);
     if *memory_digest != machine.full_memory_digest()[..] {
         return Err(damaged("guest memory has another digest than was saved"));

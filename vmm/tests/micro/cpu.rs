@@ -2,6 +2,7 @@
 
 use iced_x86::code_asm::*;
 use kvm_bindings::CpuId;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::probe;
 
@@ -122,6 +123,10 @@ fn declined_instructions_have_their_results() {
     assert_eq!(recording.words(DATA + 0x100, 2), [0x44, 0x33]);
     assert_eq!(recording.words(DATA + 0x200, 1), [0x1fa0_0000_1fa0]);
     assert_eq!(recording.word(DATA), 1, "breakpoints");
-    assert_eq!(recording.at(1).stop.number, 1, "assists are not numbered");
+    assert_eq!(
+        recording.at(1).stop.number,
+        StopNumber::new(1),
+        "assists are not numbered"
+    );
     println!("{} instructions were assisted", recording.end.counters.assists);
 }

@@ -2,6 +2,7 @@
 
 use iced_x86::code_asm::*;
 use kvm_bindings::{kvm_debugregs, kvm_regs, kvm_sregs};
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Turn, VcpuState};
 use lockstep_vmm::machine::Machine;
 use vm_memory::{Bytes, GuestAddress};
@@ -186,7 +187,7 @@ fn the_chain_finds_a_changed_log() {
     for change in changes {
         // What is changed is there already: its value counts, not only that there is some.
         let micro = Micro::new(guest.clone()).script(|_, _, stop, turn| {
-            if stop.number == 2 {
+            if stop.number == StopNumber::new(2) {
                 turn.console = b"x".as_slice().into();
                 turn.keyboard = [0x1d].as_slice().into();
             }

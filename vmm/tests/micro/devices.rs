@@ -2,6 +2,7 @@
 //! and delta.
 
 use iced_x86::code_asm::*;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{DiskCompletion, DiskConfig, Frame, NicConfig};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::StopKind;
@@ -134,7 +135,7 @@ fn what_devices_write_is_in_deltas() {
                 turn.entropy.push(vec![0x5a; bytes as usize].into());
             }
         })
-        .forced(|machine| machine.stop() > 20);
+        .forced(|machine| machine.stop() > StopNumber::new(20));
     micro.epochs = u64::MAX;
     let recording = micro.check();
     let delta = recording
@@ -315,7 +316,7 @@ fn the_console_reads_what_the_log_says() {
     });
     let recording = Micro::new(guest)
         .script(|_, _, stop, turn| {
-            if stop.number == 1 {
+            if stop.number == StopNumber::new(1) {
                 turn.console = b"abc".as_slice().into();
             }
         })
@@ -342,7 +343,7 @@ fn the_keyboard_sends_what_the_log_says() {
     });
     let recording = Micro::new(guest)
         .script(|_, machine, stop, turn| {
-            if stop.number == 1 {
+            if stop.number == StopNumber::new(1) {
                 assert_eq!(machine.devices().keyboard_room(), 16);
                 turn.keyboard = [0xe0, 0xf0, 0x71].as_slice().into();
             }

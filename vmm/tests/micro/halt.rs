@@ -2,6 +2,7 @@
 
 use iced_x86::code_asm::*;
 use lockstep_proto::end::Reason;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_vmm::machine::StopKind;
 
 use super::guest::*;
@@ -93,7 +94,7 @@ fn a_triple_fault_is_a_stop() {
         assert_eq!(recording.steps[1].stop.kind, StopKind::Shutdown, "{ring:?}");
         assert_eq!(
             (recording.steps[1].stop.number, recording.steps[1].ended),
-            (2, Some(Reason::Reset)),
+            (StopNumber::new(2), Some(Reason::Reset)),
             "{ring:?}"
         );
     }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use kvm_bindings::kvm_regs;
 use lockstep_proto::end::Reason;
 use lockstep_proto::model::NEWEST_REVISION;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, StopNumber};
 use lockstep_proto::{MachineConfig, Turn, VcpuState};
 use lockstep_vmm::cpu::profile::Profile;
 use lockstep_vmm::cpu::state;
@@ -20,6 +20,8 @@ pub use super::replay::Recording;
 
 /// More steps than any of these guests makes.
 pub const MOST_STEPS: usize = 20_000;
+/// The first stop, for patterns.
+pub const FIRST_STOP: StopNumber = StopNumber::new(1);
 
 /// Whether there is no KVM here; says so, or fails where `LOCKSTEP_REQUIRE_KVM=1`.
 pub fn no_kvm() -> bool {

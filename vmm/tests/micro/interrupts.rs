@@ -2,6 +2,7 @@
 
 use iced_x86::code_asm::*;
 use kvm_bindings::kvm_vcpu_events;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_vmm::machine::StopKind;
 use zerocopy::FromBytes;
 
@@ -217,7 +218,9 @@ fn a_stop_is_forced_only_where_an_interrupt_can_enter() {
         a.jb(again)?;
         finish(a)
     });
-    let recording = due_at_mark_1(guest).forced(|machine| machine.stop() > 10).check();
+    let recording = due_at_mark_1(guest)
+        .forced(|machine| machine.stop() > StopNumber::new(10))
+        .check();
     let forced: Vec<_> = recording.steps.iter().filter(|step| step.is_forced()).collect();
     assert!(forced.len() >= 38, "{}", forced.len());
     for step in forced {

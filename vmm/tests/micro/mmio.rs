@@ -2,6 +2,7 @@
 
 use iced_x86::code_asm::*;
 use lockstep_proto::DiskConfig;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_vmm::machine::StopKind;
 
 use super::guest::*;
@@ -69,7 +70,7 @@ fn a_load_and_store_in_one_instruction_is_one_stop() {
     });
     let recording = Micro::new(guest).check();
     let end = recording.at(1);
-    assert_eq!(end.stop.number, 5, "one stop for each instruction");
+    assert_eq!(end.stop.number, StopNumber::new(5), "one stop for each instruction");
     assert_eq!(
         (end.regs.rax, end.regs.rcx, end.regs.rbx),
         (0x7472_6976, 0x7472_6976, 0xffff_ffff)
@@ -101,7 +102,7 @@ fn sixteen_bytes_are_one_stop() {
     }];
     let recording = micro.check();
     assert_eq!(stops(&recording), [(0, true)]);
-    assert_eq!(recording.at(1).stop.number, 5);
+    assert_eq!(recording.at(1).stop.number, StopNumber::new(5));
     let regs = recording.at(1).regs;
     assert!(regs.rax != 0 && regs.rbx != 0 && regs.rax != regs.rbx);
     assert_eq!(recording.words(DATA + 16, 2), [regs.rax, regs.rbx]);

@@ -272,7 +272,11 @@ fn a_stack_that_cannot_be_written_stops_the_machine() {
         })
         .code(FUNCTION, |a| function(a, &finalize::trap(R15)));
         match trapping(guest).record() {
-            Err(Fault::Machine(MachineError::ModuleStack { stop: 1, why: said, .. })) if said.contains(why) => {}
+            Err(Fault::Machine(MachineError::ModuleStack {
+                stop: FIRST_STOP,
+                why: said,
+                ..
+            })) if said.contains(why) => {}
             other => panic!("{bottom:#x}: {:?}", other.err()),
         }
     }

@@ -1,6 +1,7 @@
 //! MSRs: those that KVM keeps, those that we answer, and those that the guest does not have.
 
 use iced_x86::code_asm::*;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_vmm::machine::StopKind;
 
 use super::forced::{after_the_store, computing, until};
@@ -49,7 +50,7 @@ fn msrs_are_kept_or_answered_or_fault() {
         a.iretq()
     });
     let recording = Micro::new(guest).check();
-    assert_eq!(recording.at(1).stop.number, 1, "KVM keeps LSTAR");
+    assert_eq!(recording.at(1).stop.number, StopNumber::new(1), "KVM keeps LSTAR");
     assert_eq!(
         (recording.at(1).regs.rax, recording.at(1).regs.rdx),
         (0x1234_5000, 0x7f)

@@ -100,7 +100,9 @@ fn an_ordinary_in_on_a_trap_port_stops_the_machine() {
             finish(a)
         });
         match Micro::new(guest).record() {
-            Err(Fault::Machine(MachineError::TrapPort { stop: 1, rip, .. })) => assert_eq!(rip, CODE + 4),
+            Err(Fault::Machine(MachineError::TrapPort {
+                stop: FIRST_STOP, rip, ..
+            })) => assert_eq!(rip, CODE + 4),
             other => panic!("port {port:#x}: {:?}", other.map(|recording| recording.steps)),
         }
     }

@@ -182,7 +182,7 @@ impl Oracle for Recorder {
         if waits && let Some(deadline) = machine.deadline() {
             turn.clock = Some(deadline.ns_since(machine.now()));
         }
-        if stop.kind != StopKind::Forced && stop.number.is_multiple_of(self.epochs) {
+        if stop.kind != StopKind::Forced && stop.number.get().is_multiple_of(self.epochs) {
             turn.epoch = Some(Epoch::default());
         }
         (self.script)(&mut self.world, machine, stop, &mut turn);

@@ -122,7 +122,7 @@ fn a_trap_without_its_answer_is_refused() {
     let result = Micro::new(guest).script(|_, _, _, turn| turn.random = None).record();
     assert!(matches!(
         result,
-        Err(Fault::Machine(MachineError::Turn { stop: 1, .. }))
+        Err(Fault::Machine(MachineError::Turn { stop: FIRST_STOP, .. }))
     ));
 }
 

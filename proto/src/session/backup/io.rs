@@ -1,6 +1,6 @@
 //! What the backup's end takes in, wants done and is.
 
-use crate::quantity::LogPosition;
+use crate::quantity::{LogPosition, StopNumber};
 use crate::session::{Record, Verdict};
 use crate::{Diverged, Heartbeat, HeartbeatReply, Hello, JoinState, ToBackup, ToPrimary};
 
@@ -46,7 +46,7 @@ pub enum BackupInput {
     /// The log is here, whole, up to this position.
     Received(LogPosition),
     /// It was executed and compared up to this position, where the machine has made so many natural stops.
-    Verified(LogPosition, u64),
+    Verified(LogPosition, StopNumber),
     /// The machine went another way; with a report for people.
     Diverged(Diverged),
     /// The arbiter's answer to [`BackupAction::Arbitrate`]: exactly one to each. An answer that comes after

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use lockstep_proto::Turn;
 use lockstep_proto::end::Reason;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, StopNumber};
 use lockstep_vmm::machine::{Chain, Delta, EpochReport, Flow, Oracle, Seen, Slice, Stop, Taken};
 
 use super::super::harness::Fault;
@@ -12,7 +12,7 @@ use super::super::harness::Fault;
 /// What an oracle sees at a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sight {
-    pub stop: u64,
+    pub stop: StopNumber,
     pub now: GuestTime,
     pub chain: Chain,
     pub halted: bool,

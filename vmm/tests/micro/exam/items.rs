@@ -1,6 +1,7 @@
 //! The items of the exam.
 
 use lockstep_proto::end::Reason;
+use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{DiskCompletion, Epoch, Turn};
 use lockstep_vmm::machine::{Flow, MachineError, Seen, Slice, Stop, StopKind};
 
@@ -63,7 +64,7 @@ pub fn a_natural_stop_has_its_number_before_its_turn<C: Candidate>() {
     let mut examiner = Examiner::new();
     steps(&mut machine, &mut examiner, 2);
     assert_eq!(examiner.calls, ["slice", "turn", "taken", "slice", "turn", "taken"]);
-    for (number, took) in (1..).zip(&examiner.took) {
+    for (number, took) in (1..).map(StopNumber::new).zip(&examiner.took) {
         assert_eq!(
             (took.stop.number, took.before.stop, took.after.stop),
             (number, number, number)
@@ -112,7 +113,7 @@ pub fn a_halted_guest_has_turn_after_turn_and_no_slice<C: Candidate>() {
         examiner.calls(),
         ["slice", "turn", "taken", "turn", "taken", "turn", "taken"]
     );
-    let number = SET_UP as u64 + 1;
+    let number = StopNumber::new(SET_UP as u64 + 1);
     let turns = &examiner.took[SET_UP..];
     assert!(turns.iter().all(|took| took.stop.halted && took.stop.number == number));
     assert_eq!(
@@ -177,7 +178,7 @@ pub fn the_end_of_the_log_runs_nothing<C: Candidate>() {
     examiner.slices.push_back(Slice::End);
     assert_eq!(machine.step(&mut examiner).expect("a step"), Flow::End);
     assert_eq!(examiner.calls, ["slice"]);
-    assert_eq!(machine.seen().stop(), 0);
+    assert_eq!(machine.seen().stop(), StopNumber::START);
 }
 
 pub fn a_forced_stop_has_no_number_and_carries_another_machine<C: Candidate>() {
@@ -199,7 +200,7 @@ pub fn a_forced_stop_has_no_number_and_carries_another_machine<C: Candidate>() {
     examiner.due = false;
     assert_eq!(examiner.calls(), ["slice", "forced", "turn", "taken"]);
     let took = examiner.last();
-    let number = SET_UP as u64 + 1;
+    let number = StopNumber::new(SET_UP as u64 + 1);
     assert_eq!(
         (took.stop.kind, took.stop.number, took.stop.halted),
         (StopKind::Forced, number, false)
@@ -239,7 +240,7 @@ pub fn no_forced_stop_where_no_interrupt_can_enter<C: Candidate>() {
     examiner.due = true;
     steps(&mut machine, &mut examiner, 2);
     assert_eq!(examiner.calls, ["slice", "turn", "taken", "slice", "turn", "taken"]);
-    assert_eq!(machine.seen().stop(), 2);
+    assert_eq!(machine.seen().stop(), StopNumber::new(2));
 }
 
 pub fn a_window_comes_back_where_an_interrupt_can_enter<C: Candidate>() {
@@ -247,7 +248,7 @@ pub fn a_window_comes_back_where_an_interrupt_can_enter<C: Candidate>() {
     let mut machine = C::with(&program);
     // The interrupt is requested at the mark, while it cannot enter.
     let mut examiner = Examiner::giving(|machine, stop| {
-        let is_mark = stop.number == SET_UP as u64 + 1 && stop.kind != StopKind::Forced;
+        let is_mark = stop.number == StopNumber::new(SET_UP as u64 + 1) && stop.kind != StopKind::Forced;
         if is_mark { to_timer(machine) } else { Turn::default() }
     });
     steps(&mut machine, &mut examiner, SET_UP + 1);
@@ -263,7 +264,7 @@ pub fn a_window_comes_back_where_an_interrupt_can_enter<C: Candidate>() {
 pub fn an_interrupt_waits_until_it_can_enter<C: Candidate>() {
     let mut machine = C::with(&ticking(&[MARK, MARK, Do::Sti, MARK, MARK, Do::End]));
     let mut examiner = Examiner::giving(|machine, stop| {
-        if stop.number == SET_UP as u64 + 1 {
+        if stop.number == StopNumber::new(SET_UP as u64 + 1) {
             to_timer(machine)
         } else {
             Turn::default()
@@ -279,7 +280,7 @@ pub fn an_epoch_ends_alike_on_two_machines<C: Candidate>() {
     let epochs = [(); 2].map(|()| {
         let mut machine = C::with(&[MARK, Do::Work, MARK, Do::End]);
         let mut examiner = Examiner::giving(|_, stop| Turn {
-            epoch: (stop.number == 2).then(Epoch::default),
+            epoch: (stop.number == StopNumber::new(2)).then(Epoch::default),
             ..Turn::default()
         });
         steps(&mut machine, &mut examiner, 2);
