@@ -100,12 +100,12 @@ impl Node<'_> {
         let patience = pair.patience()?;
         match role::decide(arbiter.as_mut(), &kept, &pair.node, patience, &self.status, may_boot)? {
             Part::Primary(record) => {
-                tracing::info!(term = record.term, "this node owns the machine and boots it");
+                tracing::info!(term = record.term.get(), "this node owns the machine and boots it");
                 Ok(Some(record))
             }
             Part::Backup(record) => {
                 tracing::info!(
-                    term = record.term,
+                    term = record.term.get(),
                     "node `{}` owns the machine: this one stands by",
                     record.owner
                 );
@@ -195,7 +195,7 @@ impl Node<'_> {
             log,
         } = promoted;
         tracing::warn!(
-            term = record.term,
+            term = record.term.get(),
             stop = machine.stop().get(),
             effects = unreleased.len(),
             silence_ms = silence.as_millis() as u64,

@@ -10,7 +10,7 @@ use lockstep_logcodec::{Ending, LogReader};
 use lockstep_node::out::one_line;
 use lockstep_node::say;
 use lockstep_proto::end::Reason;
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{StopNumber, Term};
 use lockstep_proto::{Identity, MachineConfig};
 use lockstep_replay::open::obstacle;
 use lockstep_vmm::probe::host_class;
@@ -80,8 +80,8 @@ fn lost(identity: &Identity, totals: &Totals) -> &'static str {
 }
 
 /// A term of the arbiter in which the machine was recorded.
-struct Term {
-    number: u64,
+struct Held {
+    term: Term,
     /// The stop and the guest time, in nanoseconds, after which it began; `None`: the log does not tell.
     began: Option<(StopNumber, u64)>,
     why: String,
@@ -111,31 +111,31 @@ impl Info {
     }
 
     /// The last term that the recorder held, where the log tells.
-    fn last_term(&self) -> Option<u64> {
+    fn last_term(&self) -> Option<Term> {
         match &self.totals.ending {
-            Some(Ending::Clean(end)) if end.term > 0 => Some(end.term),
+            Some(Ending::Clean(end)) if end.term > 0 => Some(Term::new(end.term)),
             _ => None,
         }
     }
 
     /// Every term in which the machine was recorded, with where and why it began.
-    fn terms(&self) -> Vec<Term> {
+    fn terms(&self) -> Vec<Held> {
         let Some(tenure) = &self.identity.tenure else {
             return Vec::new();
         };
-        let mut terms = vec![Term {
-            number: tenure.term,
+        let mut terms = vec![Held {
+            term: Term::new(tenure.term),
             began: Some((StopNumber::new(self.identity.start_stop), self.start_ns)),
             why: Beginning::of(&self.identity).words(),
         }];
-        terms.extend(self.totals.terms.iter().map(|term| Term {
-            number: term.term,
+        terms.extend(self.totals.terms.iter().map(|term| Held {
+            term: Term::new(term.term),
             began: Some((StopNumber::new(term.stop), term.guest_ns)),
             why: term.why.clone(),
         }));
-        let last = terms.last().map_or(0, |term| term.number);
-        terms.extend(self.last_term().filter(|number| *number > last).map(|number| Term {
-            number,
+        let last = terms.last().map_or(Term::NONE, |held| held.term);
+        terms.extend(self.last_term().filter(|term| *term > last).map(|term| Held {
+            term,
             began: None,
             why: "the log does not tell where or why it began".into(),
         }));
@@ -167,12 +167,12 @@ impl Info {
                     .map_or_else(String::new, |term| format!(" to term {term}"))
             );
         }
-        for (index, term) in self.terms().iter().enumerate() {
+        for (index, held) in self.terms().iter().enumerate() {
             let name = if index == 0 { "terms" } else { "" };
-            let began = term.began.map_or_else(String::new, |(stop, ns)| {
+            let began = held.began.map_or_else(String::new, |(stop, ns)| {
                 format!(" after stop {stop}, guest time {:.3} s", ns as f64 / 1e9)
             });
-            say!("{name:<13} {}{began}: {}", term.number, one_line(&term.why));
+            say!("{name:<13} {}{began}: {}", held.term, one_line(&held.why));
         }
         match &self.why_not {
             None => say!("replay here   possible"),
@@ -247,12 +247,12 @@ impl Info {
                 "node": tenure.node,
                 "first_term": tenure.term,
                 "restarts": tenure.restarts,
-                "last_term": self.last_term(),
-                "terms": self.terms().iter().map(|term| json!({
-                    "term": term.number,
-                    "stop": term.began.map(|began| began.0.get()),
-                    "guest_ns": term.began.map(|began| began.1),
-                    "why": term.why,
+                "last_term": self.last_term().map(Term::get),
+                "terms": self.terms().iter().map(|held| json!({
+                    "term": held.term.get(),
+                    "stop": held.began.map(|began| began.0.get()),
+                    "guest_ns": held.began.map(|began| began.1),
+                    "why": held.why,
                 })).collect::<Vec<_>>(),
             })),
             "replayable": self.why_not.is_none(),

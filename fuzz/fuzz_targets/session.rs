@@ -7,7 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use lockstep_proto::quantity::{LogPosition, StopNumber};
+use lockstep_proto::quantity::{LogPosition, StopNumber, Term};
 use lockstep_proto::session::{
     Backup, BackupAction, BackupIdentity, BackupInput, BackupState, MAX_POSITION, Primary, PrimaryAction, PrimaryInput,
     PrimaryState, Record, Timing, Unprotected, Verdict,
@@ -82,7 +82,7 @@ fuzz_target!(|bytes: &[u8]| {
 
 fn primary(mut bytes: &[u8]) {
     let record = Record {
-        term: 1,
+        term: Term::new(1),
         owner: "a".into(),
         peer: None,
     };

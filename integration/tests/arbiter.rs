@@ -12,6 +12,7 @@ use lockstep_integration::etcd::{Etcd, Tls};
 use lockstep_integration::gate::require_program;
 use lockstep_node::arbiter::{Arbiter, ArbiterError, Outcome, REQUEST_TIMEOUT, Record, Spec, TlsFiles, open};
 use lockstep_node::pki::{self, Validity};
+use lockstep_proto::quantity::Term;
 use rustix::process::Signal;
 
 const ROUNDS: u64 = 200;
@@ -24,7 +25,7 @@ const AGAIN: Duration = Duration::from_millis(100);
 
 fn record(term: u64, owner: &str) -> Record {
     Record {
-        term,
+        term: Term::new(term),
         owner: owner.into(),
         peer: None,
     }
@@ -219,7 +220,7 @@ fn a_writer_that_is_killed_at_any_moment_leaves_a_whole_record() -> Result<()> {
         told = done.last().unwrap_or(told);
         let found = arbiter.read()?.context("the record is gone")?;
         ensure!(
-            found.term == told || found.term == told + 1,
+            found.term == Term::new(told) || found.term == Term::new(told).next(),
             "term {} after {told} was done",
             found.term
         );

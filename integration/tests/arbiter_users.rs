@@ -12,6 +12,7 @@ use lockstep_integration::etcd::{Etcd, Tls};
 use lockstep_integration::gate::require_program;
 use lockstep_node::arbiter::{Arbiter, ArbiterError, Login, Outcome, Record, TlsFiles, open};
 use lockstep_node::pki::{self, Validity};
+use lockstep_proto::quantity::Term;
 
 /// How long a token may take until it has ended; etcd is told a second, and looks every second.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -122,7 +123,7 @@ fn openssl(directory: &Path, words: &str) -> Result<()> {
 
 fn record(term: u64) -> Record {
     Record {
-        term,
+        term: Term::new(term),
         owner: "a".into(),
         peer: None,
     }

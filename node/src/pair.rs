@@ -50,7 +50,7 @@ impl Pair {
         Tenure {
             machine: self.machine_name.clone(),
             node: self.node.clone(),
-            term: self.record.term,
+            term: self.record.term.get(),
             restarts: self.status.gauges().restarts.load(Ordering::Relaxed),
         }
     }

@@ -24,6 +24,7 @@ use lockstep_node::sandbox::{self, Kind};
 use lockstep_node::start::{DiskOption, NicOption, Started};
 use lockstep_node::status::{Status, count};
 use lockstep_proto::end::Reason;
+use lockstep_proto::quantity::Term;
 use lockstep_proto::{Hello, Identity};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Counters, Flow, Machine};
@@ -171,7 +172,7 @@ pub fn go_live(
     status.look_at(devices.taps());
     let devices = devices.into_parts();
     let macs = macs(machine.config());
-    let term = options.pair.as_ref().map_or(0, |pair| pair.record.term);
+    let term = options.pair.as_ref().map_or(Term::NONE, |pair| pair.record.term);
     let kicks = machine.attach_to_this_thread()?;
     let (due, inputs, handle) = (kicks.timer()?, kicks.timer()?, kicks.handle());
     let (inbox, outside) = inbox(Bell::for_this_thread(inputs, options.policy.grace));

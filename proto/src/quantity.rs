@@ -12,13 +12,19 @@
 //! file or a gauge has them:
 //!
 //! ```
-//! use lockstep_proto::quantity::StopNumber;
+//! use lockstep_proto::quantity::{StopNumber, Term};
 //! assert_eq!(StopNumber::new(5).since(StopNumber::new(3)), 2);
+//! assert!(Term::new(5) > Term::new(3));
 //! ```
 //!
 //! ```compile_fail
 //! use lockstep_proto::quantity::{LogPosition, StopNumber};
 //! StopNumber::new(5).since(LogPosition::new(3));
+//! ```
+//!
+//! ```compile_fail
+//! use lockstep_proto::quantity::{StopNumber, Term};
+//! let _ = Term::new(5) > StopNumber::new(3);
 //! ```
 
 use std::fmt;
@@ -147,6 +153,25 @@ impl StopNumber {
     }
 }
 
+number! {
+    /// The arbiter's fencing number. It grows by one whenever a node boots the machine, takes it over or goes on alone: who held
+    /// the one before has lost it, and lets no output go.
+    Term
+}
+
+impl Term {
+    /// Of a node that holds none. The first one is 1.
+    pub const NONE: Self = Self(0);
+    /// No term can come after this one: nobody holds it.
+    pub const LAST: Self = Self(u64::MAX);
+
+    /// The term after this one; [`Term::LAST`] is its own.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,5 +192,14 @@ mod tests {
         assert_eq!(StopNumber::START.before(), StopNumber::START);
         assert_eq!(stop.plus(u64::MAX), StopNumber::NO_LIMIT);
         assert_eq!(format!("{stop:>3}"), "  5");
+    }
+
+    #[test]
+    fn terms_grow_up_to_the_last() {
+        assert_eq!(Term::NONE.next(), Term::new(1));
+        assert_eq!(
+            (Term::new(u64::MAX - 1).next(), Term::LAST.next()),
+            (Term::LAST, Term::LAST)
+        );
     }
 }

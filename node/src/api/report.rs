@@ -132,7 +132,7 @@ impl Report {
             },
             state,
             reason,
-            term: inner.term,
+            term: inner.term.get(),
             peer: Some(inner.peer).filter(|peer| !peer.is_empty()),
             stop: get(&gauges.stop),
             guest_seconds: get(&gauges.guest_ns) as f64 / 1e9,

@@ -10,6 +10,7 @@
 //!
 //! Invariant: a record has exactly one encoding, because arbiters compare bytes; nothing else is read as a record.
 
+use lockstep_proto::quantity::Term;
 use lockstep_proto::session::{MAX_NAME_BYTES, Record};
 
 /// Most bytes of an encoded record: two names, a number and some words are below this.
@@ -61,7 +62,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, String> {
         Some(line.to_owned())
     };
     let term = value("term")
-        .and_then(|term| term.parse().ok())
+        .and_then(|term| term.parse().ok().map(Term::new))
         .ok_or("it has no term")?;
     let owner = value("owner").ok_or("it has no owner")?;
     let record = Record {
@@ -93,7 +94,7 @@ mod tests {
 
     fn record(peer: Option<&str>) -> Record {
         Record {
-            term: 7,
+            term: Term::new(7),
             owner: "alpha".into(),
             peer: peer.map(Into::into),
         }
@@ -151,7 +152,7 @@ mod tests {
             assert!(encode(&bad).unwrap_err().contains("owner"), "{name:?}");
         }
         let longest = Record {
-            term: u64::MAX,
+            term: Term::LAST,
             owner: "x".repeat(64),
             peer: Some("y".repeat(64)),
         };

@@ -172,11 +172,13 @@ impl Arbiter for FileArbiter {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_proto::quantity::Term;
+
     use super::*;
 
     fn record(term: u64, owner: &str) -> Record {
         Record {
-            term,
+            term: Term::new(term),
             owner: owner.into(),
             peer: None,
         }
@@ -209,7 +211,7 @@ mod tests {
                 assert_eq!(outcome.unwrap(), Outcome::Done);
             }
         });
-        let mut last = 0;
+        let mut last = Term::NONE;
         while !writer.is_finished() {
             let bytes = std::fs::read(&path).unwrap();
             let seen = codec::decode(&bytes).unwrap().term;

@@ -122,11 +122,13 @@ fn in_one_name(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_proto::quantity::Term;
+
     use super::*;
 
     fn record(term: u64, owner: &str) -> Record {
         Record {
-            term,
+            term: Term::new(term),
             owner: owner.into(),
             peer: None,
         }

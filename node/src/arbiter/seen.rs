@@ -72,11 +72,13 @@ pub(super) fn follows(before: Option<&Record>, now: Option<&Record>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_proto::quantity::Term;
+
     use super::*;
 
     fn record(term: u64, owner: &str, peer: Option<&str>) -> Record {
         Record {
-            term,
+            term: Term::new(term),
             owner: owner.into(),
             peer: peer.map(Into::into),
         }

@@ -138,6 +138,8 @@ fn serve(mut arbiter: Box<dyn Arbiter>, requests: &Receiver<Request>) {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_proto::quantity::Term;
+
     use super::*;
     use std::time::Duration;
 
@@ -151,7 +153,7 @@ mod tests {
         }
 
         fn compare_and_set(&mut self, _: Option<&Record>, new: &Record) -> Result<Outcome, ArbiterError> {
-            assert_ne!(new.term, 13, "as the test wants it");
+            assert_ne!(new.term, Term::new(13), "as the test wants it");
             Ok(Outcome::Changed(Some(new.clone())))
         }
 
@@ -164,7 +166,7 @@ mod tests {
 
     fn term(term: u64) -> Record {
         Record {
-            term,
+            term: Term::new(term),
             ..Record::default()
         }
     }

@@ -118,7 +118,7 @@ pub fn run(options: &PromoteOptions) -> Result<ExitCode> {
         ))
         .context("the record names this node now, but a disk is still marked as a backup's; remove its mark by hand")?;
     if options.json {
-        say!("{}", serde_json::json!({"term": new.term, "owner": new.owner}));
+        say!("{}", serde_json::json!({"term": new.term.get(), "owner": new.owner}));
     } else {
         say!(
             "node `{}` owns machine `{}` in term {} (before: {}). Start it: lockstep-backup run --role auto",
@@ -197,6 +197,8 @@ pub fn answers(peer: SocketAddr) -> Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_proto::quantity::Term;
+
     use super::*;
 
     #[test]
@@ -204,7 +206,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let mut arbiter = arbiter::open(&Spec::File(home.path().into()), None, None, "m").unwrap();
         let theirs = Record {
-            term: 7,
+            term: Term::new(7),
             owner: "a".into(),
             peer: None,
         };
@@ -212,7 +214,7 @@ mod tests {
         let kept = Kept::new(&home.path().join("seen"), "m", "b");
         let (old, new) = take(arbiter.as_mut(), &kept, "b").unwrap();
         assert_eq!(old, Some(theirs));
-        assert_eq!((new.term, new.owner.as_str(), &new.peer), (8, "b", &None));
+        assert_eq!((new.term, new.owner.as_str(), &new.peer), (Term::new(8), "b", &None));
         let again = take(arbiter.as_mut(), &kept, "b").unwrap_err().to_string();
         assert!(again.contains("already"), "{again}");
         assert_eq!(arbiter.read().unwrap(), Some(new));

@@ -107,6 +107,8 @@ pub fn decide(
 
 #[cfg(test)]
 mod tests {
+    use lockstep_proto::quantity::Term;
+
     use super::*;
     use std::collections::VecDeque;
 
@@ -155,7 +157,7 @@ mod tests {
 
     fn record(term: u64, owner: &str, peer: Option<&str>) -> Record {
         Record {
-            term,
+            term: Term::new(term),
             owner: owner.into(),
             peer: peer.map(Into::into),
         }
@@ -252,7 +254,7 @@ mod tests {
             let part = decide(&mut arbiter, &kept, "a", Duration::ZERO, &status, &mut || Ok(()));
             (part, arbiter.record)
         };
-        assert!(matches!(decide(Some(mine)).0, Ok(Part::Primary(new)) if new.term == 5));
+        assert!(matches!(decide(Some(mine)).0, Ok(Part::Primary(new)) if new.term == Term::new(5)));
         for old in [None, Some(record(4, "a", None)), Some(record(3, "b", Some("a")))] {
             let (part, left) = decide(old.clone());
             let why = part.unwrap_err().to_string();

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use lockstep_proto::quantity::Term;
 use sd_notify::NotifyState;
 
 use crate::sandbox::{self, Kind};
@@ -132,7 +133,7 @@ fn words(now: &StatusInner) -> String {
     let state = now.state.replace(|letter: char| letter.is_control(), " ");
     match (state.as_str(), now.term) {
         ("", _) => "starting".into(),
-        (state, 0) => format!("{state}, {role}"),
+        (state, Term::NONE) => format!("{state}, {role}"),
         (state, term) => format!("{state}, term {term}, {role}"),
     }
 }
@@ -154,7 +155,7 @@ mod tests {
         now.state = "starting (no-arbiter)".into();
         assert_eq!(words(&now), "starting (no-arbiter), backup");
         now.role = Role::Primary;
-        now.term = 3;
+        now.term = Term::new(3);
         now.state = "not-protected (refused: no\nREADY=1)".into();
         assert_eq!(words(&now), "not-protected (refused: no READY=1), term 3, primary");
     }

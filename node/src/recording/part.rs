@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use lockstep_proto::Identity;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, Term};
 use lockstep_vmm::machine::{Machine, MachineError};
 use lockstep_vmm::memory::PAGE_SIZE;
 use lockstep_vmm::snapshot::{Growing, Sealed};
@@ -36,7 +36,7 @@ const CHUNK_PAGES: usize = 256;
 /// Where a part starts, and in which term.
 struct Start {
     rest: Rest,
-    term: u64,
+    term: Term,
 }
 
 /// A part that is being prepared, as the thread that steps the machine sees it. Dropped, it is given up.
@@ -121,7 +121,7 @@ impl Preparing {
         self,
         machine: &mut Machine,
         host_class: &str,
-        term: u64,
+        term: Term,
         vcpu: &Pulse,
     ) -> Result<Result<Begun, String>, MachineError> {
         match self.ready.recv() {
@@ -264,7 +264,7 @@ impl Prepared {
             start_chain: chain,
             part: self.number,
             tenure: subject.tenure.clone().map(|tenure| lockstep_proto::Tenure {
-                term: start.term,
+                term: start.term.get(),
                 ..tenure
             }),
             ..subject

@@ -12,6 +12,7 @@ use self::times::{Exits, Times};
 use crate::history::History;
 use crate::host::tap::Taps;
 use crate::out::one_line;
+use lockstep_proto::quantity::Term;
 use lockstep_proto::session::{Freeze, PrimaryState, Unprotected};
 
 /// Target of the messages that tell the pair's state, the same in both programs.
@@ -60,7 +61,7 @@ pub struct StatusInner {
     /// The session's state in words: `protected`, `not-protected (need-backup)` and so on.
     pub state: String,
     /// The term held; of a backup, the primary's.
-    pub term: u64,
+    pub term: Term,
     /// The peer, if it is connected.
     pub peer: String,
     /// Position of the log that the backup has received.

@@ -21,7 +21,7 @@ use lockstep_node::reports::{BEGIN, Reports};
 use lockstep_node::sandbox::{self, Kind};
 use lockstep_node::status::{Status, count};
 use lockstep_node::watch::{self, ArbiterPort, Uplink, Watch};
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, Term};
 use lockstep_proto::session::{
     Commit, Ending, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record, Timing, Unprotected, Verdict,
 };
@@ -178,7 +178,7 @@ pub(super) struct Loop {
     pub(super) keyboard: bool,
     pub(super) ending: Ending,
     /// The last term that the vCPU thread has heard of.
-    told_term: u64,
+    told_term: Term,
     /// The machine was being handed over when it was last looked at.
     handing_over: bool,
 }

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use lockstep_node::copying::Sources;
 use lockstep_node::host::inbox::Bell;
 use lockstep_node::status::pulse::Pulse;
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, Term};
 use lockstep_proto::session::Freeze;
 use lockstep_vmm::devices::Effect;
 use tokio::sync::mpsc;
@@ -46,7 +46,7 @@ pub enum Command {
     /// Nobody takes the machine over: the guest gets its disk's errors.
     KeepErrors,
     /// A further term has begun, for this reason: the recording tells it.
-    Term(u64, String),
+    Term(Term, String),
 }
 
 /// What the vCPU thread reads of the link's state at any time.

@@ -6,6 +6,7 @@ use lockstep_logcodec::batch::BatchBuilder;
 use lockstep_logcodec::limits::MAX_TERMS;
 use lockstep_node::copying::{Rest, Sources};
 use lockstep_node::host::clock::GuestClock;
+use lockstep_proto::quantity::Term;
 use lockstep_proto::session::{Freeze, bounded};
 use lockstep_proto::{DiskCompletion, TermBegun};
 use lockstep_vmm::machine::{Machine, Seen};
@@ -114,11 +115,11 @@ impl Recorder {
     }
 
     /// Notes for the recording that a term begins where the machine stands.
-    pub fn begin_term(&mut self, machine: &dyn Seen, term: u64, why: &str) {
+    pub fn begin_term(&mut self, machine: &dyn Seen, term: Term, why: &str) {
         self.last_term = term;
         if self.log.is_some() && self.terms.len() < MAX_TERMS {
             self.terms.push(TermBegun {
-                term,
+                term: term.get(),
                 // A refusal has the other node's reason in it; the log takes as much as a reason may have.
                 why: bounded(why),
                 stop: self.taken_stop.get(),
@@ -128,7 +129,7 @@ impl Recorder {
     }
 
     /// The last term, at the machine's end; those that nobody has noted yet begin there.
-    pub(super) fn end_terms(&mut self, machine: &dyn Seen) -> u64 {
+    pub(super) fn end_terms(&mut self, machine: &dyn Seen) -> Term {
         while let Some(command) = self.world.outlet.port().and_then(|port| port.command()) {
             if let Command::Term(term, why) = command {
                 self.begin_term(machine, term, &why);
@@ -137,7 +138,7 @@ impl Recorder {
         self.term()
     }
 
-    fn term(&self) -> u64 {
+    fn term(&self) -> Term {
         self.status.get().term.max(self.last_term)
     }
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
+use lockstep_proto::quantity::Term;
 use lockstep_proto::{Batch, End};
 use lockstep_vmm::machine::{Machine, MachineError};
 
@@ -41,7 +42,7 @@ pub trait Keeper {
         _machine: &mut Machine,
         _disks: &mut Disks,
         _images: &Arc<Vec<File>>,
-        _term: u64,
+        _term: Term,
         _bell: Bell,
     ) -> Result<Result<(), String>, MachineError> {
         Ok(Ok(()))
@@ -78,7 +79,7 @@ impl Keeper for LogThread {
         machine: &mut Machine,
         disks: &mut Disks,
         images: &Arc<Vec<File>>,
-        term: u64,
+        term: Term,
         bell: Bell,
     ) -> Result<Result<(), String>, MachineError> {
         self.errand(machine, disks, images, term, move || bell.ring())

@@ -16,7 +16,7 @@ use lockstep_node::recording::ring::Ring;
 use lockstep_node::sandbox::{self, Kind};
 use lockstep_node::status::Status;
 use lockstep_node::status::pulse::{BEAT, Pulse};
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, Term};
 use lockstep_proto::{Batch, End, Identity, PageChunk};
 use lockstep_vmm::machine::{Machine, MachineError};
 use lockstep_vmm::memory::PAGE_SIZE;
@@ -174,7 +174,7 @@ impl LogThread {
         machine: &mut Machine,
         disks: &mut Disks,
         images: &Arc<Vec<File>>,
-        term: u64,
+        term: Term,
         bell: impl FnOnce() + Send + 'static,
     ) -> Result<Result<(), String>, MachineError> {
         let Some(parts) = &mut self.parts else {

@@ -31,7 +31,7 @@ use lockstep_node::host::clock::{GuestClock, INSANE, ONE_MOMENT, calendar_since}
 use lockstep_node::policy::Policy;
 use lockstep_node::status::{Status, count, describe};
 use lockstep_proto::end::Reason;
-use lockstep_proto::quantity::{HostTime, LogPosition, StopNumber};
+use lockstep_proto::quantity::{HostTime, LogPosition, StopNumber, Term};
 use lockstep_proto::session::PrimaryState;
 use lockstep_proto::{DiskCompletion, End, Forced, TermBegun, Turn};
 use lockstep_vmm::devices::Effect;
@@ -75,8 +75,8 @@ pub struct Recorder {
     batch: BatchBuilder,
     /// Terms that have begun since the last batch, for the recording.
     terms: Vec<TermBegun>,
-    /// The last that has begun; 0: none since the start.
-    last_term: u64,
+    /// The last that has begun; none since the start: [`Term::NONE`].
+    last_term: Term,
     /// When the oldest turn of the batch was taken.
     batch_since: HostTime,
     /// Time that the guest ran since the last epoch, in nanoseconds.
@@ -130,7 +130,7 @@ impl Recorder {
             position: LogPosition::START,
             batch: BatchBuilder::new(machine.stop()),
             terms: Vec::new(),
-            last_term: 0,
+            last_term: Term::NONE,
             batch_since: now,
             epoch_run: 0,
             epoch_length: policy.epoch.unwrap_or(0),
@@ -233,7 +233,7 @@ impl Recorder {
                 None => bytes::Bytes::copy_from_slice(&machine.full_memory_digest()),
             },
             guest_ns: machine.now().ns(),
-            term,
+            term: term.get(),
             continued: false,
         };
         let summary = log.finish(end).map(Some);

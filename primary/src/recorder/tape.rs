@@ -15,7 +15,7 @@ use lockstep_node::recording::ring::{Ring, SLACK};
 use lockstep_node::start::realtime_seconds;
 use lockstep_node::status::Status;
 use lockstep_proto::end::Reason;
-use lockstep_proto::quantity::GuestTime;
+use lockstep_proto::quantity::{GuestTime, Term};
 use lockstep_proto::{Batch, End, Identity, PageChunk};
 use prost::Message;
 
@@ -113,7 +113,7 @@ impl Track {
     }
 
     /// Ends it with the last batch. `continued`: the next part has all that follows.
-    fn close(self, term: u64, continued: bool) -> Result<LogSummary, String> {
+    fn close(self, term: Term, continued: bool) -> Result<LogSummary, String> {
         let end = End {
             reason: Reason::Quit.into(),
             detail: String::new(),
@@ -121,7 +121,7 @@ impl Track {
             digest: self.digest.clone(),
             memory_digest: Bytes::new(),
             guest_ns: self.guest_time.ns(),
-            term,
+            term: term.get(),
             continued,
         };
         self.end(end)

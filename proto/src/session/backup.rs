@@ -14,7 +14,7 @@ use super::lag::Lag;
 use super::limits::{MAX_POSITION, PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
 use super::{Nanos, Record, Timing, Verdict};
-use crate::quantity::LogPosition;
+use crate::quantity::{LogPosition, Term};
 use crate::{Ack, Goodbye, HeartbeatReply, Hello, Joined, ToBackup, ToPrimary, Welcome};
 use crate::{Diverged, Ready, to_backup, to_primary};
 
@@ -39,7 +39,7 @@ pub struct Backup {
     identity: BackupIdentity,
     timing: Timing,
     state: State,
-    term: u64,
+    term: Term,
     /// Heartbeats that did not come.
     missed: u64,
     ack: Ack,
@@ -58,7 +58,7 @@ impl Backup {
             identity,
             timing: Timing::CALM,
             state: State::Waiting,
-            term: 0,
+            term: Term::NONE,
             missed: 0,
             ack: Ack::default(),
             lag: Lag::default(),
@@ -80,7 +80,7 @@ impl Backup {
     }
 
     /// The primary's term.
-    pub fn term(&self) -> u64 {
+    pub fn term(&self) -> Term {
         self.term
     }
 
@@ -263,7 +263,7 @@ impl Backup {
                 self.released = self.released.max(position);
                 self.actions.push_back(BackupAction::Build(Box::new(state)));
             }
-            (Some(to_backup::Kind::Named(named)), phase @ Phase::Joined) if named.term == self.term => {
+            (Some(to_backup::Kind::Named(named)), phase @ Phase::Joined) if Term::new(named.term) == self.term => {
                 *phase = Phase::Protected;
                 self.send(to_primary::Kind::Ready(Ready { term: named.term }));
             }
@@ -297,7 +297,7 @@ impl Backup {
             Err(problem) => return self.refuse(&problem),
         };
         self.timing = timing;
-        self.term = hello.term;
+        self.term = Term::new(hello.term);
         connection.phase = Phase::Syncing { has_state: false };
         self.actions.push_back(BackupAction::Prepare(Box::new(hello)));
         self.welcome();

@@ -2,6 +2,7 @@
 
 use super::limits::{MAX_NAME_BYTES, PROTOCOL_VERSION, bounded};
 use super::{BackupIdentity, Timing};
+use crate::quantity::Term;
 use crate::{Hello, Welcome};
 
 /// Whether `name` can be a node's.
@@ -57,8 +58,9 @@ pub(super) fn check_hello(hello: &Hello, identity: &BackupIdentity, primary: &st
             ));
         }
     }
-    if hello.term == 0 || hello.term == u64::MAX {
-        return Err(format!("{} is not a term", hello.term));
+    let term = Term::new(hello.term);
+    if term == Term::NONE || term == Term::LAST {
+        return Err(format!("{term} is not a term"));
     }
     let timing = Timing {
         heartbeat: hello.heartbeat_ns,

@@ -15,7 +15,7 @@ use super::lease::Lease;
 use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
 use super::{Commit, Nanos, Record, Timing, Unprotected};
-use crate::quantity::LogPosition;
+use crate::quantity::{LogPosition, Term};
 use crate::{Ack, Diverged, Goodbye, Handover, Heartbeat, Hello, ToBackup, ToPrimary, to_backup, to_primary};
 
 /// The primary's end.
@@ -204,7 +204,7 @@ impl Primary {
         let hello = Hello {
             version_min: PROTOCOL_VERSION,
             version_max: PROTOCOL_VERSION,
-            term: self.record.term,
+            term: self.record.term.get(),
             heartbeat_ns: self.timing.heartbeat,
             deadline_ns: self.timing.deadline,
             inquiry: false,
@@ -253,7 +253,7 @@ impl Primary {
                 };
             }
             (Some(to_primary::Kind::Ready(ready)), phase @ Phase::Naming { .. })
-                if self.record.peer.is_some() && ready.term == self.record.term =>
+                if self.record.peer.is_some() && Term::new(ready.term) == self.record.term =>
             {
                 *phase = Phase::Protected;
             }

@@ -1,11 +1,13 @@
 //! The arbiter's record: who holds the term, and who may take it over.
 
+use crate::quantity::Term;
+
 /// What the arbiter keeps for one machine. It is changed only by compare-and-set against the value that the writer last
 /// held; a writer whose value is not there any more has lost, and does not read again to retry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     /// Fencing number. Only its owner may release output.
-    pub term: u64,
+    pub term: Term,
     /// Name of the node that holds the term.
     pub owner: String,
     /// Name of the node that is in sync and may take over; nobody else may.
@@ -17,7 +19,7 @@ impl Record {
     #[must_use]
     pub fn alone(&self, node: &str) -> Self {
         Self {
-            term: self.term.saturating_add(1),
+            term: self.term.next(),
             owner: node.into(),
             peer: None,
         }

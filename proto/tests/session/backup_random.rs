@@ -1,6 +1,6 @@
 //! The backup's end, with anything at any time.
 
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{StopNumber, Term};
 use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, Verdict};
 use lockstep_proto::{Handover, Heartbeat, Named, ToBackup, to_backup, to_primary};
 use proptest::prelude::*;
@@ -160,7 +160,7 @@ impl Watched {
             BackupAction::Arbitrate { expected, new } => {
                 assert!(!std::mem::replace(&mut self.asked, true), "two questions at a time");
                 assert!(was == BackupState::Protected || claims(was), "{was:?} claims");
-                assert_eq!((expected.term, expected.owner.as_str()), (TERM, "a"));
+                assert_eq!((expected.term, expected.owner.as_str()), (Term::new(TERM), "a"));
                 assert_eq!(new, expected.alone("b"));
                 if was == BackupState::Protected {
                     assert!(
@@ -169,7 +169,7 @@ impl Watched {
                     );
                 }
             }
-            BackupAction::Promote(record) => assert_eq!(record.term, TERM + 1),
+            BackupAction::Promote(record) => assert_eq!(record.term, Term::new(TERM + 1)),
             _ => {}
         }
     }

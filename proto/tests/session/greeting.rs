@@ -1,5 +1,6 @@
 //! How a primary's hello is met.
 
+use lockstep_proto::quantity::Term;
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState, MAX_REASON_BYTES};
 use lockstep_proto::{Hello, to_backup, to_primary};
 
@@ -94,7 +95,7 @@ fn an_inquiry_is_answered_and_makes_nothing() {
         let welcome = matches!(reply.kind, Some(to_primary::Kind::Welcome(_)));
         let goodbye = matches!(reply.kind, Some(to_primary::Kind::Goodbye(_)));
         assert_eq!((welcome, goodbye), (fits, !fits));
-        assert_eq!((session.state(), session.term()), (BackupState::Waiting, 0));
+        assert_eq!((session.state(), session.term()), (BackupState::Waiting, Term::NONE));
         assert_eq!(does(&mut session, 0, BackupInput::Connected("a".into())), []);
         assert_eq!(session.state(), BackupState::Connected);
     }

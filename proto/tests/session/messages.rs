@@ -1,6 +1,6 @@
 //! Messages, right and wrong.
 
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, Term};
 use lockstep_proto::session::{BackupIdentity, MAX_NAME_BYTES, MAX_REASON_BYTES, PROTOCOL_VERSION, Record, Timing};
 use lockstep_proto::{
     Ack, Diverged, Goodbye, Handover, HeartbeatReply, Hello, JoinState, Joined, MachineConfig, Named, Ready, ToBackup,
@@ -22,7 +22,7 @@ pub fn at(position: u64) -> LogPosition {
 
 pub fn record(peer: Option<&str>) -> Record {
     Record {
-        term: TERM,
+        term: Term::new(TERM),
         owner: "a".into(),
         peer: peer.map(Into::into),
     }

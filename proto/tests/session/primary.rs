@@ -1,6 +1,6 @@
 //! The primary's end, case by case.
 
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, Term};
 use lockstep_proto::session::{Commit, Unprotected, Verdict};
 use lockstep_proto::session::{Freeze, MAX_REASON_BYTES, Primary, PrimaryAction, PrimaryInput, PrimaryState};
 use lockstep_proto::{Diverged, Goodbye, Joined, Ready, ToPrimary, Welcome, to_backup, to_primary};
@@ -105,7 +105,7 @@ fn a_backup_that_may_be_named_is_fenced_off() {
         assert_eq!(session.release_limit(0), at(0));
         assert_eq!(does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won)), []);
         assert_eq!(session.state(), PrimaryState::Alone(Unprotected::LostConnection));
-        assert_eq!(session.record().term, TERM + 1);
+        assert_eq!(session.record().term, Term::new(TERM + 1));
         assert_eq!(session.release_limit(0), LogPosition::NO_LIMIT);
     }
 }

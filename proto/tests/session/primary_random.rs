@@ -223,7 +223,7 @@ impl Watched {
                 to_primary::Kind::Joined(Joined {})
             }
             PrimaryState::Naming { .. } if self.session.record().peer.is_some() => to_primary::Kind::Ready(Ready {
-                term: self.session.record().term,
+                term: self.session.record().term.get(),
             }),
             PrimaryState::Naming { .. } | PrimaryState::Protected => {
                 self.handle(PrimaryInput::Reply(reply(self.beat)));

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use lockstep_proto::quantity::{LogPosition, StopNumber};
+use lockstep_proto::quantity::{LogPosition, StopNumber, Term};
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, Record};
 use lockstep_proto::session::{Unprotected, Verdict};
 use lockstep_proto::{JoinState, to_backup, to_primary};
@@ -285,7 +285,7 @@ impl Node {
         }
     }
 
-    fn release_before_win(&mut self, env: &mut Env, term: u64) {
+    fn release_before_win(&mut self, env: &mut Env, term: Term) {
         let name = self.name();
         let Some(backup) = self.backup() else { return };
         let released = backup.session.released().get() as usize;

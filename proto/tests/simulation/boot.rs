@@ -1,6 +1,7 @@
 //! What a node that was started does: it is a backup, unless the record says that the machine is its own and no other node
 //! has it.
 
+use lockstep_proto::quantity::Term;
 use lockstep_proto::session::{BackupState, Record, Unprotected, Verdict};
 
 use super::arbiter;
@@ -37,7 +38,7 @@ impl Node {
         if self.reading != Some(id) || !self.is_fresh() {
             return;
         }
-        let first = record.term == 0 && self.id == 0;
+        let first = record.term == Term::NONE && self.id == 0;
         if !first && record.owner != self.name() {
             return;
         }

@@ -1,5 +1,6 @@
 //! What must hold after every event.
 
+use lockstep_proto::quantity::Term;
 use lockstep_proto::session::Record;
 
 #[derive(Clone, Debug, Default)]
@@ -68,7 +69,7 @@ impl Checker {
     }
 
     /// `node` lets the effect at `position` go, in `term`.
-    pub fn releases(&mut self, now: u64, node: &str, term: u64, position: u64, effect: u64, record: &Record) {
+    pub fn releases(&mut self, now: u64, node: &str, term: Term, position: u64, effect: u64, record: &Record) {
         self.counts.releases += 1;
         self.last_release = now;
         if record.term != term || record.owner != node {
@@ -97,7 +98,7 @@ impl Checker {
     }
 
     /// `node` goes live in `term` with this history.
-    pub fn goes_live(&mut self, node: &str, term: u64, history: &[u64], record: &Record) {
+    pub fn goes_live(&mut self, node: &str, term: Term, history: &[u64], record: &Record) {
         if record.term != term || record.owner != node {
             self.fail(format!(
                 "{node} goes live in term {term}, and the arbiter has {record:?}"
@@ -116,7 +117,7 @@ impl Checker {
     }
 
     /// `node` boots from its disk; what its machine made and did not emit is gone.
-    pub fn boots(&mut self, node: &str, term: u64, history: &[u64], record: &Record) {
+    pub fn boots(&mut self, node: &str, term: Term, history: &[u64], record: &Record) {
         self.counts.boots += 1;
         self.goes_live(node, term, history, record);
         self.excused = self.excused.max(history.len() as u64);

@@ -150,7 +150,7 @@ impl Loop {
             stalled: stall.is_some(),
         });
         if changed {
-            tracing::info!(target: STATE_MESSAGES, term = session.record().term, "{state}");
+            tracing::info!(target: STATE_MESSAGES, term = session.record().term.get(), "{state}");
         }
     }
 }

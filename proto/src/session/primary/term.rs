@@ -66,7 +66,9 @@ impl Primary {
     fn won(&mut self, now: Nanos) {
         if let Some(Phase::Naming { question, .. }) = self.state.phase_mut() {
             *question = None;
-            self.send(to_backup::Kind::Named(Named { term: self.record.term }));
+            self.send(to_backup::Kind::Named(Named {
+                term: self.record.term.get(),
+            }));
         } else if let State::Fencing(fence) = &mut self.state {
             if self.record.peer.is_some() {
                 // The naming was on its way as the backup was lost: the term after it is what is needed.
