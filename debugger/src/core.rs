@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use lockstep_node::{out, tell};
+use lockstep_proto::quantity::PageNumber;
 use lockstep_vmm::cpu::walk::{Mapping, mappings};
 use lockstep_vmm::memory::{Memory, PAGE_SIZE, Page};
 
@@ -97,14 +98,14 @@ fn write_core(mut file: &File, memory: &Memory, regs: &kvm_regs, sregs: &kvm_sre
     program_header(&mut head, PT_NOTE, 0, note_at, 0, 0, note.len() as u64);
     for range in ranges {
         let index = memory
-            .index(range.physical / PAGE_SIZE as u64)
+            .index(PageNumber::of(range.physical))
             .context("a mapping outside memory")?;
         // Readable, writable, executable.
         program_header(
             &mut head,
             PT_LOAD,
             7,
-            memory_at + index * PAGE_SIZE as u64,
+            memory_at + index.offset(),
             range.address,
             range.physical,
             range.length,
@@ -118,10 +119,10 @@ fn write_core(mut file: &File, memory: &Memory, regs: &kvm_regs, sregs: &kvm_sre
 
 fn write_memory(file: &File, memory: &Memory, at: u64) -> Result<()> {
     let mut page: Page = [0; PAGE_SIZE];
-    for index in 0..memory.page_count() {
+    for index in memory.indices() {
         memory.read_page(memory.frame(index), &mut page);
         if page.iter().any(|&byte| byte != 0) {
-            file.write_all_at(&page, at + index * PAGE_SIZE as u64)?;
+            file.write_all_at(&page, at + index.offset())?;
         }
     }
     Ok(())

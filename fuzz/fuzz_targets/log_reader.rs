@@ -14,6 +14,7 @@ use lockstep_logcodec::frame::FrameWriter;
 use lockstep_logcodec::record::LOG_FORMAT;
 use lockstep_logcodec::segment::{Opened, Step};
 use lockstep_logcodec::{Record, SegmentReader, positions, unpack_pages};
+use lockstep_proto::quantity::PageNumber;
 
 fuzz_target!(|bytes: &[u8]| {
     read(bytes);
@@ -28,7 +29,7 @@ fn read(bytes: &[u8]) {
         while let Ok(Step::Record(record, offset)) = segment.next() {
             assert!(offset < segment.offset());
             match record {
-                Record::Pages(chunk) => drop(unpack_pages(&chunk, 1 << 20)),
+                Record::Pages(chunk) => drop(unpack_pages(&chunk, PageNumber::new(1 << 20))),
                 Record::Batch(batch) => assert!(positions(&batch).all(|(stop, _)| stop.get() <= batch.last_stop)),
                 Record::End(end) => assert_eq!(end.last_stop, segment.stop().get()),
             }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use lockstep_logcodec::frame::{FrameReader, FrameWriter, Next};
 use lockstep_logcodec::record::{LOG_FORMAT, kind};
 use lockstep_logcodec::{BatchBuilder, LogReader, LogWriter, PagePacker, Record, WriterOptions, unpack_pages};
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{PageNumber, StopNumber};
 use lockstep_proto::{Batch, End, Identity, MachineConfig, PageChunk, Turn, end};
 
 /// Encoded bytes at which a batch is closed.
@@ -81,7 +81,7 @@ fn main() {
         figure(name, "MB/s", megabytes / pack);
         let unpack = best(time, || {
             for chunk in &chunks {
-                black_box(unpack_pages(chunk, PAGES).expect("pages"));
+                black_box(unpack_pages(chunk, PageNumber::new(PAGES)).expect("pages"));
             }
         });
         figure(unpack_name, "MB/s", megabytes / unpack);
@@ -193,7 +193,11 @@ fn pack(pages: &[[u8; 4096]]) -> Vec<PageChunk> {
     let mut first = 0;
     let chunks = pages.chunks(256).map(|pages| {
         let chunk = packer
-            .pack((first..).zip(pages.iter().map(<[u8; 4096]>::as_slice)))
+            .pack(
+                (first..)
+                    .map(PageNumber::new)
+                    .zip(pages.iter().map(<[u8; 4096]>::as_slice)),
+            )
             .expect("pages");
         first += 256;
         frames.write_message(kind::PAGES, &chunk).expect("a sink");

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use lockstep_proto::PageChunk;
+use lockstep_proto::quantity::PageNumber;
 use zstd::bulk::Compressor;
 
 use crate::error::Violation;
@@ -25,7 +26,10 @@ impl PagePacker {
     }
 
     /// Packs 1 to [`MAX_CHUNK_PAGES`] pages: frame number (guest physical address / 4096) and 4096 bytes each, ascending.
-    pub fn pack<'a>(&mut self, pages: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<PageChunk, Violation> {
+    pub fn pack<'a>(
+        &mut self,
+        pages: impl IntoIterator<Item = (PageNumber, &'a [u8])>,
+    ) -> Result<PageChunk, Violation> {
         self.raw.clear();
         let mut frame_gaps = Vec::new();
         let mut previous = None;
@@ -49,7 +53,7 @@ impl PagePacker {
             if previous.is_some_and(|p| p >= frame) {
                 return Err(Violation::Rule("the pages of a chunk are not in ascending order"));
             }
-            frame_gaps.push(frame - previous.unwrap_or(0));
+            frame_gaps.push(frame.since(previous.unwrap_or(PageNumber::FIRST)));
             previous = Some(frame);
             self.raw.extend_from_slice(page);
         }
@@ -73,15 +77,15 @@ impl std::fmt::Debug for PagePacker {
 }
 
 /// Packs one chunk; see [`PagePacker::pack`].
-pub fn pack_pages<'a>(pages: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<PageChunk, Violation> {
+pub fn pack_pages<'a>(pages: impl IntoIterator<Item = (PageNumber, &'a [u8])>) -> Result<PageChunk, Violation> {
     PagePacker::new()?.pack(pages)
 }
 
 /// Which frames a chunk holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
-    pub first: u64,
-    pub last: u64,
+    pub first: PageNumber,
+    pub last: PageNumber,
     pub pages: u32,
 }
 
@@ -93,17 +97,18 @@ pub(crate) fn span(chunk: &PageChunk) -> Result<Span, Violation> {
     };
     too_much("pages in a chunk", pages, MAX_CHUNK_PAGES)?;
     too_much("compressed bytes in a chunk", chunk.data.len(), MAX_CHUNK_DATA)?;
+    let first = PageNumber::new(first);
     let mut last = first;
     for &gap in further {
         if gap == 0 {
             return Err(Violation::Rule("the pages of a chunk are not in ascending order"));
         }
-        last = last.saturating_add(gap);
+        last = last.plus(gap);
     }
-    if last >= MAX_FRAME_NUMBER {
+    if last >= PageNumber::new(MAX_FRAME_NUMBER) {
         return Err(Violation::TooMuch {
             what: "page frame number",
-            value: last,
+            value: last.get(),
             limit: MAX_FRAME_NUMBER - 1,
         });
     }
@@ -128,13 +133,13 @@ fn too_much(what: &'static str, value: usize, limit: usize) -> Result<(), Violat
 /// An unpacked chunk: its pages in one buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pages {
-    frames: Vec<u64>,
+    frames: Vec<PageNumber>,
     raw: Vec<u8>,
 }
 
 impl Pages {
     /// Frame number and content of each page, ascending.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (u64, &[u8; PAGE_BYTES])> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (PageNumber, &[u8; PAGE_BYTES])> {
         self.frames.iter().copied().zip(self.raw.as_chunks::<PAGE_BYTES>().0)
     }
 
@@ -147,13 +152,13 @@ impl Pages {
 
 /// Unpacks a chunk whose frame numbers have to be below `frame_limit` (guest memory / 4096). Allocates at most 1 MiB,
 /// whatever the data says.
-pub fn unpack_pages(chunk: &PageChunk, frame_limit: u64) -> Result<Pages, Violation> {
+pub fn unpack_pages(chunk: &PageChunk, frame_limit: PageNumber) -> Result<Pages, Violation> {
     let span = span(chunk)?;
     if span.last >= frame_limit {
-        let limit = frame_limit.saturating_sub(1);
+        let limit = frame_limit.get().saturating_sub(1);
         return Err(Violation::TooMuch {
             what: "page frame number",
-            value: span.last,
+            value: span.last.get(),
             limit,
         });
     }
@@ -168,8 +173,8 @@ pub fn unpack_pages(chunk: &PageChunk, frame_limit: u64) -> Result<Pages, Violat
             expected,
         });
     }
-    let frames = chunk.frame_gaps.iter().scan(0u64, |frame, gap| {
-        *frame += gap;
+    let frames = chunk.frame_gaps.iter().scan(PageNumber::FIRST, |frame, gap| {
+        *frame = frame.plus(*gap);
         Some(*frame)
     });
     Ok(Pages {
@@ -182,6 +187,10 @@ pub fn unpack_pages(chunk: &PageChunk, frame_limit: u64) -> Result<Pages, Violat
 mod tests {
     use super::*;
 
+    fn at(number: u64) -> PageNumber {
+        PageNumber::new(number)
+    }
+
     fn page(fill: u8) -> Vec<u8> {
         vec![fill; PAGE_BYTES]
     }
@@ -189,12 +198,12 @@ mod tests {
     #[test]
     fn pages_come_back() {
         let (a, b) = (page(1), page(2));
-        let chunk = pack_pages([(0, &a[..]), (77, &b[..])]).unwrap();
+        let chunk = pack_pages([(at(0), &a[..]), (at(77), &b[..])]).unwrap();
         assert_eq!(chunk.frame_gaps, [0, 77]);
-        let pages = unpack_pages(&chunk, 78).unwrap();
+        let pages = unpack_pages(&chunk, at(78)).unwrap();
         assert_eq!(pages.len(), 2);
         let got: Vec<_> = pages.iter().map(|(frame, page)| (frame, page[4095])).collect();
-        assert_eq!(got, [(0, 1), (77, 2)]);
+        assert_eq!(got, [(at(0), 1), (at(77), 2)]);
     }
 
     #[test]
@@ -208,16 +217,21 @@ mod tests {
         })
         .take((MAX_CHUNK_PAGES + 1) * PAGE_BYTES)
         .collect();
-        let pages = || noise.chunks(PAGE_BYTES).enumerate().map(|(i, page)| (i as u64, page));
+        let pages = || {
+            noise
+                .chunks(PAGE_BYTES)
+                .enumerate()
+                .map(|(i, page)| (at(i as u64), page))
+        };
         let chunk = pack_pages(pages().take(MAX_CHUNK_PAGES)).unwrap();
-        assert_eq!(unpack_pages(&chunk, 256).unwrap().len(), 256);
+        assert_eq!(unpack_pages(&chunk, at(256)).unwrap().len(), 256);
         assert!(matches!(
             pack_pages(pages()),
             Err(Violation::TooMuch { value: 257, .. })
         ));
         let mut taken = 0;
         let endless = (0..)
-            .map(|frame| (frame, &noise[..PAGE_BYTES]))
+            .map(|frame| (at(frame), &noise[..PAGE_BYTES]))
             .take(10_000)
             .inspect(|_| taken += 1);
         assert!(pack_pages(endless).is_err());
@@ -228,29 +242,35 @@ mod tests {
     fn packing_checks_its_input() {
         let a = page(1);
         assert!(pack_pages([]).is_err());
-        assert!(pack_pages([(3, &a[1..])]).is_err());
-        assert!(pack_pages([(3, &a[..]), (3, &a[..])]).is_err());
-        assert!(pack_pages([(3, &a[..]), (2, &a[..])]).is_err());
-        assert!(pack_pages([(MAX_FRAME_NUMBER, &a[..])]).is_err());
-        assert!(pack_pages([(MAX_FRAME_NUMBER - 1, &a[..])]).is_ok());
+        assert!(pack_pages([(at(3), &a[1..])]).is_err());
+        assert!(pack_pages([(at(3), &a[..]), (at(3), &a[..])]).is_err());
+        assert!(pack_pages([(at(3), &a[..]), (at(2), &a[..])]).is_err());
+        assert!(pack_pages([(at(MAX_FRAME_NUMBER), &a[..])]).is_err());
+        assert!(pack_pages([(at(MAX_FRAME_NUMBER - 1), &a[..])]).is_ok());
     }
 
     #[test]
     fn unpacking_checks_its_input() {
         let (a, b) = (page(1), page(2));
-        let good = pack_pages([(5, &a[..]), (9, &b[..])]).unwrap();
-        assert!(unpack_pages(&good, 10).is_ok());
-        assert!(unpack_pages(&good, 9).is_err(), "beyond guest memory");
+        let good = pack_pages([(at(5), &a[..]), (at(9), &b[..])]).unwrap();
+        assert!(unpack_pages(&good, at(10)).is_ok());
+        assert!(unpack_pages(&good, at(9)).is_err(), "beyond guest memory");
         let with = |frame_gaps: Vec<u64>| PageChunk {
             frame_gaps,
             data: good.data.clone(),
         };
-        assert!(unpack_pages(&with(vec![]), 10).is_err(), "no pages");
-        assert!(unpack_pages(&with(vec![5]), 10).is_err(), "more data than pages");
-        assert!(unpack_pages(&with(vec![5, 1, 1]), 10).is_err(), "less data than pages");
-        assert!(unpack_pages(&with(vec![5, 0]), 10).is_err(), "the same frame twice");
-        assert!(unpack_pages(&with(vec![5, u64::MAX]), u64::MAX).is_err(), "overflow");
-        let error = unpack_pages(&with(vec![1; 257]), u64::MAX).unwrap_err();
+        assert!(unpack_pages(&with(vec![]), at(10)).is_err(), "no pages");
+        assert!(unpack_pages(&with(vec![5]), at(10)).is_err(), "more data than pages");
+        assert!(
+            unpack_pages(&with(vec![5, 1, 1]), at(10)).is_err(),
+            "less data than pages"
+        );
+        assert!(unpack_pages(&with(vec![5, 0]), at(10)).is_err(), "the same frame twice");
+        assert!(
+            unpack_pages(&with(vec![5, u64::MAX]), at(u64::MAX)).is_err(),
+            "overflow"
+        );
+        let error = unpack_pages(&with(vec![1; 257]), at(u64::MAX)).unwrap_err();
         assert!(matches!(
             error,
             Violation::TooMuch {
@@ -262,12 +282,12 @@ mod tests {
             data: good.data.slice(..good.data.len() - 1),
             ..good.clone()
         };
-        assert!(unpack_pages(&cut, 10).is_err(), "cut data");
+        assert!(unpack_pages(&cut, at(10)).is_err(), "cut data");
         let large = PageChunk {
             data: vec![0; MAX_CHUNK_DATA + 1].into(),
             ..good
         };
-        let error = unpack_pages(&large, 10).unwrap_err();
+        let error = unpack_pages(&large, at(10)).unwrap_err();
         assert!(matches!(
             error,
             Violation::TooMuch {
@@ -284,6 +304,6 @@ mod tests {
             frame_gaps: vec![1; 256],
             data: data.into(),
         };
-        assert!(unpack_pages(&bomb, 1000).is_err());
+        assert!(unpack_pages(&bomb, at(1000)).is_err());
     }
 }

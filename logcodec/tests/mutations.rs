@@ -10,7 +10,7 @@ use std::path::Path;
 use common::{identity, options, write};
 use lockstep_logcodec::segment::{Opened, Step, plain_name};
 use lockstep_logcodec::{LogReader, Record, SegmentReader, WriterOptions, cut_torn_tail, unpack_pages};
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{PageNumber, StopNumber};
 
 /// A fixed sequence (splitmix64).
 struct Random(u64);
@@ -59,7 +59,7 @@ fn read_segment(bytes: &[u8]) -> Vec<Record> {
     if let Ok(Opened::Ready(mut segment)) = SegmentReader::open(bytes, Path::new("memory"), false) {
         while let Ok(Step::Record(record, _)) = segment.next() {
             if let Record::Pages(chunk) = &record {
-                unpack_pages(chunk, 1 << 20).expect("its frame was good");
+                unpack_pages(chunk, PageNumber::new(1 << 20)).expect("its frame was good");
             }
             records.push(record);
         }
@@ -116,7 +116,7 @@ fn damaged_messages_in_good_frames() {
             all += 1;
             while let Ok(Step::Record(record, _)) = segment.next() {
                 if let Record::Pages(chunk) = &record {
-                    let _ = unpack_pages(chunk, 1 << 20);
+                    let _ = unpack_pages(chunk, PageNumber::new(1 << 20));
                 }
                 accepted += 1;
             }

@@ -13,7 +13,7 @@ use lockstep_logcodec::{
     BatchBuilder, Ending, LogError, LogWriter, Record, Result, SegmentReader, WriterOptions, pack_pages, positions,
     unpack_pages,
 };
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{PageNumber, StopNumber};
 use lockstep_proto::{
     DiskCompletion, Epoch, Forced, Frame, Identity, MachineConfig, Msr, SegmentHeader, Turn, VcpuState,
 };
@@ -105,7 +105,7 @@ fn build(builder: &mut BatchBuilder, (turns, rest): Raw) -> Vec<Record> {
             forced.pages = fills.len() as u32;
             let pages: Vec<[u8; 4096]> = fills.iter().map(|&fill| [fill; 4096]).collect();
             if !pages.is_empty() {
-                let numbered = (7..).zip(pages.iter().map(<[u8; 4096]>::as_slice));
+                let numbered = (7..).map(PageNumber::new).zip(pages.iter().map(<[u8; 4096]>::as_slice));
                 records.push(Record::Pages(pack_pages(numbered).unwrap()));
             }
         }
@@ -252,7 +252,7 @@ proptest! {
     #[test]
     fn any_bytes_are_decoded_or_refused(frame_kind in 0..20u32, payload in vec(any::<u8>(), 0..300)) {
         if let Ok(Record::Pages(chunk)) = Record::decode(frame_kind, &payload) {
-            let _ = unpack_pages(&chunk, 1 << 20);
+            let _ = unpack_pages(&chunk, PageNumber::new(1 << 20));
         }
     }
 

@@ -10,6 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use lockstep_proto::quantity::PageIndex;
 use lockstep_vmm::machine::{Machine, MachineError, Transfer};
 use lockstep_vmm::memory::{DirtyWatch, Memory, PAGE_SIZE};
 
@@ -57,7 +58,7 @@ pub trait Copier {
     type Error;
 
     /// The pages with these indices. `first`: it gets every page, once.
-    fn pages(&mut self, sources: &Sources, indices: &[u64], first: bool) -> Result<(), Self::Error>;
+    fn pages(&mut self, sources: &Sources, indices: &[PageIndex], first: bool) -> Result<(), Self::Error>;
 
     /// Chunks of disks, in runs: disk and numbers. `first`: as above.
     fn chunks(&mut self, sources: &Sources, runs: &[(u32, Range<u64>)], first: bool) -> Result<(), Self::Error>;
@@ -67,7 +68,7 @@ pub trait Copier {
 pub fn copy<C: Copier>(sources: &Sources, copier: &mut C) -> Result<(), C::Error> {
     // Disks first: they change less meanwhile.
     copier.chunks(sources, &sources.chunks.all(), true)?;
-    let all: Vec<u64> = (0..sources.memory.page_count()).collect();
+    let all: Vec<_> = sources.memory.indices().collect();
     copier.pages(sources, &all, true)?;
     for _ in 0..MAX_ROUNDS {
         let (dirty, written) = (sources.watch.take(), sources.chunks.take());

@@ -12,9 +12,10 @@
 //! file or a gauge has them:
 //!
 //! ```
-//! use lockstep_proto::quantity::{StopNumber, Term};
+//! use lockstep_proto::quantity::{PageNumber, StopNumber, Term};
 //! assert_eq!(StopNumber::new(5).since(StopNumber::new(3)), 2);
 //! assert!(Term::new(5) > Term::new(3));
+//! assert_eq!(PageNumber::new(5).since(PageNumber::new(3)), 2);
 //! ```
 //!
 //! ```compile_fail
@@ -25,6 +26,11 @@
 //! ```compile_fail
 //! use lockstep_proto::quantity::{StopNumber, Term};
 //! let _ = Term::new(5) > StopNumber::new(3);
+//! ```
+//!
+//! ```compile_fail
+//! use lockstep_proto::quantity::{PageIndex, PageNumber};
+//! PageNumber::new(5).since(PageIndex::new(3));
 //! ```
 
 use std::fmt;
@@ -172,6 +178,65 @@ impl Term {
     }
 }
 
+/// Pages of guest memory have 4096 bytes.
+const PAGE_SHIFT: u32 = 12;
+
+number! {
+    /// A page of guest memory by its guest physical address: its page frame number, the address / 4096. Logs and messages have
+    /// pages by it.
+    PageNumber
+}
+
+impl PageNumber {
+    /// The page at guest physical address 0.
+    pub const FIRST: Self = Self(0);
+
+    /// The page that this guest physical address lies in.
+    pub const fn of(address: u64) -> Self {
+        Self(address >> PAGE_SHIFT)
+    }
+
+    /// Guest physical address of its first byte. Of no number from 2^52 on: that has none.
+    pub const fn address(self) -> u64 {
+        self.0 << PAGE_SHIFT
+    }
+
+    /// The page so many further; the last one that can be said where that is beyond it.
+    #[must_use]
+    pub const fn plus(self, pages: u64) -> Self {
+        Self(self.0.saturating_add(pages))
+    }
+
+    /// Pages from `earlier` to this one; 0 where that is later.
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+number! {
+    /// A page of guest memory by its place among those that there are, from 0 on: the hole below 4 GiB has no pages, so that this
+    /// is another number than its [`PageNumber`] above it.
+    PageIndex
+}
+
+impl PageIndex {
+    /// Bytes of guest memory in the pages before it.
+    pub const fn offset(self) -> u64 {
+        self.0 << PAGE_SHIFT
+    }
+
+    /// The page so many further; the last one that can be said where that is beyond it.
+    #[must_use]
+    pub const fn plus(self, pages: u64) -> Self {
+        Self(self.0.saturating_add(pages))
+    }
+
+    /// Pages from `earlier` to this one; 0 where that is later.
+    pub const fn since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,5 +266,17 @@ mod tests {
             (Term::new(u64::MAX - 1).next(), Term::LAST.next()),
             (Term::LAST, Term::LAST)
         );
+    }
+
+    #[test]
+    fn pages_have_addresses() {
+        assert_eq!(PageNumber::of(0x5fff), PageNumber::new(5));
+        assert_eq!(
+            (PageNumber::new(5).address(), PageIndex::new(5).offset()),
+            (0x5000, 0x5000)
+        );
+        assert_eq!(PageNumber::FIRST.plus(7).since(PageNumber::new(5)), 2);
+        assert_eq!(PageNumber::new(5).since(PageNumber::new(7)), 0);
+        assert_eq!(PageIndex::new(5).plus(u64::MAX).since(PageIndex::new(5)), u64::MAX - 5);
     }
 }

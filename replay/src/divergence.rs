@@ -3,7 +3,7 @@
 use std::fmt;
 
 use kvm_regs_display::Registers;
-use lockstep_proto::quantity::{GuestTime, StopNumber};
+use lockstep_proto::quantity::{GuestTime, PageNumber, StopNumber};
 use lockstep_vmm::machine::{Part, StopKind};
 
 use crate::feed::Mark;
@@ -21,7 +21,7 @@ pub enum Mismatch {
         /// Pages that the log has other hashes of.
         different: Vec<DifferentPage>,
         /// Frame numbers of which the log has no hash: they were dirty here alone.
-        only_here: Vec<u64>,
+        only_here: Vec<PageNumber>,
         /// The log has the pages' hashes.
         detail: bool,
         /// The parts of the machine that differ, if the log has their hashes.
@@ -50,7 +50,7 @@ pub enum Mismatch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DifferentPage {
     /// Its frame number.
-    pub frame: u64,
+    pub frame: PageNumber,
     /// The low 32 bits of its hash in the log.
     pub logged: u32,
     /// The same here.
@@ -91,7 +91,7 @@ pub struct Divergence {
 
 impl fmt::Display for DifferentPage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (address, logged, here) = (self.frame << 12, self.logged, self.here);
+        let (address, logged, here) = (self.frame.address(), self.logged, self.here);
         write!(
             f,
             "page {address:#x} differs: hash {logged:08x} expected, hash {here:08x} actual"

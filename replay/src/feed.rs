@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use lockstep_logcodec::record::{Record, unpack_pages};
 use lockstep_logcodec::{Bookmark, Ending, LogError, LogReader};
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{PageNumber, StopNumber};
 use lockstep_proto::{Batch, End, Turn};
 use lockstep_vmm::machine::Delta;
 use lockstep_vmm::memory::PAGE_SIZE;
@@ -61,7 +61,7 @@ pub struct Placed {
     /// The turn.
     pub turn: Turn,
     /// The pages of its delta: frame numbers and contents.
-    pub pages: (Vec<u64>, Vec<u8>),
+    pub pages: (Vec<PageNumber>, Vec<u8>),
 }
 
 impl Placed {
@@ -119,9 +119,9 @@ pub enum Next {
 /// A log, batch by batch.
 pub struct Feed {
     source: Box<dyn Source>,
-    frames: Vec<u64>,
+    frames: Vec<PageNumber>,
     pages: Vec<u8>,
-    max_frame: u64,
+    max_frame: PageNumber,
     /// Turns of the batch in work that are still to come.
     pub turns: VecDeque<Placed>,
     /// The batch in work.
@@ -131,7 +131,7 @@ pub struct Feed {
 
 impl Feed {
     /// A feed of `source` for a machine whose memory ends before frame `max_frame`.
-    pub fn new(source: Box<dyn Source>, start_stop: StopNumber, max_frame: u64) -> Self {
+    pub fn new(source: Box<dyn Source>, start_stop: StopNumber, max_frame: PageNumber) -> Self {
         let mark = Mark {
             first_stop: start_stop,
             last_stop: start_stop,
@@ -272,10 +272,10 @@ mod tests {
         let mut feed = Feed::new(
             Box::new(Records(vec![Record::Batch(batch)].into_iter())),
             StopNumber::START,
-            pages,
+            PageNumber::new(pages),
         );
         for frame in 0..pages {
-            feed.frames.push(frame);
+            feed.frames.push(PageNumber::new(frame));
             feed.pages.extend_from_slice(&[frame as u8; PAGE_SIZE]);
         }
         feed.advance().map(|_| feed)
@@ -290,8 +290,8 @@ mod tests {
         for (placed, wanted) in feed.turns.iter().zip(wanted) {
             let (frames, pages) = &placed.pages;
             let end = next + u64::from(wanted);
-            assert_eq!(*frames, (next..end).collect::<Vec<_>>());
-            let contents = frames.iter().flat_map(|frame| [*frame as u8; PAGE_SIZE]);
+            assert_eq!(*frames, (next..end).map(PageNumber::new).collect::<Vec<_>>());
+            let contents = frames.iter().flat_map(|frame| [frame.get() as u8; PAGE_SIZE]);
             assert_eq!(*pages, contents.collect::<Vec<_>>());
             assert_eq!(
                 (frames.capacity(), pages.capacity()),

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use lockstep_proto::Epoch;
+use lockstep_proto::quantity::PageNumber;
 use lockstep_vmm::machine::EpochReport;
 use lockstep_vmm::memory::{Memory, PAGE_SIZE, Page, page_hash};
 
@@ -15,19 +16,19 @@ use crate::divergence::{DifferentByte, DifferentPage, Mismatch};
 const SEARCHED: usize = 4;
 
 /// The low 32 bits of a page's hash, as the log has them.
-pub fn short_hash(frame: u64, page: &Page) -> u32 {
+pub fn short_hash(frame: PageNumber, page: &Page) -> u32 {
     page_hash(frame, page) as u32
 }
 
 /// What differs between an epoch in the log and the same one `here`, where `memory` still is as the epoch left it.
 pub fn compare(memory: &Memory, logged: &Epoch, here: &EpochReport) -> Mismatch {
-    let mut frame = 0u64;
+    let mut frame = PageNumber::FIRST;
     let mut theirs = Vec::with_capacity(logged.page_hashes.len());
     for (gap, hash) in logged.frame_gaps.iter().zip(&logged.page_hashes) {
-        frame = frame.saturating_add(*gap);
+        frame = frame.plus(*gap);
         theirs.push((frame, *hash));
     }
-    let ours: HashMap<u64, u32> = here.pages.iter().map(|&(frame, hash)| (frame, hash as u32)).collect();
+    let ours: HashMap<PageNumber, u32> = here.pages.iter().map(|&(frame, hash)| (frame, hash as u32)).collect();
     let mut different = Vec::new();
     let mut page = [0; PAGE_SIZE];
     for &(frame, hash) in theirs.iter().filter(|(frame, _)| memory.index(*frame).is_some()) {
@@ -66,7 +67,7 @@ pub fn compare(memory: &Memory, logged: &Epoch, here: &EpochReport) -> Mismatch 
 
 /// The byte with the one bit that has to be turned for the page to have this hash. By chance alone, one page of 130,000
 /// has such a bit.
-fn fallen_bit(frame: u64, page: &mut Page, hash: u32) -> Option<DifferentByte> {
+fn fallen_bit(frame: PageNumber, page: &mut Page, hash: u32) -> Option<DifferentByte> {
     for offset in 0..PAGE_SIZE {
         let actual = page[offset];
         for bit in 0..8 {
@@ -74,7 +75,7 @@ fn fallen_bit(frame: u64, page: &mut Page, hash: u32) -> Option<DifferentByte> {
             page[offset] = expected;
             if short_hash(frame, page) == hash {
                 return Some(DifferentByte {
-                    address: (frame << 12) + offset as u64,
+                    address: frame.address() + offset as u64,
                     expected,
                     actual,
                 });
@@ -89,6 +90,10 @@ fn fallen_bit(frame: u64, page: &mut Page, hash: u32) -> Option<DifferentByte> {
 mod tests {
     use super::*;
 
+    fn at(number: u64) -> PageNumber {
+        PageNumber::new(number)
+    }
+
     fn noise(seed: u64) -> Page {
         let mut page = [0; PAGE_SIZE];
         for (number, byte) in page.iter_mut().enumerate() {
@@ -102,14 +107,15 @@ mod tests {
         let memory = Memory::new(16 << 20).unwrap();
         let mut report = EpochReport::default();
         for frame in [3, 7, 8] {
-            memory.write_page(frame, &noise(frame)).unwrap();
-            report.pages.push((frame, page_hash(frame, &noise(frame))));
+            let noise = noise(frame);
+            memory.write_page(at(frame), &noise).unwrap();
+            report.pages.push((at(frame), page_hash(at(frame), &noise)));
         }
         let logged = report.to_message(true);
         (memory, logged, report)
     }
 
-    fn change(memory: &Memory, report: &mut EpochReport, frame: u64, to: impl Fn(&mut Page)) {
+    fn change(memory: &Memory, report: &mut EpochReport, frame: PageNumber, to: impl Fn(&mut Page)) {
         let mut page = [0; PAGE_SIZE];
         memory.read_page(frame, &mut page);
         to(&mut page);
@@ -119,7 +125,7 @@ mod tests {
         }
     }
 
-    fn found(mismatch: Mismatch) -> (Vec<DifferentPage>, Vec<u64>) {
+    fn found(mismatch: Mismatch) -> (Vec<DifferentPage>, Vec<PageNumber>) {
         match mismatch {
             Mismatch::Epoch {
                 different, only_here, ..
@@ -131,10 +137,13 @@ mod tests {
     #[test]
     fn a_fallen_bit_is_found() {
         let (memory, logged, mut report) = memory();
-        change(&memory, &mut report, 7, |page| page[0x309] ^= 0x40);
+        change(&memory, &mut report, at(7), |page| page[0x309] ^= 0x40);
         let (different, _) = found(compare(&memory, &logged, &report));
         assert_eq!(different.len(), 1);
-        assert_eq!((different[0].frame, different[0].here), (7, report.pages[1].1 as u32));
+        assert_eq!(
+            (different[0].frame, different[0].here),
+            (at(7), report.pages[1].1 as u32)
+        );
         let byte = different[0].byte.unwrap();
         assert_eq!((byte.address, byte.expected ^ byte.actual), (0x7309, 0x40));
         assert_eq!(byte.expected, noise(7)[0x309]);
@@ -143,21 +152,24 @@ mod tests {
     #[test]
     fn more_than_a_bit_is_a_page_that_differs() {
         let (memory, logged, mut report) = memory();
-        change(&memory, &mut report, 3, |page| page[5] ^= 0x41);
+        change(&memory, &mut report, at(3), |page| page[5] ^= 0x41);
         let (different, _) = found(compare(&memory, &logged, &report));
-        assert_eq!((different.len(), different[0].frame, different[0].byte), (1, 3, None));
+        assert_eq!(
+            (different.len(), different[0].frame, different[0].byte),
+            (1, at(3), None)
+        );
     }
 
     #[test]
     fn content_counts_and_not_who_marked_it_dirty() {
         let (memory, logged, mut report) = memory();
         // Dirty there alone, with the same content and with another; and here alone.
-        report.pages.retain(|entry| entry.0 == 3);
-        report.pages.push((9, 1));
-        change(&memory, &mut report, 8, |page| page[0] ^= 0xff);
+        report.pages.retain(|entry| entry.0 == at(3));
+        report.pages.push((at(9), 1));
+        change(&memory, &mut report, at(8), |page| page[0] ^= 0xff);
         let (different, only_here) = found(compare(&memory, &logged, &report));
-        assert_eq!(different.iter().map(|page| page.frame).collect::<Vec<_>>(), [8]);
-        assert_eq!(only_here, [9]);
+        assert_eq!(different.iter().map(|page| page.frame).collect::<Vec<_>>(), [at(8)]);
+        assert_eq!(only_here, [at(9)]);
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub struct Replayer {
 impl Replayer {
     /// A replayer of `source` for a machine that stands at the log's start.
     pub fn new(source: Box<dyn Source>, machine: &dyn Seen, disks: Disks, patience: Patience) -> Self {
-        let max_frame = machine.memory().frame(machine.memory().page_count() - 1) + 1;
+        let max_frame = machine.memory().end();
         Self {
             feed: Feed::new(source, machine.stop(), max_frame),
             disks,

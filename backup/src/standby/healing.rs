@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::fmt::Write;
 
 use lockstep_node::reports::Kept;
+use lockstep_proto::quantity::PageNumber;
 use lockstep_replay::divergence::{DifferentByte, DifferentPage};
 use lockstep_replay::pages::short_hash;
 use lockstep_vmm::memory::{PAGE_SIZE, Page};
@@ -25,15 +26,15 @@ pub struct Healing {
     /// Pages that the divergence named. Without any, the first ones that differ are looked into.
     suspects: Vec<DifferentPage>,
     /// Pages that have come: those that come again are compared no more.
-    seen: HashSet<u64>,
+    seen: HashSet<PageNumber>,
     differing: u64,
-    named: Vec<u64>,
+    named: Vec<PageNumber>,
     pages: Vec<Healed>,
 }
 
 /// A page that was healed.
 struct Healed {
-    frame: u64,
+    frame: PageNumber,
     /// Whether what came is what the log's hash says; `None`: the log has none.
     is_of_the_stop: Option<bool>,
     count: usize,
@@ -54,7 +55,7 @@ impl Healing {
     }
 
     /// A page has come; `old` is what the replica had.
-    pub fn page(&mut self, frame: u64, old: &Page, new: &Page) {
+    pub fn page(&mut self, frame: PageNumber, old: &Page, new: &Page) {
         if !self.seen.insert(frame) || old == new {
             return;
         }
@@ -68,7 +69,7 @@ impl Healing {
         }
         let mut offsets: Vec<_> = (0..PAGE_SIZE).filter(|&at| old[at] != new[at]).collect();
         let count = offsets.len();
-        let address = |offset: usize| (frame << 12) + offset as u64;
+        let address = |offset: usize| frame.address() + offset as u64;
         // The byte that is known to be wrong comes first.
         let known = suspect.and_then(|suspect| suspect.byte).map(|byte| byte.address);
         offsets.sort_by_key(|&offset| Some(address(offset)) != known);
@@ -101,7 +102,7 @@ impl Healing {
         );
         // A string takes all that is written.
         for page in &self.pages {
-            let address = page.frame << 12;
+            let address = page.frame.address();
             let when = match page.is_of_the_stop {
                 Some(true) => "as it was at the divergence",
                 Some(false) => "which the primary has written since",
@@ -117,11 +118,15 @@ impl Healing {
         }
         for suspect in self.suspects.iter().take(PAGES) {
             if !self.seen.contains(&suspect.frame) {
-                let address = suspect.frame << 12;
+                let address = suspect.frame.address();
                 let _ = writeln!(text, "  page {address:#x} was the same by then, and did not come");
             }
         }
-        let named: Vec<_> = self.named.iter().map(|frame| format!("{:#x}", frame << 12)).collect();
+        let named: Vec<_> = self
+            .named
+            .iter()
+            .map(|frame| format!("{:#x}", frame.address()))
+            .collect();
         let more = if (self.named.len() as u64) < self.differing {
             " ..."
         } else {
@@ -136,6 +141,10 @@ impl Healing {
 mod tests {
     use super::*;
 
+    fn at(number: u64) -> PageNumber {
+        PageNumber::new(number)
+    }
+
     fn page(bytes: &[(usize, u8)]) -> Page {
         let mut page = [0; PAGE_SIZE];
         for &(offset, byte) in bytes {
@@ -145,6 +154,7 @@ mod tests {
     }
 
     fn suspect(frame: u64, right: &Page) -> DifferentPage {
+        let frame = at(frame);
         DifferentPage {
             frame,
             logged: short_hash(frame, right),
@@ -157,11 +167,11 @@ mod tests {
     fn bytes_of_named_pages_are_told_and_whether_they_are_of_the_stop() {
         let (right, wrong) = (page(&[(9, 1)]), page(&[(9, 0x41)]));
         let mut healing = Healing::new(None, vec![suspect(3, &right), suspect(5, &right), suspect(6, &right)]);
-        healing.page(2, &wrong, &right);
-        healing.page(3, &wrong, &right);
-        healing.page(5, &wrong, &page(&[(9, 1), (10, 7)]));
+        healing.page(at(2), &wrong, &right);
+        healing.page(at(3), &wrong, &right);
+        healing.page(at(5), &wrong, &page(&[(9, 1), (10, 7)]));
         // It comes again, healed by now.
-        healing.page(3, &right, &page(&[(0, 1)]));
+        healing.page(at(3), &right, &page(&[(0, 1)]));
         let text = healing.text();
         assert!(text.starts_with("healed: 3 pages differed"), "{text}");
         assert!(
@@ -180,8 +190,8 @@ mod tests {
     fn without_named_pages_the_first_are_told_and_all_is_bounded() {
         let mut healing = Healing::new(None, Vec::new());
         for frame in 1..=NAMED as u64 + 4 {
-            healing.page(frame, &[0; PAGE_SIZE], &[1; PAGE_SIZE]);
-            healing.page(frame + 1000, &[1; PAGE_SIZE], &[1; PAGE_SIZE]);
+            healing.page(at(frame), &[0; PAGE_SIZE], &[1; PAGE_SIZE]);
+            healing.page(at(frame + 1000), &[1; PAGE_SIZE], &[1; PAGE_SIZE]);
         }
         let text = healing.text();
         assert!(text.starts_with("healed: 20 pages differed"), "{text}");

@@ -407,8 +407,7 @@ fn take_pages(
 ) -> Result<()> {
     arriving.inlet.rooms.bulk.give_back(weight);
     let memory = &arriving.memory;
-    let limit = memory.frame(memory.page_count() - 1) + 1;
-    let pages = unpack_pages(chunk, limit)?;
+    let pages = unpack_pages(chunk, memory.end())?;
     let mut old = [0; PAGE_SIZE];
     for (frame, page) in pages.iter() {
         if let Some(healing) = healing.as_deref_mut() {

@@ -8,7 +8,7 @@ use lockstep_logcodec::packed::pack;
 use lockstep_logcodec::record::{LOG_FORMAT, kind};
 use lockstep_logcodec::{Ending, LogError, Record, StreamChecker, pack_pages};
 use lockstep_primary::recorder::{Keeper, LogSummary};
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{PageNumber, StopNumber};
 use lockstep_proto::{Batch, End, MachineConfig, Turn};
 use lockstep_replay::feed::Source;
 
@@ -16,7 +16,7 @@ use super::bug::Bug;
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Entry {
-    Pages(Vec<u64>, Vec<u8>),
+    Pages(Vec<PageNumber>, Vec<u8>),
     Batch(Batch),
     End(End),
 }
@@ -41,7 +41,7 @@ impl Keeper for Journal {
         Ok(())
     }
 
-    fn pages(&self, frames: Vec<u64>, pages: Vec<u8>) -> Result<(), String> {
+    fn pages(&self, frames: Vec<PageNumber>, pages: Vec<u8>) -> Result<(), String> {
         self.push(Entry::Pages(frames, pages));
         Ok(())
     }

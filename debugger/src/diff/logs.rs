@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use lockstep_logcodec::limits::MAX_FRAME_NUMBER;
 use lockstep_logcodec::{Ending, LogReader, describe};
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{PageNumber, StopNumber};
 use lockstep_proto::{End, Identity};
 use lockstep_replay::feed::{Feed, Mark, Next, Placed};
 
@@ -39,7 +39,11 @@ impl Side {
     fn open(reader: LogReader, directory: &Path) -> Result<Self> {
         let start = reader.identity().start_stop;
         let mut side = Self {
-            feed: Feed::new(Box::new(reader), StopNumber::new(start), MAX_FRAME_NUMBER),
+            feed: Feed::new(
+                Box::new(reader),
+                StopNumber::new(start),
+                PageNumber::new(MAX_FRAME_NUMBER),
+            ),
             next: Item::End(None),
             marked: true,
             guest_ns: start_time(directory),

@@ -67,7 +67,7 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
             } else if *detail {
                 for page in different.iter().take(NAMED_PAGES) {
                     let hash = |hash: u32| format!("hash {hash:08x}");
-                    let name = format!("page {:#x}", page.frame << 12);
+                    let name = format!("page {:#x}", page.frame.address());
                     values.push(Differs::new(name, hash(page.logged), hash(page.here)));
                     if let Some(byte) = page.byte {
                         let value = |byte: u8| format!("{byte:02x}");
@@ -77,7 +77,7 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
                 }
                 let named = only_here.iter().take(NAMED_PAGES);
                 values.extend(
-                    named.map(|frame| Differs::new(format!("page {:#x}", frame << 12), "not written", "written")),
+                    named.map(|frame| Differs::new(format!("page {:#x}", frame.address()), "not written", "written")),
                 );
                 for (count, expected, actual) in [
                     (different.len(), "as recorded", "other content"),
@@ -91,7 +91,7 @@ fn difference(divergence: &Divergence, symbols: Option<&Symbols>) -> Difference 
                 let pages: Vec<_> = only_here
                     .iter()
                     .take(NAMED_PAGES)
-                    .map(|frame| format!("{:#x}", frame << 12))
+                    .map(|frame| format!("{:#x}", frame.address()))
                     .collect();
                 notes.push(format!(
                     "It is in a page that the epoch dirtied, in the vCPU or in a device; the replay dirtied {} pages: {}{}.",

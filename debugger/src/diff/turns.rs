@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::fmt::Write;
 
 use lockstep_node::history::NAMES;
+use lockstep_proto::quantity::PageNumber;
 use lockstep_proto::{DiskCompletion, Epoch, Forced, Frame, Turn, VcpuState};
 use lockstep_replay::feed::Placed;
 
@@ -192,7 +193,7 @@ fn general(regs: &[u8]) -> Option<[u64; NAMES.len()]> {
     Some(words.map(u64::from_le_bytes))
 }
 
-type Pages = (Vec<u64>, Vec<u8>);
+type Pages = (Vec<PageNumber>, Vec<u8>);
 
 /// The pages of two deltas: frame numbers ascending, and contents.
 fn pages(values: &mut Vec<Differs>, a: &Pages, b: &Pages) {
@@ -239,8 +240,8 @@ fn pages(values: &mut Vec<Differs>, a: &Pages, b: &Pages) {
     }
 }
 
-fn page_name(frame: u64) -> String {
-    format!("page {:#x}", frame << 12)
+fn page_name(frame: PageNumber) -> String {
+    format!("page {:#x}", frame.address())
 }
 
 fn content(pages: &Pages, index: usize) -> &[u8] {
@@ -280,9 +281,9 @@ fn epochs(values: &mut Vec<Differs>, a: Option<&Epoch>, b: Option<&Epoch>) {
 }
 
 /// An epoch's pages and their hashes, where the log has them.
-fn page_hashes(epoch: &Epoch) -> Vec<(u64, u32)> {
-    let frames = epoch.frame_gaps.iter().scan(0u64, |frame, gap| {
-        *frame = frame.saturating_add(*gap);
+fn page_hashes(epoch: &Epoch) -> Vec<(PageNumber, u32)> {
+    let frames = epoch.frame_gaps.iter().scan(PageNumber::FIRST, |frame, gap| {
+        *frame = frame.plus(*gap);
         Some(*frame)
     });
     frames.zip(epoch.page_hashes.iter().copied()).collect()
@@ -379,8 +380,8 @@ mod tests {
             }
         };
         let (mut one, mut two) = (placed(forced(0x1000)), placed(forced(0x2000)));
-        one.pages = (vec![1, 3], vec![0; 2 * PAGE]);
-        two.pages = (vec![3, 4], vec![0; 2 * PAGE]);
+        one.pages = ([1, 3].map(PageNumber::new).to_vec(), vec![0; 2 * PAGE]);
+        two.pages = ([3, 4].map(PageNumber::new).to_vec(), vec![0; 2 * PAGE]);
         two.pages.1[5] = 9;
         let nothing = "000000000000000000000000";
         assert_eq!(

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use lockstep_proto::quantity::PageNumber;
 use lockstep_vmm::memory::{Memory, PAGE_SIZE, Page};
 
 /// The start's memory.
@@ -17,21 +18,20 @@ impl Base {
         let file = tempfile::tempfile_in(directory).with_context(problem)?;
         file.set_len(memory.bytes()).with_context(problem)?;
         let mut page: Page = [0; PAGE_SIZE];
-        for index in 0..memory.page_count() {
+        for index in memory.indices() {
             memory.read_page(memory.frame(index), &mut page);
             if page.iter().any(|&byte| byte != 0) {
-                file.write_all_at(&page, index * PAGE_SIZE as u64)
-                    .with_context(problem)?;
+                file.write_all_at(&page, index.offset()).with_context(problem)?;
             }
         }
         Ok(Self(file))
     }
 
     /// One page.
-    pub fn read(&self, memory: &Memory, frame: u64, page: &mut Page) -> Result<()> {
+    pub fn read(&self, memory: &Memory, frame: PageNumber, page: &mut Page) -> Result<()> {
         let index = memory.index(frame).context("a page outside memory was written")?;
         self.0
-            .read_exact_at(page, index * PAGE_SIZE as u64)
+            .read_exact_at(page, index.offset())
             .context("cannot read the start's memory")
     }
 }

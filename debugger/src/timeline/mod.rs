@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use lockstep_node::host::image::BLOCK;
 use lockstep_proto::Identity;
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{PageNumber, StopNumber};
 use lockstep_replay::open::{Opened, open};
 use lockstep_replay::replayer::Pause;
 use lockstep_replay::{ReplayError, Replayer};
@@ -66,7 +66,7 @@ impl Point {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
     /// By frame number.
-    Memory(u64),
+    Memory(PageNumber),
     /// By disk and number of the block.
     Disk(usize, u64),
 }
@@ -355,7 +355,7 @@ impl Timeline {
             keys.extend(image.take_touched().into_iter().map(|block| Key::Disk(disk, block)));
         }
         self.checkpoints.between(self.at, index, &mut keys);
-        let mut memory: Vec<(u64, Box<Page>)> = Vec::new();
+        let mut memory: Vec<(PageNumber, Box<Page>)> = Vec::new();
         for (key, kept) in self.checkpoints.content(index, keys) {
             let mut page: Box<Page> = Box::new([0; PAGE_SIZE]);
             match (key, kept) {

@@ -7,6 +7,7 @@ use lockstep_integration::gate::require_root_net;
 use lockstep_integration::pair::{LIMIT, Node, Setup};
 use lockstep_logcodec::pack_pages;
 use lockstep_primary::link::wire::{self, BULK_CHUNK, BULK_PAGES, BULK_STREAM, HAVE, HAVE_STREAM, LOG_STREAM};
+use lockstep_proto::quantity::PageNumber;
 use lockstep_proto::session::MAX_CONTROL_BYTES;
 use lockstep_proto::to_backup::Kind as Say;
 use lockstep_proto::to_primary::Kind as Answer;
@@ -272,7 +273,7 @@ impl Primary {
             }
             Self::PagesBeyond => {
                 let page = [1; PAGE];
-                let frame = wire::frame(BULK_PAGES, &pack_pages([(1 << 30, &page[..])])?);
+                let frame = wire::frame(BULK_PAGES, &pack_pages([(PageNumber::new(1 << 30), &page[..])])?);
                 line.say(Say::Hello(hello)).await?;
                 stream = Some(line.stream(BULK_STREAM, &frame).await?);
             }

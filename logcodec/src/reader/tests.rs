@@ -1,6 +1,7 @@
 use std::fs;
 
 use bytes::Bytes;
+use lockstep_proto::quantity::PageNumber;
 use lockstep_proto::{Batch, MachineConfig, SegmentHeader};
 
 use super::*;
@@ -151,7 +152,7 @@ fn a_segment_does_not_end_between_pages_and_their_batch() {
     writer.append_batch(&batch(101, 102)).unwrap();
     drop(writer);
     let page = [0; 4096];
-    let chunk = pack_pages([(1, &page[..])]).unwrap();
+    let chunk = pack_pages([(PageNumber::new(1), &page[..])]).unwrap();
     segment(
         dir.path(),
         &header(),

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use lockstep_logcodec::{BatchBuilder, Ending, LogReader, LogWriter, Record, Result, WriterOptions, pack_pages};
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{PageNumber, StopNumber};
 use lockstep_proto::{
     Batch, DiskCompletion, DiskConfig, End, Epoch, Forced, Frame, Identity, MachineConfig, NicConfig, Turn, VcpuState,
     end,
@@ -130,8 +130,8 @@ pub fn sample(i: u64, first_stop: u64) -> Vec<Record> {
             pages: sorted.len() as u32,
             slice_ns: 5,
         });
-        for page in sorted {
-            records.push(Record::Pages(pack_pages([page]).unwrap()));
+        for (frame, page) in sorted {
+            records.push(Record::Pages(pack_pages([(PageNumber::new(frame), page)]).unwrap()));
         }
         builder
             .push(

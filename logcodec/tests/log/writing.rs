@@ -4,6 +4,7 @@ use std::fs;
 
 use lockstep_logcodec::segment::plain_name;
 use lockstep_logcodec::{Ending, LogError, LogWriter, Record, Violation, WriterOptions};
+use lockstep_proto::quantity::PageNumber;
 use lockstep_proto::{Batch, Turn};
 
 use crate::SMALL;
@@ -185,7 +186,7 @@ fn after_a_failure_nothing_is_written() {
     assert!(matches!(log.append_batch(batch), Err(LogError::Stopped { .. })));
     assert!(matches!(log.flush(), Err(LogError::Stopped { .. })));
     assert!(matches!(log.sync(), Err(LogError::Stopped { .. })));
-    let chunk = lockstep_logcodec::pack_pages([(1, &[0; 4096][..])]).unwrap();
+    let chunk = lockstep_logcodec::pack_pages([(PageNumber::new(1), &[0; 4096][..])]).unwrap();
     assert!(matches!(log.append_pages(&chunk), Err(LogError::Stopped { .. })));
     let end = end(log.stop().get());
     assert!(matches!(log.finish(end), Err(LogError::Stopped { .. })));

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use lockstep_proto::Identity;
-use lockstep_proto::quantity::{GuestTime, Term};
+use lockstep_proto::quantity::{GuestTime, PageIndex, Term};
 use lockstep_vmm::machine::{Machine, MachineError};
 use lockstep_vmm::memory::PAGE_SIZE;
 use lockstep_vmm::snapshot::{Growing, Sealed};
@@ -291,7 +291,7 @@ impl Prepared {
 impl Copier for Prepared {
     type Error = anyhow::Error;
 
-    fn pages(&mut self, sources: &Sources, indices: &[u64], first: bool) -> Result<()> {
+    fn pages(&mut self, sources: &Sources, indices: &[PageIndex], first: bool) -> Result<()> {
         let mut page = [0; PAGE_SIZE];
         let mut frames = Vec::with_capacity(CHUNK_PAGES);
         let mut pages = Vec::with_capacity(CHUNK_PAGES * PAGE_SIZE);

@@ -1,6 +1,7 @@
 use std::fs;
 
 use lockstep_proto::model::MODULES_REVISION;
+use lockstep_proto::quantity::PageNumber;
 use lockstep_vmm::memory::PAGE_SIZE;
 
 use super::*;
@@ -96,7 +97,7 @@ fn kernel(function: &[u8]) -> Vec<u8> {
 /// The configuration's trap, and the code's first bytes in memory, of a machine that was booted.
 fn booted(kernel: &[u8], model_revision: u32) -> (u64, [u8; 5]) {
     let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(file.path(), kernel).unwrap();
+    std::fs::write(file.path(), kernel).unwrap();
     let started = boot(&BootOptions {
         kernel: Kernel::File(file.path().into()),
         initrd: None,
@@ -114,7 +115,7 @@ fn booted(kernel: &[u8], model_revision: u32) -> (u64, [u8; 5]) {
     .unwrap();
     assert_eq!(started.notes, Vec::<String>::new());
     let mut page = [0; PAGE_SIZE];
-    started.machine.memory().read_page(CODE.1 / PAGE_SIZE as u64, &mut page);
+    started.machine.memory().read_page(PageNumber::of(CODE.1), &mut page);
     (started.machine.config().module_trap, std::array::from_fn(|at| page[at]))
 }
 

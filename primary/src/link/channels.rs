@@ -1,7 +1,7 @@
 //! What goes from the vCPU thread to a new backup: a join's parts, and the log behind it.
 
 use crossbeam_channel::Receiver;
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, PageNumber};
 use lockstep_proto::{Batch, JoinState};
 use tokio::sync::mpsc;
 
@@ -30,7 +30,7 @@ pub enum LogItem {
     /// Turns, and the position of the log after them.
     Batch(LogPosition, Batch),
     /// Pages of the next batch's forced stop: frames and contents.
-    Pages(Vec<u64>, Vec<u8>),
+    Pages(Vec<PageNumber>, Vec<u8>),
 }
 
 /// A channel for the log of one backup.

@@ -8,6 +8,7 @@ use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
 use lockstep_node::host::digests::{Digest, Digests, ZEROES, chunk_digest};
 use lockstep_proto::Have;
+use lockstep_proto::quantity::PageIndex;
 use lockstep_vmm::memory::{Memory, PAGE_SIZE};
 use quinn::Connection;
 use tokio::sync::mpsc;
@@ -61,14 +62,14 @@ impl Had {
     }
 
     /// Whether it has this content in the page with this index.
-    pub fn has_page(&self, index: u64, page: &[u8]) -> bool {
-        let digest = self.pages.get(index as usize).copied().flatten();
+    pub fn has_page(&self, index: PageIndex, page: &[u8]) -> bool {
+        let digest = self.pages.get(index.get() as usize).copied().flatten();
         digest.is_some_and(|digest| digest == xxh3_128(page))
     }
 
     /// The page with this index is on its way there.
-    pub fn send_page(&mut self, index: u64) {
-        if let Some(digest) = self.pages.get_mut(index as usize) {
+    pub fn send_page(&mut self, index: PageIndex) {
+        if let Some(digest) = self.pages.get_mut(index.get() as usize) {
             *digest = None;
         }
     }
@@ -144,7 +145,7 @@ impl Packer {
     pub fn memory(memory: &Memory, send: &mut dyn FnMut(Bytes)) {
         let mut packer = Self::default();
         let mut page = [0; PAGE_SIZE];
-        for index in 0..memory.page_count() {
+        for index in memory.indices() {
             memory.read_page(memory.frame(index), &mut page);
             packer.push(&page, None, send);
         }
@@ -229,6 +230,10 @@ pub async fn write_have(connection: Connection, mut frames: mpsc::Receiver<Bytes
 mod tests {
     use super::*;
 
+    fn at(number: u64) -> PageIndex {
+        PageIndex::new(number)
+    }
+
     fn have(disk: Option<u32>, contents: &[&[u8]]) -> Have {
         Have {
             memory: disk.is_none(),
@@ -249,13 +254,13 @@ mod tests {
         had.take(&have(None, &[b"a", b"b"]), 2, &[3]).unwrap();
         had.take(&have(Some(0), &[b"c"]), 2, &[3]).unwrap();
         assert!(!had.has_blank_memory());
-        assert!(had.has_page(1, b"b") && !had.has_page(0, b"b") && !had.has_page(2, b"b"));
+        assert!(had.has_page(at(1), b"b") && !had.has_page(at(0), b"b") && !had.has_page(at(2), b"b"));
         assert!(had.has_chunk(0, 0, b"c") && !had.has_chunk(0, 1, b"c") && !had.has_chunk(1, 0, b"c"));
-        had.send_page(1);
+        had.send_page(at(1));
         had.send_chunk(0, 0);
-        had.send_page(9);
+        had.send_page(at(9));
         had.send_chunk(9, 9);
-        assert!(!had.has_page(1, b"b") && !had.has_chunk(0, 0, b"c"));
+        assert!(!had.has_page(at(1), b"b") && !had.has_chunk(0, 0, b"c"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use lockstep_node::copying::{Rest, Sources, copy};
 use lockstep_node::host::chunks::{CHUNK, Piece, read_chunks};
 use lockstep_node::host::inbox::Bell;
 use lockstep_node::sandbox::{self, Kind};
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, PageIndex};
 use lockstep_proto::{DiskChunk, JoinState, PageChunk};
 use lockstep_vmm::memory::PAGE_SIZE;
 use tokio::sync::mpsc;
@@ -211,7 +211,7 @@ fn pack(data: &[u8]) -> Result<Bytes, Stopped> {
 impl lockstep_node::copying::Copier for Copier {
     type Error = Stopped;
 
-    fn pages(&mut self, sources: &Sources, indices: &[u64], first: bool) -> Result<(), Stopped> {
+    fn pages(&mut self, sources: &Sources, indices: &[PageIndex], first: bool) -> Result<(), Stopped> {
         let skip_zero = first && self.had.has_blank_memory();
         let mut packer = PagePacker::new()?;
         let mut frames = Vec::with_capacity(CHUNK_PAGES);

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use lockstep_proto::quantity::Term;
+use lockstep_proto::quantity::{PageNumber, Term};
 use lockstep_proto::{Batch, End};
 use lockstep_vmm::machine::{Machine, MachineError};
 
@@ -18,7 +18,7 @@ pub trait Keeper {
     fn batch(&self, batch: Batch) -> Result<(), String>;
 
     /// Takes the pages of the next batch's forced stop: frames and contents.
-    fn pages(&self, frames: Vec<u64>, pages: Vec<u8>) -> Result<(), String>;
+    fn pages(&self, frames: Vec<PageNumber>, pages: Vec<u8>) -> Result<(), String>;
 
     /// Ends the log in order.
     fn finish(self: Box<Self>, end: End) -> Result<LogSummary, String>;
@@ -54,7 +54,7 @@ impl Keeper for LogThread {
         self.batch(batch)
     }
 
-    fn pages(&self, frames: Vec<u64>, pages: Vec<u8>) -> Result<(), String> {
+    fn pages(&self, frames: Vec<PageNumber>, pages: Vec<u8>) -> Result<(), String> {
         self.pages(frames, pages)
     }
 

@@ -16,7 +16,7 @@ use lockstep_node::recording::ring::Ring;
 use lockstep_node::sandbox::{self, Kind};
 use lockstep_node::status::Status;
 use lockstep_node::status::pulse::{BEAT, Pulse};
-use lockstep_proto::quantity::{GuestTime, Term};
+use lockstep_proto::quantity::{GuestTime, PageNumber, Term};
 use lockstep_proto::{Batch, End, Identity, PageChunk};
 use lockstep_vmm::machine::{Machine, MachineError};
 use lockstep_vmm::memory::PAGE_SIZE;
@@ -35,7 +35,7 @@ pub type LogOptions = WriterOptions;
 
 enum Item {
     Batch(Batch),
-    Pages(Vec<u64>, Vec<u8>),
+    Pages(Vec<PageNumber>, Vec<u8>),
     Packed(Vec<PageChunk>),
     Part(Begun),
     End(Box<End>),
@@ -124,7 +124,7 @@ impl LogThread {
     }
 
     /// Hands the pages of the next batch's forced stop over.
-    pub fn pages(&self, frames: Vec<u64>, pages: Vec<u8>) -> Result<(), String> {
+    pub fn pages(&self, frames: Vec<PageNumber>, pages: Vec<u8>) -> Result<(), String> {
         self.send(Item::Pages(frames, pages))
     }
 
@@ -250,7 +250,7 @@ impl Drop for LogThread {
 }
 
 /// The pages of a delta as chunks.
-fn pack_delta(frames: &[u64], pages: &[u8]) -> Result<Vec<PageChunk>, Violation> {
+fn pack_delta(frames: &[PageNumber], pages: &[u8]) -> Result<Vec<PageChunk>, Violation> {
     let mut packer = PagePacker::new()?;
     frames
         .chunks(CHUNK_PAGES)

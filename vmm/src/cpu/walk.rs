@@ -2,6 +2,7 @@
 //! accessed or dirty bits. Intel SDM volume 3, chapter 4: 4-level paging; the modes that a 64-bit kernel is in.
 
 use kvm_bindings::kvm_sregs;
+use lockstep_proto::quantity::PageNumber;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::{GuestRam, Memory};
@@ -95,8 +96,8 @@ pub fn mappings(memory: &Memory, sregs: &kvm_sregs, limit: usize) -> Vec<Mapping
         looks: MAX_LOOKS,
     };
     if sregs.cr0 & CR0_PAGING == 0 {
-        for index in 0..memory.page_count() {
-            let at = memory.frame(index) * PAGE;
+        for index in memory.indices() {
+            let at = memory.frame(index).address();
             found.add(at, at, PAGE);
         }
     } else if sregs.efer & 0x400 != 0 && sregs.cr4 & CR4_LA57 == 0 {
@@ -145,21 +146,21 @@ impl Found<'_> {
 
     /// Adds what of this stretch is RAM; all in one step where all of it is.
     fn add(&mut self, address: u64, physical: u64, length: u64) {
-        let (first, last) = (physical / PAGE, (physical + length) / PAGE - 1);
+        let (first, last) = (PageNumber::of(physical), PageNumber::of(physical + length - PAGE));
         let indices = (self.memory.index(first), self.memory.index(last));
         if let (Some(low), Some(high)) = indices
-            && high - low == last - first
+            && high.since(low) == last.since(first)
         {
             self.push(address, physical, length);
             return;
         }
-        for page in first..=last {
+        for page in (first.get()..=last.get()).map(PageNumber::new) {
             if self.looks == 0 {
                 return;
             }
             self.looks -= 1;
             if self.memory.index(page).is_some() {
-                self.push(address + (page - first) * PAGE, page * PAGE, PAGE);
+                self.push(address + page.since(first) * PAGE, page.address(), PAGE);
             }
         }
     }
@@ -168,11 +169,11 @@ impl Found<'_> {
         if let Some(before) = self.list.last_mut()
             && before.address + before.length == address
             && before.physical + before.length == physical
-            && self.memory.index(physical / PAGE)
+            && self.memory.index(PageNumber::of(physical))
                 == self
                     .memory
-                    .index(before.physical / PAGE)
-                    .map(|index| index + before.length / PAGE)
+                    .index(PageNumber::of(before.physical))
+                    .map(|index| index.plus(before.length / PAGE))
         {
             before.length += length;
         } else if self.list.len() < self.limit {

@@ -1,6 +1,7 @@
 //! Deltas: what carries a replica across a forced stop.
 
 use lockstep_proto::VcpuState;
+use lockstep_proto::quantity::PageNumber;
 
 use super::{Machine, MachineError};
 use crate::cpu::state;
@@ -12,7 +13,7 @@ pub struct Delta {
     /// The vCPU at the forced stop.
     pub vcpu: VcpuState,
     /// Frame numbers, ascending.
-    pub frames: Vec<u64>,
+    pub frames: Vec<PageNumber>,
     /// The pages' content, one after the other.
     pub pages: Vec<u8>,
 }
@@ -56,12 +57,12 @@ impl Machine {
         Ok(())
     }
 
-    fn note_carried(&mut self, frames: &[u64]) {
+    fn note_carried(&mut self, frames: &[PageNumber]) {
         self.counters.carried_pages += frames.len() as u64;
         self.note_content(frames);
     }
 
-    fn note_content(&mut self, frames: &[u64]) {
+    fn note_content(&mut self, frames: &[PageNumber]) {
         if let Some(digest) = &mut self.memory_digest {
             for frame in frames {
                 digest.update(&self.memory, *frame);

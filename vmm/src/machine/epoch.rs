@@ -4,6 +4,7 @@
 //! the set of dirty pages: KVM with shadow paging also marks a page dirty that it only looked at for an accessed bit,
 //! and when it does so depends on what its shadow tables happen to hold.
 
+use lockstep_proto::quantity::PageNumber;
 use lockstep_proto::{Epoch, VcpuState};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -23,7 +24,7 @@ pub struct EpochReport {
     /// What the digest is made of.
     pub parts: Parts,
     /// The dirty pages: frame number and hash.
-    pub pages: Vec<(u64, u128)>,
+    pub pages: Vec<(PageNumber, u128)>,
 }
 
 impl EpochReport {
@@ -33,7 +34,7 @@ impl EpochReport {
         vcpu: &VcpuState,
         raw: Option<&VcpuState>,
         devices: &Devices,
-        pages: Vec<(u64, u128)>,
+        pages: Vec<(PageNumber, u128)>,
     ) -> Result<Self, MachineError> {
         let saved = devices.save();
         let digest = |vcpu: &VcpuState| {
@@ -64,9 +65,9 @@ impl EpochReport {
             ..Epoch::default()
         };
         if detail {
-            let mut before = 0;
+            let mut before = PageNumber::FIRST;
             for &(frame, hash) in &self.pages {
-                epoch.frame_gaps.push(frame - before);
+                epoch.frame_gaps.push(frame.since(before));
                 epoch.page_hashes.push(hash as u32);
                 before = frame;
             }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_proto::VcpuState;
-use lockstep_proto::quantity::{GuestTime, StopNumber};
+use lockstep_proto::quantity::{GuestTime, PageNumber, StopNumber};
 
 use super::{Chain, Counters, Machine, MachineError, TRAP_PAGES};
 use crate::devices::Devices;
@@ -59,7 +59,7 @@ impl Machine {
 
     /// The frames that were written since the last call, or since the watch or the last travel began. Epochs and deltas
     /// do not notice: the digest of all memory is kept up, and a delta's pages are the recorder's.
-    pub fn written(&mut self, watch: &DirtyWatch) -> Result<Vec<u64>, MachineError> {
+    pub fn written(&mut self, watch: &DirtyWatch) -> Result<Vec<PageNumber>, MachineError> {
         self.collect()?;
         let mut frames: Vec<_> = watch.take().into_iter().map(|index| self.memory.frame(index)).collect();
         frames.sort_unstable();
@@ -70,7 +70,7 @@ impl Machine {
     pub fn travel<P: AsRef<[u8]>>(
         &mut self,
         saved: &SavedMachine,
-        pages: impl Iterator<Item = (u64, P)>,
+        pages: impl Iterator<Item = (PageNumber, P)>,
         watch: &DirtyWatch,
     ) -> Result<(), MachineError> {
         // Inside a slice something may be half done; and what a step left must be gone before the state is set.

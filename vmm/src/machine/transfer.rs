@@ -1,6 +1,7 @@
 //! State transfer: what makes another machine this one, once its memory has been copied while this one ran.
 
 use lockstep_proto::SnapshotHeader;
+use lockstep_proto::quantity::PageNumber;
 
 use super::{Machine, MachineError};
 use crate::memory::{DirtyWatch, MemoryDigest};
@@ -13,7 +14,7 @@ pub struct Transfer {
     /// xxh3-128 of all memory.
     pub memory_digest: [u8; 16],
     /// Frames that were written since they were last copied, ascending.
-    pub frames: Vec<u64>,
+    pub frames: Vec<PageNumber>,
 }
 
 impl Machine {

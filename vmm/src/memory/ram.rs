@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use lockstep_proto::quantity::{PageIndex, PageNumber};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
@@ -45,10 +46,10 @@ pub enum MemoryError {
         cause: std::io::Error,
     },
     /// A page from outside does not lie in guest memory.
-    #[error("page {frame:#x} is outside guest memory")]
+    #[error("page {:#x} is outside guest memory", .frame.get())]
     Frame {
         /// Its number.
-        frame: u64,
+        frame: PageNumber,
     },
 }
 
@@ -56,7 +57,7 @@ pub enum MemoryError {
 pub struct Memory {
     ram: GuestRam,
     /// First frame and number of pages of each region, ascending.
-    regions: Vec<(u64, u64)>,
+    regions: Vec<(PageNumber, u64)>,
     bytes: u64,
     /// Told of every page that a collection finds, for as long as somebody holds them.
     watches: Vec<Weak<DirtyWatch>>,
@@ -84,7 +85,7 @@ impl Memory {
         })?;
         let regions = ranges
             .iter()
-            .map(|&(start, len)| (start.0 / PAGE_SIZE as u64, len as u64 / PAGE_SIZE as u64))
+            .map(|&(start, len)| (PageNumber::of(start.0), len as u64 / PAGE_SIZE as u64))
             .collect();
         Ok(Self {
             ram,
@@ -128,48 +129,55 @@ impl Memory {
         self.bytes / PAGE_SIZE as u64
     }
 
-    /// Frame number of the page with this index.
-    pub fn frame(&self, index: u64) -> u64 {
-        let mut rest = index;
+    /// Its pages, ascending.
+    pub fn indices(&self) -> impl Iterator<Item = PageIndex> + use<> {
+        (0..self.page_count()).map(PageIndex::new)
+    }
+
+    /// The number after its last page's: all that lies in memory is below.
+    pub fn end(&self) -> PageNumber {
+        let last = self.regions.last();
+        last.map_or(PageNumber::FIRST, |(first, count)| first.plus(*count))
+    }
+
+    /// Number of the page with this index.
+    pub fn frame(&self, index: PageIndex) -> PageNumber {
+        let mut rest = index.get();
         for &(first, count) in &self.regions {
             if rest < count {
-                return first + rest;
+                return first.plus(rest);
             }
             rest -= count;
         }
-        u64::MAX
+        PageNumber::new(u64::MAX)
     }
 
-    /// Index of the page with this frame number.
-    pub fn index(&self, frame: u64) -> Option<u64> {
-        let mut before = 0;
+    /// Index of the page with this number.
+    pub fn index(&self, frame: PageNumber) -> Option<PageIndex> {
+        let mut before = PageIndex::new(0);
         for &(first, count) in &self.regions {
-            if frame >= first && frame - first < count {
-                return Some(before + frame - first);
+            if frame >= first && frame.since(first) < count {
+                return Some(before.plus(frame.since(first)));
             }
-            before += count;
+            before = before.plus(count);
         }
         None
     }
 
     /// Reads a page. A frame outside memory reads as zeroes; callers take frames from [`Memory::frame`] or the dirty log.
-    pub fn read_page(&self, frame: u64, page: &mut Page) {
-        if self
-            .ram
-            .read_slice(page, GuestAddress(frame * PAGE_SIZE as u64))
-            .is_err()
-        {
+    pub fn read_page(&self, frame: PageNumber, page: &mut Page) {
+        if self.ram.read_slice(page, GuestAddress(frame.address())).is_err() {
             page.fill(0);
         }
     }
 
     /// Writes a page that came from outside.
-    pub fn write_page(&self, frame: u64, page: &[u8]) -> Result<(), MemoryError> {
+    pub fn write_page(&self, frame: PageNumber, page: &[u8]) -> Result<(), MemoryError> {
         if self.index(frame).is_none() || page.len() != PAGE_SIZE {
             return Err(MemoryError::Frame { frame });
         }
         self.ram
-            .write_slice(page, GuestAddress(frame * PAGE_SIZE as u64))
+            .write_slice(page, GuestAddress(frame.address()))
             .map_err(|_| MemoryError::Frame { frame })
     }
 
@@ -210,7 +218,7 @@ impl Memory {
     }
 
     /// The frames written since the last collection, by the guest or by us, ascending; empties both logs.
-    pub fn collect_dirty(&self, vm: &VmFd) -> Result<Vec<u64>, MemoryError> {
+    pub fn collect_dirty(&self, vm: &VmFd) -> Result<Vec<PageNumber>, MemoryError> {
         self.collect(|slot, bytes| {
             vm.get_dirty_log(slot, bytes).map_err(|cause| MemoryError::Kvm {
                 what: "KVM_GET_DIRTY_LOG",
@@ -220,30 +228,30 @@ impl Memory {
     }
 
     /// The same where no KVM runs the guest, and all writes are ours.
-    pub(crate) fn collect_own(&self) -> Vec<u64> {
+    pub(crate) fn collect_own(&self) -> Vec<PageNumber> {
         self.collect(|_, _| Ok::<_, std::convert::Infallible>(Vec::new()))
             .unwrap_or_else(|never| match never {})
     }
 
     /// `kvm`: the dirty log of a slot with so many bytes, a bit for each page.
-    fn collect<E>(&self, kvm: impl Fn(u32, usize) -> Result<Vec<u64>, E>) -> Result<Vec<u64>, E> {
+    fn collect<E>(&self, kvm: impl Fn(u32, usize) -> Result<Vec<u64>, E>) -> Result<Vec<PageNumber>, E> {
         let mut frames = Vec::new();
         for (slot, region) in self.ram.iter().enumerate() {
-            let first = region.start_addr().0 / PAGE_SIZE as u64;
+            let first = PageNumber::of(region.start_addr().0);
             let kvm = kvm(slot as u32, region.len() as usize)?;
             let own = region.get_mmap().bitmap().get_and_reset();
             for word in 0..kvm.len().max(own.len()) {
                 let bits = |log: &[u64]| log.get(word).copied().unwrap_or(0);
                 let mut bits = bits(&kvm) | bits(&own);
                 while bits != 0 {
-                    frames.push(first + word as u64 * 64 + u64::from(bits.trailing_zeros()));
+                    frames.push(first.plus(word as u64 * 64 + u64::from(bits.trailing_zeros())));
                     bits &= bits - 1;
                 }
             }
         }
         for watch in self.watches.iter().filter_map(Weak::upgrade) {
-            for frame in &frames {
-                watch.mark(self.index(*frame).unwrap_or(u64::MAX));
+            for index in frames.iter().filter_map(|frame| self.index(*frame)) {
+                watch.mark(index);
             }
         }
         Ok(frames)

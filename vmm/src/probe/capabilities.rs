@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use iced_x86::code_asm::{ecx, qword_ptr, rax, rbx, rdx, rsi};
 use kvm_ioctls::Cap;
+use lockstep_proto::quantity::PageNumber;
 use serde::{Deserialize, Serialize};
 
 use super::ProbeError;
@@ -71,11 +72,15 @@ fn dirty_log(bench: &mut Bench<'_>, limit: Duration) -> Result<Outcome, ProbeErr
     if event != Event::Done {
         return Ok(Outcome::Instead(format!("the guest {}", event.describe())));
     }
-    let wanted = vec![DATA >> 12, (DATA + 0x5000) >> 12];
+    let wanted = [DATA, DATA + 0x5000].map(PageNumber::of);
     Ok(match collect(bench) {
         // More pages than those, page tables for instance, do no harm.
         Ok(frames) if wanted.iter().all(|frame| frames.contains(frame)) => Outcome::Works,
-        Ok(frames) => Outcome::Instead(format!("misses pages: {frames:x?} instead of {wanted:x?}")),
+        Ok(frames) => {
+            let found: Vec<_> = frames.into_iter().map(PageNumber::get).collect();
+            let wanted = wanted.map(PageNumber::get);
+            Outcome::Instead(format!("misses pages: {found:x?} instead of {wanted:x?}"))
+        }
         Err(error) => Outcome::Instead(error.to_string()),
     })
 }

@@ -12,7 +12,7 @@ mod script;
 mod vcpu;
 
 use kvm_bindings::kvm_regs;
-use lockstep_proto::quantity::{GuestTime, StopNumber};
+use lockstep_proto::quantity::{GuestTime, PageNumber, StopNumber};
 use lockstep_proto::{MachineConfig, VcpuState};
 
 pub use self::busy::{DISK_BYTES, busy, config};
@@ -97,7 +97,7 @@ impl ScriptedMachine {
         }
     }
 
-    fn note(&mut self, frames: &[u64]) {
+    fn note(&mut self, frames: &[PageNumber]) {
         for frame in frames {
             self.digest.update(&self.memory, *frame);
         }

@@ -1,10 +1,11 @@
 //! Scripts: what a scripted guest executes, and what lies in its memory at the start.
 
 use kvm_bindings::kvm_regs;
+use lockstep_proto::quantity::PageNumber;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::MachineError;
-use crate::memory::{Memory, MemoryError, PAGE_SIZE};
+use crate::memory::{Memory, MemoryError};
 
 /// Where interrupts push to, downwards.
 const STACK: u64 = 0xff0;
@@ -117,7 +118,7 @@ impl Script {
 
     pub(super) fn lay_out(&self, memory: &Memory) -> Result<(), MachineError> {
         for (address, bytes) in &self.data {
-            let frame = address / PAGE_SIZE as u64;
+            let frame = PageNumber::of(*address);
             let written = memory.ram().write_slice(bytes, GuestAddress(*address));
             written.map_err(|_| MemoryError::Frame { frame })?;
         }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_logcodec::PagePacker;
 use lockstep_logcodec::frame::{FrameError, FrameReader, FrameWriter, Next};
+use lockstep_proto::quantity::PageNumber;
 use lockstep_proto::{SnapshotHeader, SnapshotTrailer};
 use tempfile::NamedTempFile;
 
@@ -42,7 +43,7 @@ impl Growing {
 
     /// Takes pages, one after the other in `pages`. Those that came before with other contents are replaced; those that
     /// never come are zero.
-    pub fn pages(&mut self, frames: &[u64], pages: &[u8]) -> Result<(), SnapshotError> {
+    pub fn pages(&mut self, frames: &[PageNumber], pages: &[u8]) -> Result<(), SnapshotError> {
         let chunks = frames.chunks(CHUNK_PAGES).zip(pages.chunks(CHUNK_PAGES * PAGE_SIZE));
         for (frames, pages) in chunks {
             let chunk = self

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_logcodec::frame::{Format, FrameError, FrameReader, FrameWriter, Next};
 use lockstep_logcodec::{PagePacker, unpack_pages};
-use lockstep_proto::quantity::{GuestTime, StopNumber};
+use lockstep_proto::quantity::{GuestTime, PageNumber, StopNumber};
 use lockstep_proto::{MachineConfig, PageChunk, SnapshotHeader, SnapshotTrailer};
 use prost::Message;
 use thiserror::Error;
@@ -155,9 +155,10 @@ pub fn save(machine: &Machine, host_class: &str, path: &Path) -> Result<[u8; 16]
     Ok(digest(&header, &memory_digest))
 }
 
-fn used_frames(memory: &Memory) -> Vec<u64> {
+fn used_frames(memory: &Memory) -> Vec<PageNumber> {
     let mut page: Page = [0; PAGE_SIZE];
-    (0..memory.page_count())
+    memory
+        .indices()
         .map(|index| memory.frame(index))
         .filter(|frame| {
             memory.read_page(*frame, &mut page);
@@ -228,7 +229,7 @@ impl Restore {
             .as_ref()
             .ok_or_else(|| damaged("it has no machine configuration"))?;
         let memory = Memory::new(config.memory_bytes).map_err(MachineError::from)?;
-        let limit = memory.frame(memory.page_count() - 1) + 1;
+        let limit = memory.end();
         let mut rest = self.header.pages;
         while rest > 0 {
             let chunk: PageChunk = next(&mut self.reader, &path, PAGES)?;

@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 use kvm_bindings::{kvm_debugregs, kvm_regs, kvm_sregs};
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{PageNumber, StopNumber};
 use lockstep_proto::{Turn, VcpuState};
 use lockstep_vmm::machine::Machine;
 use vm_memory::{Bytes, GuestAddress};
@@ -155,7 +155,7 @@ fn an_epoch_finds_a_changed_page_of_a_delta() {
     let index = delta
         .frames
         .iter()
-        .position(|&frame| frame == page / 4096)
+        .position(|&frame| frame == PageNumber::of(page))
         .expect("the page is carried");
     delta.pages[index * 4096 + 100] ^= 1;
     assert_eq!(

@@ -2,7 +2,7 @@
 //! and delta.
 
 use iced_x86::code_asm::*;
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{PageNumber, StopNumber};
 use lockstep_proto::{DiskCompletion, DiskConfig, Frame, NicConfig};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::StopKind;
@@ -96,7 +96,7 @@ fn what_devices_write_is_in_epochs() {
     let pages = &step.epoch.as_ref().expect("an epoch at every natural stop").pages;
     let frames: Vec<_> = pages.iter().map(|page| page.0).collect();
     assert!(
-        frames.contains(&(BUFFER / 4096)) && frames.contains(&(QUEUE / 4096)),
+        frames.contains(&PageNumber::of(BUFFER)) && frames.contains(&PageNumber::of(QUEUE)),
         "{frames:x?}"
     );
 }
@@ -143,7 +143,7 @@ fn what_devices_write_is_in_deltas() {
         .iter()
         .find_map(|step| step.delta.as_ref())
         .expect("a forced stop");
-    assert!(delta.frames.contains(&(BUFFER / 4096)), "{:x?}", delta.frames);
+    assert!(delta.frames.contains(&PageNumber::of(BUFFER)), "{:x?}", delta.frames);
 }
 
 /// Request headers, data and status bytes stand from [`BUFFER`] on, 4 KiB for each request.

@@ -20,7 +20,7 @@ struct Meddled<'a> {
 impl Copier for Meddled<'_> {
     type Error = anyhow::Error;
 
-    fn pages(&mut self, sources: &Sources, indices: &[u64], first: bool) -> Result<()> {
+    fn pages(&mut self, sources: &Sources, indices: &[PageIndex], first: bool) -> Result<()> {
         if first && !self.is_done.replace(true) {
             let image = OpenOptions::new().write(true).open(self.image)?;
             image.write_all_at(&[7; 100], CHUNK + 5)?;
