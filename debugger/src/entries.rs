@@ -7,14 +7,14 @@ use anyhow::Result;
 use lockstep_logcodec::{Ending, LogReader, Record, positions};
 use lockstep_node::recording::start_snapshot;
 use lockstep_proto::Turn;
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{BatchNumber, StopNumber};
 use lockstep_vmm::snapshot::Restore;
 
 /// A turn and where it stands.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Number of its batch in the log, from 0.
-    pub batch: u64,
+    pub batch: BatchNumber,
     /// The natural stop, or the one before it for a forced turn.
     pub stop: StopNumber,
     /// Guest time after the turn, in nanoseconds since the machine was made.
@@ -27,7 +27,7 @@ pub struct Entry {
 pub struct Entries {
     reader: LogReader,
     guest_ns: u64,
-    batches: u64,
+    next: BatchNumber,
     waiting: VecDeque<Entry>,
 }
 
@@ -37,7 +37,7 @@ impl Entries {
         Ok(Self {
             reader: LogReader::open(directory)?,
             guest_ns: start_time(directory),
-            batches: 0,
+            next: BatchNumber::FIRST,
             waiting: VecDeque::new(),
         })
     }
@@ -52,13 +52,13 @@ impl Entries {
                     for (stop, turn) in positions(&batch) {
                         self.guest_ns = self.guest_ns.saturating_add(turn.clock.unwrap_or(0));
                         self.waiting.push_back(Entry {
-                            batch: self.batches,
+                            batch: self.next,
                             stop,
                             guest_ns: self.guest_ns,
                             turn: turn.clone(),
                         });
                     }
-                    self.batches += 1;
+                    self.next = self.next.next();
                 }
             }
         }

@@ -119,7 +119,7 @@ impl<'a> List<'a> {
         }
         if self.options.json {
             let mut value = json!({
-                "batch": batch,
+                "batch": batch.get(),
                 "stop": stop.get(),
                 "guest_ns": guest_ns,
                 "kinds": kinds.iter().map(Kind::name).collect::<Vec<_>>(),

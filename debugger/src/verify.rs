@@ -250,7 +250,7 @@ impl Verified {
             "wall_seconds": self.wall.as_secs_f64(),
             "divergence": self.divergence.as_ref().map(|divergence| serde_json::json!({
                 "what": divergence.mismatch.to_string(),
-                "batch": divergence.batch.batch,
+                "batch": divergence.batch.batch.get(),
                 "first_stop": divergence.batch.first_stop.plus(1).get(),
                 "last_stop": divergence.batch.last_stop.get(),
                 "stop": divergence.stop.get(),

@@ -12,9 +12,9 @@
 //! file or a gauge has them:
 //!
 //! ```
-//! use lockstep_proto::quantity::{PageNumber, StopNumber, Term};
+//! use lockstep_proto::quantity::{BatchNumber, PageNumber, StopNumber, Term};
 //! assert_eq!(StopNumber::new(5).since(StopNumber::new(3)), 2);
-//! assert!(Term::new(5) > Term::new(3));
+//! assert!(Term::new(5) > Term::new(3) && BatchNumber::new(5) > BatchNumber::new(3));
 //! assert_eq!(PageNumber::new(5).since(PageNumber::new(3)), 2);
 //! ```
 //!
@@ -26,6 +26,11 @@
 //! ```compile_fail
 //! use lockstep_proto::quantity::{StopNumber, Term};
 //! let _ = Term::new(5) > StopNumber::new(3);
+//! ```
+//!
+//! ```compile_fail
+//! use lockstep_proto::quantity::{BatchNumber, LogPosition};
+//! let _ = LogPosition::new(5) > BatchNumber::new(3);
 //! ```
 //!
 //! ```compile_fail
@@ -178,6 +183,27 @@ impl Term {
     }
 }
 
+number! {
+    /// The number of a batch in its log, from 0 on.
+    BatchNumber
+}
+
+impl BatchNumber {
+    /// The log's first batch.
+    pub const FIRST: Self = Self(0);
+
+    /// The batch after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
+    /// How many batches the log has up to its end.
+    pub const fn count(self) -> u64 {
+        self.0.saturating_add(1)
+    }
+}
+
 /// Pages of guest memory have 4096 bytes.
 const PAGE_SHIFT: u32 = 12;
 
@@ -266,6 +292,12 @@ mod tests {
             (Term::new(u64::MAX - 1).next(), Term::LAST.next()),
             (Term::LAST, Term::LAST)
         );
+    }
+
+    #[test]
+    fn batches_are_counted_from_the_first() {
+        let third = BatchNumber::FIRST.next().next();
+        assert_eq!((third.get(), third.count(), BatchNumber::FIRST.count()), (2, 3, 1));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use lockstep_logcodec::record::{Record, unpack_pages};
 use lockstep_logcodec::{Bookmark, Ending, LogError, LogReader};
-use lockstep_proto::quantity::{PageNumber, StopNumber};
+use lockstep_proto::quantity::{BatchNumber, PageNumber, StopNumber};
 use lockstep_proto::{Batch, End, Turn};
 use lockstep_vmm::machine::Delta;
 use lockstep_vmm::memory::PAGE_SIZE;
@@ -77,7 +77,7 @@ impl Placed {
 #[derive(Clone, Debug, Default)]
 pub struct Mark {
     /// Number of the batch in the log, from 0.
-    pub batch: u64,
+    pub batch: BatchNumber,
     /// The stops that it covers: after this one ...
     pub first_stop: StopNumber,
     /// ... up to and including this one.
@@ -92,7 +92,7 @@ pub struct SavedFeed {
     bookmark: Bookmark,
     turns: VecDeque<Placed>,
     mark: Mark,
-    batches: u64,
+    next: BatchNumber,
 }
 
 impl SavedFeed {
@@ -126,7 +126,7 @@ pub struct Feed {
     pub turns: VecDeque<Placed>,
     /// The batch in work.
     pub mark: Mark,
-    batches: u64,
+    next: BatchNumber,
 }
 
 impl Feed {
@@ -144,7 +144,7 @@ impl Feed {
             max_frame,
             turns: VecDeque::new(),
             mark,
-            batches: 0,
+            next: BatchNumber::FIRST,
         }
     }
 
@@ -164,7 +164,7 @@ impl Feed {
             bookmark: self.source.bookmark()?,
             turns: self.turns.clone(),
             mark: self.mark.clone(),
-            batches: self.batches,
+            next: self.next,
         })
     }
 
@@ -173,7 +173,7 @@ impl Feed {
         self.source.return_to(&saved.bookmark)?;
         self.turns.clone_from(&saved.turns);
         self.mark = saved.mark.clone();
-        self.batches = saved.batches;
+        self.next = saved.next;
         self.frames.clear();
         self.pages.clear();
         Ok(())
@@ -204,12 +204,12 @@ impl Feed {
         let first_stop = StopNumber::new(batch.first_stop);
         let mut stop = first_stop;
         self.mark = Mark {
-            batch: self.batches,
+            batch: self.next,
             first_stop,
             last_stop: StopNumber::new(batch.last_stop),
             digest: batch.digest,
         };
-        self.batches += 1;
+        self.next = self.next.next();
         let (frames, pages) = (std::mem::take(&mut self.frames), std::mem::take(&mut self.pages));
         let (mut frames, mut pages) = (&frames[..], &pages[..]);
         for turn in batch.turns {

@@ -12,7 +12,7 @@ use lockstep_logcodec::{Ending, LogError};
 use lockstep_node::history::History;
 use lockstep_node::host::disk::Disks;
 use lockstep_proto::end::Reason;
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{BatchNumber, StopNumber};
 use lockstep_proto::{End, Epoch, Turn};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Chain, EpochReport, Flow, MachineError, Oracle, Seen, Slice, Stop, StopKind, Taken};
@@ -76,7 +76,7 @@ pub struct Progress {
 }
 
 /// Takes what leaves the machine, with the number of the batch in work, from 0.
-type EffectSink = Box<dyn FnMut(u64, Effect)>;
+type EffectSink = Box<dyn FnMut(BatchNumber, Effect)>;
 /// Told when the chain at the end of a batch was equal: how many batches there were, and the stop.
 type BatchSink = Box<dyn FnMut(u64, StopNumber)>;
 /// Told what the guest prints: the stop, and the bytes.
@@ -148,7 +148,7 @@ impl Replayer {
     }
 
     /// Gives what leaves the machine to `sink`, with the number of the batch in work, from 0.
-    pub fn on_effect(&mut self, sink: impl FnMut(u64, Effect) + 'static) {
+    pub fn on_effect(&mut self, sink: impl FnMut(BatchNumber, Effect) + 'static) {
         self.effects = Some(Box::new(sink));
     }
 
@@ -264,7 +264,7 @@ impl Replayer {
     /// Makes sure that the log says what comes next: a turn in the queue, or a batch that covers more stops.
     fn look_ahead(&mut self, machine: &dyn Seen) -> Result<(), ReplayError> {
         while !self.at_end && self.feed.turns.is_empty() && self.feed.mark.last_stop <= self.taken_stop {
-            if self.feed.mark.batch > 0 || !self.feed.mark.digest.is_empty() {
+            if self.feed.mark.batch > BatchNumber::FIRST || !self.feed.mark.digest.is_empty() {
                 if Chain::from_bytes(&self.feed.mark.digest) != Some(machine.chain()) {
                     return Err(self.diverged(machine, Mismatch::Chain));
                 }

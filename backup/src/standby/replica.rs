@@ -307,7 +307,7 @@ impl Replica {
         let (sink, released) = (kept.clone(), self.ends.released.clone());
         replayer.on_effect(move |batch, effect| {
             let released = LogPosition::new(released.load(Ordering::Acquire));
-            sink.borrow_mut().push(base.plus(batch + 1), effect, released);
+            sink.borrow_mut().push(base.plus(batch.count()), effect, released);
         });
         let reports = self.ends.reports.clone();
         replayer.on_batch(move |batches, stop| {

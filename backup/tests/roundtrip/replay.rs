@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use lockstep_proto::Turn;
-use lockstep_proto::quantity::HostTime;
+use lockstep_proto::quantity::{BatchNumber, HostTime};
 use lockstep_replay::patience::Patience;
 use lockstep_replay::{ReplayError, Replayer};
 use lockstep_vmm::devices::Effect;
@@ -73,7 +73,7 @@ impl Oracle for Served {
 pub struct Replayed {
     pub machine: ScriptedMachine,
     /// What left, with the number of its batch, from 0.
-    pub effects: Vec<(u64, Effect)>,
+    pub effects: Vec<(BatchNumber, Effect)>,
     pub batches: u64,
     pub turns: u64,
     pub epochs: u64,

@@ -10,6 +10,7 @@ use lockstep_node::status::Status;
 use lockstep_primary::link::LinkPort;
 use lockstep_primary::link::channels::{LogItem, log_channel};
 use lockstep_primary::recorder::{Keeper, Outlet, Recorder, RecorderOptions, World};
+use lockstep_proto::quantity::{BatchNumber, LogPosition};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Chain, Flow, Seen};
 use lockstep_vmm::scripted::{ScriptedMachine, busy, config};
@@ -41,7 +42,7 @@ struct Recorded {
     linked: Vec<Entry>,
     kept: Vec<Entry>,
     /// What went to the gate, with the position that makes it safe.
-    effects: Vec<(u64, Effect)>,
+    effects: Vec<(LogPosition, Effect)>,
     counts: Counts,
 }
 
@@ -145,7 +146,7 @@ fn record(seed: u64, rng: Rng, plan: &Rc<Plan>, bug: Option<Bug>, spares: u64) -
         while let Ok((position, held)) = ends.effects.try_recv() {
             released += 1;
             let is_early = bug == Some(Bug::EffectEarly) && released == spares + 1;
-            let position = position.get() - u64::from(is_early);
+            let position = LogPosition::new(position.get() - u64::from(is_early));
             let held = held.effects.into_iter();
             effects.borrow_mut().extend(held.map(|effect| (position, effect)));
         }
@@ -195,7 +196,7 @@ fn different(here: &ScriptedMachine, there: &ScriptedMachine) -> Option<&'static
 }
 
 /// What left the recorder is what leaves a replica, and was let go at a position that has its batch.
-fn unsafe_effect(here: &[(u64, Effect)], there: &[(u64, Effect)]) -> Option<String> {
+fn unsafe_effect(here: &[(LogPosition, Effect)], there: &[(BatchNumber, Effect)]) -> Option<String> {
     if here.len() != there.len() {
         return Some(format!(
             "{} effects were recorded and {} replayed",
@@ -208,6 +209,7 @@ fn unsafe_effect(here: &[(u64, Effect)], there: &[(u64, Effect)]) -> Option<Stri
         if effect != again {
             return Some(format!("another effect: {effect:?} and {again:?}"));
         }
-        (*position <= *batch).then(|| format!("an effect of batch {batch} may leave at position {position}"))
+        (*position < LogPosition::START.plus(batch.count()))
+            .then(|| format!("an effect of batch {batch} may leave at position {position}"))
     })
 }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{ArgGroup, Args};
 use lockstep_node::{say, say_on};
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{BatchNumber, StopNumber};
 use serde_json::{Value, json};
 
 use crate::position::Position;
@@ -73,7 +73,7 @@ struct Difference {
     /// Guest time there, where it is known.
     guest_ns: Option<u64>,
     /// The batch's number in what is right, and in the other.
-    batch: (Option<u64>, Option<u64>),
+    batch: (Option<BatchNumber>, Option<BatchNumber>),
     /// What stands there in what is right, and in the other.
     lines: Option<(String, String)>,
     /// Single values that differ.
@@ -148,8 +148,8 @@ impl Found {
                 "what": difference.what,
                 "stop": difference.stop.get(),
                 "guest_ns": difference.guest_ns,
-                "batch": difference.batch.0,
-                "other_batch": difference.batch.1,
+                "batch": difference.batch.0.map(BatchNumber::get),
+                "other_batch": difference.batch.1.map(BatchNumber::get),
                 "expected": difference.lines.as_ref().map(|lines| &lines.0),
                 "actual": difference.lines.as_ref().map(|lines| &lines.1),
                 "values": difference.values.iter().map(|value| json!({

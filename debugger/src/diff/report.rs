@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use lockstep_node::reports::BEGIN;
-use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::quantity::{BatchNumber, StopNumber};
 use regex::Regex;
 
 use super::{Difference, Differs, Found, turns};
@@ -81,7 +81,7 @@ fn read(lines: &[String], symbols: Option<&Symbols>) -> Result<Difference> {
         if let Some(found) = what.captures(line) {
             difference.what = found[1].into();
         } else if let Some(found) = batch.captures(line) {
-            difference.batch.1 = found[1].parse().ok();
+            difference.batch.1 = found[1].parse().ok().map(BatchNumber::new);
         } else if let Some(found) = noticed.captures(line) {
             // Where the registers differ is before it.
             difference.stop = StopNumber::new(found[1].parse()?);
@@ -197,7 +197,7 @@ healed: 30 pages differed when the primary's came, those included that it has wr
         assert_eq!(difference.what, "registers, inputs or effects differ (digest chain)");
         assert_eq!(
             (difference.stop, difference.batch),
-            (StopNumber::new(40), (None, Some(12)))
+            (StopNumber::new(40), (None, Some(BatchNumber::new(12))))
         );
         assert_eq!(difference.values.len(), 1);
         let rip = &difference.values[0];
