@@ -1,5 +1,9 @@
 //! How a recording begins: whether with a boot, and of which of the machine's.
 
+use lockstep_proto::quantity::StopNumber;
+use std::path::Path;
+
+use lockstep_logcodec::{LogError, LogReader, Record};
 use lockstep_proto::Identity;
 
 /// How a recording begins.
@@ -47,6 +51,29 @@ impl Beginning {
             Self::Booted { resets } => format!("boot after reset {resets}"),
         }
     }
+}
+
+/// Whether a recording goes on with the machine of the one in `before`: that one was, or ended, where it begins. What is
+/// damaged before there is not gone on with.
+pub fn goes_on(identity: &Identity, before: &Path) -> bool {
+    was_at(before, identity.start_stop, &identity.start_chain).unwrap_or(false)
+}
+
+/// Whether a batch of the log in `directory` ends with this stop and digest chain.
+fn was_at(directory: &Path, stop: u64, chain: &[u8]) -> Result<bool, LogError> {
+    let mut reader = LogReader::open(directory)?;
+    // Its first batch begins before the stop, or at it.
+    reader.seek(StopNumber::new(stop))?;
+    while let Some(record) = reader.next_record()? {
+        let Record::Batch(batch) = record else { continue };
+        if batch.last_stop > stop {
+            break;
+        }
+        if batch.last_stop == stop && batch.digest == chain {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]

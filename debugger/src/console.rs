@@ -10,7 +10,7 @@ use lockstep_node::out::Out;
 use lockstep_vmm::devices::Effect;
 
 use crate::Recording;
-use crate::position::Position;
+use crate::place::{Place, help};
 use crate::terminal::Terminal;
 use crate::watched::Replay;
 
@@ -18,9 +18,8 @@ use crate::watched::Replay;
 pub struct ConsoleOptions {
     #[command(flatten)]
     recording: Recording,
-    /// Where to end, included: a natural stop (`1234`), a guest time (`12.5s`), or `end`.
-    #[arg(long, value_name = "STOP|TIME|END", default_value = "end", hide_default_value = true)]
-    to: Position,
+    #[arg(long, value_name = "POSITION", allow_hyphen_values = true, help = help("Where to end, included"))]
+    to: Option<Place>,
     /// Begin each line with the guest time, in seconds, at which its first byte was printed.
     #[arg(long)]
     timestamps: bool,
@@ -31,7 +30,8 @@ pub struct ConsoleOptions {
 }
 
 pub fn run(options: &ConsoleOptions) -> Result<ExitCode> {
-    let replay = Replay::open(options.recording.one()?)?;
+    let (directory, to) = options.recording.up_to(options.to)?;
+    let replay = Replay::open(&directory)?;
     let out: Box<dyn Write> = if io::stdout().is_terminal() && !options.raw {
         Box::new(Terminal::new(BufWriter::new(Out)))
     } else {
@@ -44,7 +44,7 @@ pub fn run(options: &ConsoleOptions) -> Result<ExitCode> {
         result: Ok(()),
     });
     let result = replay.show(
-        options.to,
+        to,
         |exchange| {
             for effect in exchange.effects {
                 if let Effect::Console(bytes) = effect {
@@ -52,7 +52,7 @@ pub fn run(options: &ConsoleOptions) -> Result<ExitCode> {
                 }
             }
         },
-        || console.borrow_mut().take_result(),
+        |_| console.borrow_mut().take_result(),
     );
     // Before an error, too: what was printed is what led there.
     console.borrow_mut().out.flush()?;

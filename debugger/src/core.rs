@@ -18,7 +18,7 @@ use lockstep_vmm::cpu::walk::{Mapping, mappings};
 use lockstep_vmm::memory::{Memory, PAGE_SIZE, Page};
 
 use crate::Recording;
-use crate::position::Position;
+use crate::place::{Place, help};
 use crate::show::go;
 use crate::timeline::{Timeline, TimelineOptions};
 
@@ -29,9 +29,8 @@ pub struct ExportOptions {
     /// The file to write. It must not exist. `-` is standard output.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Where: a stop (`1234`), a guest time (`12.5s`) or `end`.
-    #[arg(long, value_name = "POSITION")]
-    at: Position,
+    #[arg(long, value_name = "POSITION", allow_hyphen_values = true, help = help("Where"))]
+    at: Place,
     #[command(flatten)]
     timeline: TimelineOptions,
 }
@@ -54,8 +53,9 @@ pub fn run(options: &ExportOptions) -> Result<ExitCode> {
         "{} exists already",
         options.file.display()
     );
-    let mut timeline = Timeline::open(options.recording.one()?, &options.timeline)?;
-    go(&mut timeline, options.at, false)?;
+    let (directory, at) = options.recording.up_to(Some(options.at))?;
+    let mut timeline = Timeline::open(&directory, &options.timeline)?;
+    go(&mut timeline, at, false)?;
     let (regs, sregs) = timeline.machine_mut().present_registers()?;
     let memory = timeline.machine().memory();
     let ranges = mappings(memory, &sregs, MAX_RANGES);

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Args;
 use lockstep_logcodec::{Ending, describe};
-use lockstep_node::out::{Out, printable};
+use lockstep_node::out::{Out, one_line, printable};
 use lockstep_proto::Turn;
 use regex::bytes::Regex;
 use serde_json::{Value, json};
@@ -15,19 +15,18 @@ use crate::Recording;
 use crate::entries::{Entries, Entry};
 use crate::follow::Changes;
 use crate::kinds::{Kind, Kinds};
-use crate::position::Position;
+use crate::parts::Range;
+use crate::place::{Place, help};
 use crate::totals::describe_ending;
 
 #[derive(Args)]
 pub struct EventsOptions {
     #[command(flatten)]
     recording: Recording,
-    /// Where the list begins: a natural stop (`1234`) or a guest time (`12.5s`).
-    #[arg(long, value_name = "STOP|TIME", default_value = "0", hide_default_value = true)]
-    from: Position,
-    /// Where the list ends, included: a natural stop, a guest time, or `end`.
-    #[arg(long, value_name = "STOP|TIME|END", default_value = "end", hide_default_value = true)]
-    to: Position,
+    #[arg(long, value_name = "POSITION", allow_hyphen_values = true, help = help("Where the list begins"))]
+    from: Option<Place>,
+    #[arg(long, value_name = "POSITION", allow_hyphen_values = true, help = help("Where the list ends, included"))]
+    to: Option<Place>,
     /// List only turns with something of this kind. Can be given several times.
     #[arg(long, value_name = "KIND")]
     kind: Vec<Kind>,
@@ -43,14 +42,15 @@ pub struct EventsOptions {
 }
 
 pub fn run(options: &EventsOptions) -> Result<ExitCode> {
-    let directory = options.recording.one()?;
+    let range = options.recording.range(options.from, options.to)?;
     // Before the first read: what is written after a read is then told.
-    let changes = options.follow.then(|| Changes::watch(directory)).transpose()?;
-    let mut entries = Entries::open(directory)?;
-    let mut list = List::begin(options)?;
+    let last = &range.directories[range.directories.len() - 1];
+    let changes = options.follow.then(|| Changes::watch(last)).transpose()?;
+    let mut entries = Entries::over(&range.directories)?;
+    let mut list = List::begin(options, &range)?;
     loop {
         while let Some(entry) = entries.next()? {
-            if options.to.order_of(entry.stop, entry.guest_ns).is_gt() {
+            if range.is_after(entry.part, entry.stop, entry.guest_ns) {
                 return list.end();
             }
             list.entry(&entry)?;
@@ -82,16 +82,31 @@ pub fn run(options: &EventsOptions) -> Result<ExitCode> {
 /// What is written.
 struct List<'a> {
     options: &'a EventsOptions,
+    range: &'a Range,
+    /// Of the part that the last line was of.
+    part: usize,
     out: BufWriter<Out>,
 }
 
 impl<'a> List<'a> {
-    fn begin(options: &'a EventsOptions) -> Result<Self> {
+    fn begin(options: &'a EventsOptions, range: &'a Range) -> Result<Self> {
         let mut out = BufWriter::new(Out);
         if !options.json {
             writeln!(out, "{:>10}  {:>16}  {:<7}  what entered", "stop", "guest time", "kind")?;
         }
-        Ok(Self { options, out })
+        Ok(Self {
+            options,
+            range,
+            part: usize::MAX,
+            out,
+        })
+    }
+
+    /// The name of a ring's part; none where only one recording is listed.
+    fn part(&self, entry: &Entry) -> Option<String> {
+        let directories = &self.range.directories;
+        let name = directories.get(entry.part)?.file_name()?;
+        (directories.len() > 1).then(|| one_line(&name.to_string_lossy()).into())
     }
 
     fn entry(&mut self, entry: &Entry) -> Result<()> {
@@ -100,8 +115,9 @@ impl<'a> List<'a> {
             stop,
             guest_ns,
             turn,
+            ..
         } = entry;
-        if self.options.from.order_of(*stop, *guest_ns).is_lt() {
+        if self.range.is_before(entry.part, *stop, *guest_ns) {
             return Ok(());
         }
         let kinds = Kinds::of(turn);
@@ -125,9 +141,18 @@ impl<'a> List<'a> {
                 "kinds": kinds.iter().map(Kind::name).collect::<Vec<_>>(),
                 "text": line,
             });
+            if let Some(part) = self.part(entry) {
+                value["part"] = part.into();
+            }
             add_details(&mut value, turn);
             writeln!(self.out, "{}", printable(&value.to_string()))?;
         } else {
+            if self.part != entry.part
+                && let Some(part) = self.part(entry)
+            {
+                writeln!(self.out, "{part}")?;
+            }
+            self.part = entry.part;
             let kind = kinds.rarest().map_or_else(String::new, Kind::name);
             let (seconds, rest) = (guest_ns / 1_000_000_000, guest_ns % 1_000_000_000);
             writeln!(self.out, "{stop:>10}  {seconds:>6}.{rest:09}  {kind:<7}  {line}")?;

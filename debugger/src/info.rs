@@ -4,8 +4,15 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::Recording;
+use crate::beginning::Beginning;
+use crate::calendar::{Calendar, Moment};
+use crate::entries::start_time;
+use crate::ring;
+use crate::totals::{Totals, describe_ending};
 use anyhow::Result;
 use clap::Args;
+use jiff::Timestamp;
 use lockstep_logcodec::{Ending, LogReader};
 use lockstep_node::out::one_line;
 use lockstep_node::say;
@@ -15,14 +22,6 @@ use lockstep_proto::{Identity, MachineConfig};
 use lockstep_replay::open::obstacle;
 use lockstep_vmm::probe::host_class;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-
-use crate::Recording;
-use crate::beginning::Beginning;
-use crate::entries::start_time;
-use crate::ring;
-use crate::totals::{Totals, describe_ending};
 
 #[derive(Args)]
 pub struct InfoOptions {
@@ -41,8 +40,10 @@ pub fn run(options: &InfoOptions) -> Result<ExitCode> {
     let reader = LogReader::open(directory)?;
     let identity = reader.identity().clone();
     let (totals, damage) = Totals::up_to_damage(reader, directory)?;
+    let start_ns = start_time(directory);
     let info = Info {
-        start_ns: start_time(directory),
+        start_ns,
+        calendar: Calendar::of(&identity, start_ns, None),
         why_not: why_not(directory, &identity),
         machine: identity.machine.clone().unwrap_or_default(),
         ends: match (&damage, &totals.ending) {
@@ -93,6 +94,7 @@ struct Info {
     machine: MachineConfig,
     totals: Totals,
     start_ns: u64,
+    calendar: Calendar,
     why_not: Option<String>,
     ends: String,
 }
@@ -140,6 +142,11 @@ impl Info {
             why: "the log does not tell where or why it began".into(),
         }));
         terms
+    }
+
+    /// The times of the calendar where it begins and ends.
+    fn extent(&self) -> [Moment; 2] {
+        [0, self.totals.guest_ns].map(|ns| self.calendar.at(self.start_ns.saturating_add(ns)))
     }
 
     fn seconds(&self) -> f64 {
@@ -214,6 +221,19 @@ impl Info {
             self.seconds(),
             start + self.seconds()
         );
+        let [from, to] = self.extent();
+        say!("calendar      from {from} to {to}");
+        if let Some(behind) = self.calendar.guest_behind_ns() {
+            let (way, apart) = if behind < 0 {
+                ("ahead of", -behind)
+            } else {
+                ("behind", behind)
+            };
+            say!(
+                "              the guest's clock was {} s {way} it",
+                apart / 1_000_000_000
+            );
+        }
         say!("turns         {} in {} batches", totals.turns, totals.batches);
         say!("  clock       {}", totals.clock);
         say!("  random      {}", totals.random);
@@ -237,7 +257,8 @@ impl Info {
 
     fn json(&self) -> Value {
         let (identity, machine, totals) = (&self.identity, &self.machine, &self.totals);
-        json!({
+        let [from, to] = self.extent().map(Moment::utc);
+        let mut value = json!({
             "program": identity.program,
             "created": identity.created,
             "part": identity.part,
@@ -297,15 +318,17 @@ impl Info {
                 Some(Ending::Unfinished) => "unfinished",
             },
             "ends": self.ends,
-        })
+        });
+        value["from"] = from.into();
+        value["to"] = to.into();
+        let behind = self.calendar.guest_behind_ns().unwrap_or(0);
+        value["guest_clock_behind_seconds"] = (behind as f64 / 1e9).into();
+        value
     }
 }
 
 fn date(unix: i64) -> String {
-    OffsetDateTime::from_unix_timestamp(unix)
-        .ok()
-        .and_then(|date| date.format(&Rfc3339).ok())
-        .unwrap_or_else(|| format!("unix time {unix}"))
+    Timestamp::from_second(unix).map_or_else(|_| format!("unix time {unix}"), |date| date.to_string())
 }
 
 fn mac(bytes: &[u8]) -> String {

@@ -5,6 +5,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod beginning;
+mod calendar;
 mod console;
 mod core;
 mod diff;
@@ -14,7 +15,9 @@ mod follow;
 mod gdb;
 mod info;
 mod kinds;
+mod parts;
 mod pcap;
+mod place;
 mod position;
 mod replay;
 mod ring;
@@ -23,10 +26,12 @@ mod symbols;
 mod terminal;
 mod timeline;
 mod totals;
+mod trace;
 mod tui;
 mod verify;
 mod watched;
 
+use lockstep_proto::quantity::StopNumber;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -34,6 +39,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_node::cli::packaging;
 use lockstep_node::out;
 use lockstep_node::sys::signals;
+
+use parts::{Parts, Range};
+use place::Place;
+use position::Position;
 
 const EXIT_STATUS: &str = "Exit status: 0, done; `verify`: identical; `diff`: no difference.\n\
     1, failed: the recording is damaged, cannot be replayed here, or its replay diverged; `diff`: there is a difference.\n\
@@ -68,6 +77,8 @@ enum Command {
     Console(console::ConsoleOptions),
     /// Write every frame that the machine received and sent into a pcapng file, for Wireshark and tcpdump.
     ExportPcap(pcap::PcapOptions),
+    /// Write what happened as a trace, for Perfetto's viewer or Chrome's.
+    ExportTrace(trace::TraceOptions),
     /// Tell the first difference: of two logs of one machine, of a log and its replay, or in a pair's divergence report.
     Diff(diff::DiffOptions),
     /// Walk through a recording on a screen.
@@ -79,7 +90,7 @@ enum Command {
 /// Where a recording lies.
 #[derive(clap::Args)]
 struct Recording {
-    /// The directory that was given to --record; of a ring, one of its parts.
+    /// The directory that was given to --record; of a ring, one of its parts, or the ring where a position is given.
     #[arg(value_name = "LOGDIR")]
     directory: PathBuf,
 }
@@ -90,6 +101,51 @@ impl Recording {
         ring::refuse(&self.directory)?;
         Ok(&self.directory)
     }
+
+    /// The directory of the recording that all these lie in, of a ring's one of its parts, and what positions they are there.
+    fn at(&self, places: &[Place]) -> anyhow::Result<(PathBuf, Vec<Position>)> {
+        if places.is_empty() {
+            return Ok((self.one()?.to_owned(), Vec::new()));
+        }
+        if let (Some(positions), false) = (plain(places), ring::is_ring(&self.directory)) {
+            return Ok((self.directory.clone(), positions));
+        }
+        Parts::of(&self.directory)?.one(places)
+    }
+
+    /// As [`Recording::at`], for a command that goes up to one place: without it, to the recording's end.
+    fn up_to(&self, place: Option<Place>) -> anyhow::Result<(PathBuf, Position)> {
+        let (directory, positions) = self.at(place.as_slice())?;
+        Ok((directory, positions.first().copied().unwrap_or(Position::End)))
+    }
+
+    /// What lies between two places, of a ring's in several of its parts.
+    fn range(&self, from: Option<Place>, to: Option<Place>) -> anyhow::Result<Range> {
+        let places: Vec<_> = from.into_iter().chain(to).collect();
+        if places.is_empty() {
+            ring::refuse(&self.directory)?;
+        }
+        if let (Some(positions), false) = (plain(&places), ring::is_ring(&self.directory)) {
+            let mut positions = positions.into_iter();
+            return Ok(Range {
+                directories: vec![self.directory.clone()],
+                from: from
+                    .and_then(|_| positions.next())
+                    .unwrap_or(Position::Stop(StopNumber::START)),
+                to: positions.next().unwrap_or(Position::End),
+            });
+        }
+        Parts::of(&self.directory)?.range(from, to)
+    }
+}
+
+/// These places as positions, where none of them needs a calendar.
+fn plain(places: &[Place]) -> Option<Vec<Position>> {
+    let position = |place: &Place| match place {
+        Place::Position(position) => Some(*position),
+        _ => None,
+    };
+    places.iter().map(position).collect()
 }
 
 fn main() -> ExitCode {
@@ -109,6 +165,7 @@ fn main() -> ExitCode {
         Command::Events(options) => events::run(&options),
         Command::Console(options) => console::run(&options),
         Command::ExportPcap(options) => pcap::run(&options),
+        Command::ExportTrace(options) => trace::run(&options),
         Command::Diff(options) => diff::run(&options),
         Command::Tui(options) => tui::run(&options),
         Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),

@@ -19,7 +19,7 @@ use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeade
 use pcap_file::{DataLink, Endianness, PcapError};
 
 use crate::Recording;
-use crate::position::Position;
+use crate::place::{Place, help};
 use crate::watched::{Exchange, Replay};
 
 /// Nanoseconds, as a power of ten.
@@ -32,21 +32,21 @@ pub struct PcapOptions {
     /// The pcapng file to write; what is there is replaced. `-` is standard output.
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Where to end, included: a natural stop (`1234`), a guest time (`12.5s`), or `end`.
-    #[arg(long, value_name = "STOP|TIME|END", default_value = "end", hide_default_value = true)]
-    to: Position,
+    #[arg(long, value_name = "POSITION", allow_hyphen_values = true, help = help("Where to end, included"))]
+    to: Option<Place>,
 }
 
 pub fn run(options: &PcapOptions) -> Result<ExitCode> {
-    let replay = Replay::open(options.recording.one()?)?;
+    let (directory, to) = options.recording.up_to(options.to)?;
+    let replay = Replay::open(&directory)?;
     let cannot = || format!("cannot write {}", options.file.display());
     let file = out::create(&options.file).with_context(cannot)?;
     let capture = Capture::begin(BufWriter::new(file), replay.identity()).with_context(cannot)?;
     let capture = RefCell::new(capture);
     let result = replay.show(
-        options.to,
+        to,
         |exchange| capture.borrow_mut().exchange(exchange),
-        || capture.borrow_mut().take_result().with_context(cannot),
+        |_| capture.borrow_mut().take_result().with_context(cannot),
     );
     let frames = capture.into_inner().end().with_context(cannot)?;
     result?;

@@ -1,4 +1,4 @@
-//! A position in a recording, as people type it: a stop, a guest time, or the end.
+//! A position in one recording: a stop, a guest time, or the end. What else people type for one is a [`crate::place`].
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -23,7 +23,10 @@ pub enum Position {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PositionError {
     /// It has not the form of one.
-    #[error("a position is a stop (`1234`), a guest time with its unit (`12.5s`; ns, us, ms, s, m or h), or `end`")]
+    #[error(
+        "a position is a stop (`1234`), a guest time with its unit (`12.5s`; ns, us, ms, s, m or h), a time of the calendar \
+         (`2026-11-28T14:03:20.5Z`, `14:03:20`), a time before the end (`-30s`), or `end`"
+    )]
     Form,
     /// The number has no room in 64 bits.
     #[error("this is beyond any recording: stops and nanoseconds have 64 bits")]

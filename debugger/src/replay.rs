@@ -14,6 +14,7 @@ use lockstep_vmm::probe::at_start;
 use serde_json::json;
 
 use crate::Recording;
+use crate::place::{Place, help};
 use crate::position::Position;
 use crate::timeline::{Goal, Reached, digest, point};
 
@@ -21,10 +22,8 @@ use crate::timeline::{Goal, Reached, digest, point};
 pub struct ReplayOptions {
     #[command(flatten)]
     recording: Recording,
-    /// Where to: a stop (`1234`), a guest time (`12.5s`) or `end`. Given several times, in ascending order, the replay
-    /// goes on from one to the next.
-    #[arg(long, value_name = "POSITION", default_value = "end")]
-    to: Vec<Position>,
+    #[arg(long, value_name = "POSITION", allow_hyphen_values = true, help = help("Where to; given several times, in ascending order, the replay goes on from one to the next"))]
+    to: Vec<Place>,
     /// Tell a digest of registers, devices, memory and disks at each position: equal states have equal digests.
     #[arg(long)]
     digest: bool,
@@ -34,16 +33,19 @@ pub struct ReplayOptions {
 }
 
 pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
-    let directory = options.recording.one()?;
-    let last = Extent::of(directory)?.last_stop;
+    let (directory, mut positions) = options.recording.at(&options.to)?;
+    if positions.is_empty() {
+        positions.push(Position::End);
+    }
+    let last = Extent::of(&directory)?.last_stop;
     let Opened {
         mut machine,
         mut replayer,
         ..
-    } = open(directory, &at_start()?)?;
+    } = open(&directory, &at_start()?)?;
     let bar = bar(last.since(machine.stop()), options.json);
     let start = (machine.stop(), machine.now().ns());
-    for &position in &options.to {
+    for position in positions {
         let goal = Goal::from(position);
         let (from, begin) = ((machine.stop(), machine.now().ns()), Instant::now());
         let mut shown = begin;

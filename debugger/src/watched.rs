@@ -8,7 +8,7 @@ use lockstep_proto::{Identity, Turn};
 use lockstep_replay::open::{Opened, open};
 use lockstep_replay::{ReplayError, Replayer};
 use lockstep_vmm::devices::Effect;
-use lockstep_vmm::machine::{Flow, Oracle, Seen, Slice, Stop, Taken};
+use lockstep_vmm::machine::{Flow, Machine, Oracle, Seen, Slice, Stop, Taken};
 use lockstep_vmm::probe::at_start;
 
 use crate::position::Position;
@@ -23,6 +23,12 @@ pub struct Exchange<'a> {
     pub turn: &'a Turn,
     /// What left.
     pub effects: &'a [Effect],
+    /// The vector of the interrupt that entered after it.
+    pub interrupt: Option<u8>,
+    /// The guest waited in HLT up to here.
+    pub was_halted: bool,
+    /// It waits in HLT from here on.
+    pub is_halted: bool,
 }
 
 /// The replayer with a view on what passes.
@@ -60,6 +66,9 @@ impl<S: FnMut(&Exchange<'_>)> Oracle for Watched<S> {
             guest_ns: machine.now().ns(),
             turn: &turn,
             effects: &taken.effects,
+            interrupt: taken.interrupt,
+            was_halted: stop.halted,
+            is_halted: machine.is_halted(),
         });
         self.replayer.taken(machine, stop, turn, taken)
     }
@@ -83,13 +92,18 @@ impl Replay {
         &self.opened.identity
     }
 
+    /// The stop and the guest time, in nanoseconds, where the recording begins.
+    pub fn start(&self) -> (StopNumber, u64) {
+        (self.opened.machine.stop(), self.opened.machine.now().ns())
+    }
+
     /// Replays up to and including `to`, and shows `see` what passes; after every step `go_on` is asked whether to. A
     /// divergence is an error that tells where: what was shown of the batches before it is as it was recorded.
     pub fn show(
         self,
         to: Position,
         mut see: impl FnMut(&Exchange<'_>),
-        mut go_on: impl FnMut() -> Result<()>,
+        mut go_on: impl FnMut(&mut Machine) -> Result<()>,
     ) -> Result<()> {
         let Opened {
             mut machine, replayer, ..
@@ -105,7 +119,7 @@ impl Replay {
         };
         while !to.order_of(machine.stop(), machine.now().ns()).is_gt() {
             let flow = machine.step(&mut watched);
-            go_on()?;
+            go_on(&mut machine)?;
             match flow {
                 Ok(Flow::Continue) => {}
                 Ok(Flow::End) => {

@@ -75,12 +75,27 @@ fn a_ring_keeps_its_newest_parts_and_goes_on_with_the_next_process() -> Result<(
     let told = info["parts"].as_array().context("parts")?;
     ensure!(told.len() == torn.parts.len(), "{info:#}");
     let name = |part: &serde_json::Value| part["part"].as_str().map(|name| directory.join(name));
+    let begins: Vec<_> = told.iter().filter_map(|part| part["begins"].as_str()).collect();
+    ensure!(begins.last() == Some(&"while it runs"), "{begins:?}");
     ensure!(name(&told[0]).as_ref() == Some(&torn.parts[0].1), "{info:#}");
     Debug::run(["info".as_ref(), directory.as_os_str()])?.expect(0, "the next part of the ring goes on")?;
     for command in ["verify", "events", "console"] {
         Debug::run([command.as_ref(), directory.as_os_str()])?.expect(1, "is a ring of")?;
     }
     Debug::run(["info".as_ref(), part.as_os_str()])?.expect(0, "of a ring")?;
+    // With a position they find the part. Both processes' machines go on from one snapshot, so that their stops are the same ones.
+    let events = |position: &str| {
+        Debug::run([
+            "events".as_ref(),
+            directory.as_os_str(),
+            "--from".as_ref(),
+            position.as_ref(),
+        ])
+    };
+    ensure!(events("-1s")?.expect(0, "stop")?.text().lines().count() > 1);
+    let info = Debug::run(["info".as_ref(), torn.parts[0].1.as_os_str(), "--json".as_ref()])?.json()?;
+    let calendar = info["to"].as_str().context("a time of the calendar")?;
+    events(calendar)?.expect(0, "stop")?;
     Ok(())
 }
 

@@ -25,7 +25,7 @@ use lockstep_node::tell;
 use target::{Debuggee, Stopped};
 
 use crate::Recording;
-use crate::position::Position;
+use crate::place::{Place, help};
 use crate::show::go;
 use crate::show::kernel::Kernel;
 use crate::show::view::View;
@@ -45,9 +45,8 @@ pub struct GdbOptions {
     /// The recorded kernel's vmlinux, for the gdb that is started. Without it, the one that the log names, if it is there.
     #[arg(long, value_name = "FILE", requires = "exec")]
     vmlinux: Option<PathBuf>,
-    /// Where to begin: a stop (`1234`), a guest time (`12.5s`) or `end`. Without it, at the recording's start.
-    #[arg(long, value_name = "POSITION")]
-    at: Option<Position>,
+    #[arg(long, value_name = "POSITION", allow_hyphen_values = true, help = help("Where to begin (the recording's start)"))]
+    at: Option<Place>,
     /// Arguments for the gdb that is started.
     #[arg(last = true, requires = "exec", value_name = "GDB-ARGUMENT")]
     gdb_arguments: Vec<String>,
@@ -67,7 +66,8 @@ define seek
   frame
 end
 document seek
-Go to a position of the recording: a stop (1234), a guest time (12.5s) or end.
+Go to a position of the recording: a stop (1234), a guest time (12.5s), a time of the calendar (14:03:20), a time before
+the end (-30s), or end.
 end
 define when
   monitor when
@@ -78,12 +78,13 @@ end
 ";
 
 pub fn run(options: &GdbOptions) -> Result<ExitCode> {
-    let mut timeline = Timeline::open(options.recording.one()?, &options.timeline)?;
-    if let Some(position) = options.at {
+    let (directory, positions) = options.recording.at(options.at.as_slice())?;
+    let mut timeline = Timeline::open(&directory, &options.timeline)?;
+    if let Some(&position) = positions.first() {
         go(&mut timeline, position, false)?;
     }
     if options.exec {
-        return exec(options, timeline);
+        return exec(options, timeline, directory);
     }
     let address = options.listen.context("--listen or --exec is needed")?;
     let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
@@ -93,7 +94,7 @@ pub fn run(options: &GdbOptions) -> Result<ExitCode> {
     );
     let (stream, _) = listener.accept()?;
     stream.set_nodelay(true)?;
-    serve(timeline, Box::new(stream))?;
+    serve(timeline, directory, Box::new(stream))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -111,7 +112,7 @@ fn vmlinux(given: Option<&Path>, timeline: &mut Timeline) -> Result<Option<PathB
     Ok(Some(path.to_owned()))
 }
 
-fn exec(options: &GdbOptions, mut timeline: Timeline) -> Result<ExitCode> {
+fn exec(options: &GdbOptions, mut timeline: Timeline, recording: PathBuf) -> Result<ExitCode> {
     let vmlinux = vmlinux(options.vmlinux.as_deref(), &mut timeline)?;
     if vmlinux.is_none() {
         tell!("lockstep-debug: gdb has no symbols: give the recorded kernel with --vmlinux");
@@ -137,7 +138,7 @@ fn exec(options: &GdbOptions, mut timeline: Timeline) -> Result<ExitCode> {
         std::thread::sleep(std::time::Duration::from_millis(20));
     };
     stream.set_nonblocking(false)?;
-    let served = serve(timeline, Box::new(stream));
+    let served = serve(timeline, recording, Box::new(stream));
     let status = child.wait()?;
     served?;
     Ok(ExitCode::from(status.code().map_or(1, |code| code as u8)))
@@ -160,8 +161,8 @@ fn start_gdb(directory: &Path, socket: &Path, vmlinux: Option<&Path>, arguments:
 type Stream = Box<dyn ConnectionExt<Error = std::io::Error>>;
 
 /// Serves one gdb until it is gone.
-fn serve(timeline: Timeline, stream: Stream) -> Result<()> {
-    let mut debuggee = Debuggee::new(Walker::new(timeline));
+fn serve(timeline: Timeline, recording: PathBuf, stream: Stream) -> Result<()> {
+    let mut debuggee = Debuggee::new(Walker::new(timeline), recording);
     let result = GdbStub::new(stream).run_blocking::<Events>(&mut debuggee);
     if let Some(failure) = debuggee.failure.take() {
         return Err(failure);

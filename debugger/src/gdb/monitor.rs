@@ -3,13 +3,15 @@
 use anyhow::{Result, bail};
 
 use super::target::Debuggee;
+use crate::parts::position_in;
 use crate::position::Position;
 use crate::replay::hex;
 use crate::show::go;
 
 const HELP: &str = "\
 monitor when             where the machine stands: stop, turn, steps, guest time
-monitor seek POSITION    go to a stop (1234), a guest time (12.5s) or `end`; then `maintenance flush register-cache`
+monitor seek POSITION    go to a stop (1234), a guest time (12.5s), a time of the calendar (14:03:20), a time before the end
+                         (-30s), or `end`; then `maintenance flush register-cache`
 monitor checkpoint       keep a checkpoint here (between slices), and tell what checkpoints take
 monitor digest           a digest of registers, devices, memory and disks: equal states have equal digests
 monitor why              why the last thing was refused, or what to know of the last stop";
@@ -21,7 +23,7 @@ impl Debuggee {
         let answer = match (words.next(), words.next()) {
             (Some("when"), None) => self.when(),
             (Some("seek"), Some(position)) => {
-                let position: Position = position.parse()?;
+                let position = position_in(&self.recording, position)?;
                 go(self.walker.timeline_mut(), position, true)?;
                 self.walker.arrived();
                 self.when()

@@ -1,6 +1,7 @@
 //! The recording as a target of gdb's remote protocol.
 
 use std::fmt::Display;
+use std::path::PathBuf;
 
 use gdbstub::common::Signal;
 use gdbstub::target::ext::base::BaseOps;
@@ -40,6 +41,8 @@ pub enum Action {
 
 /// A recording under gdb.
 pub struct Debuggee {
+    /// Where the recording lies.
+    pub recording: PathBuf,
     pub walker: Walker,
     stops: Stops,
     /// Of the breakpoints, those that gdb thinks are in memory.
@@ -52,8 +55,9 @@ pub struct Debuggee {
 }
 
 impl Debuggee {
-    pub fn new(walker: Walker) -> Self {
+    pub fn new(walker: Walker, recording: PathBuf) -> Self {
         Self {
+            recording,
             walker,
             stops: Stops::default(),
             software: Vec::new(),

@@ -23,6 +23,7 @@ use tasks::Task;
 use view::View;
 
 use crate::Recording;
+use crate::place::{self, help};
 use crate::position::Position;
 use crate::replay::{bar, hex};
 use crate::symbols::check_kernel;
@@ -32,9 +33,8 @@ use crate::timeline::{Goal, Reached, Timeline, TimelineOptions};
 pub struct ShowOptions {
     #[command(flatten)]
     recording: Recording,
-    /// Where: a stop (`1234`), a guest time (`12.5s`) or `end`. Can be given several times, in any order.
-    #[arg(long, value_name = "POSITION", required = true)]
-    at: Vec<Position>,
+    #[arg(long, value_name = "POSITION", required = true, allow_hyphen_values = true, help = help("Where; can be given several times, in any order"))]
+    at: Vec<place::Place>,
     /// The recorded kernel's vmlinux, for symbols and tasks. Without it, the one that the log names, if it is there.
     #[arg(long, value_name = "FILE")]
     vmlinux: Option<PathBuf>,
@@ -64,12 +64,13 @@ pub fn run(options: &ShowOptions) -> Result<ExitCode> {
         .chunks(2)
         .map(|pair| Ok((pair[0].parse()?, memory::length(&pair[1])?)))
         .collect::<Result<_>>()?;
-    let mut timeline = Timeline::open(options.recording.one()?, &options.timeline)?;
+    let (directory, positions) = options.recording.at(&options.at)?;
+    let mut timeline = Timeline::open(&directory, &options.timeline)?;
     let kernel = kernel(options.vmlinux.as_deref(), timeline.identity())?;
     if options.tasks && kernel.is_none() {
         bail!("tasks need the DWARF of the guest's kernel: give its vmlinux with --vmlinux");
     }
-    for &position in &options.at {
+    for position in positions {
         let begin = Instant::now();
         go(&mut timeline, position, options.json)?;
         let seek = begin.elapsed();

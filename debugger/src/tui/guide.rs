@@ -13,7 +13,6 @@ use anyhow::{Context, Result, bail};
 use lockstep_proto::quantity::StopNumber;
 
 use super::scene::{Printed, Scene};
-use crate::position::Position;
 use crate::show::{self, kernel::Kernel};
 use crate::timeline::{Goal, Point, Reached, Timeline, TimelineOptions};
 
@@ -145,11 +144,4 @@ fn lead(
             }
         }
     }
-}
-
-/// A position as it was typed.
-pub fn parse(text: &str) -> Result<Position, String> {
-    text.trim()
-        .parse()
-        .map_err(|error: crate::position::PositionError| error.to_string())
 }

@@ -9,6 +9,7 @@ use regex::Regex;
 
 use crate::entries::Entries;
 use crate::kinds::{Kind, Kinds};
+use crate::parts::position_in;
 use crate::position::Position;
 
 /// Turns that are kept at most: 24 bytes each.
@@ -83,6 +84,11 @@ impl Index {
     /// The last turn at or before a stop; the first one, if there is none.
     pub fn at_stop(&self, stop: StopNumber) -> usize {
         self.rows.partition_point(|row| row.stop <= stop).saturating_sub(1)
+    }
+
+    /// A position as it was typed.
+    pub fn position(&self, text: &str) -> Result<Position> {
+        position_in(&self.directory, text)
     }
 
     /// The stop at a position.

@@ -4,7 +4,6 @@ use lockstep_proto::quantity::StopNumber;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use regex::Regex;
 
-use super::guide::parse;
 use super::index::Index;
 use super::scene::Scene;
 use crate::kinds::Kind;
@@ -162,8 +161,8 @@ impl State {
     }
 
     fn jump(&mut self, text: &str, index: &Index) -> Outcome {
-        match parse(text) {
-            Err(why) => self.tell(why),
+        match index.position(text.trim()) {
+            Err(why) => self.tell(format!("{why:#}")),
             Ok(position) => match index.stop_of(position) {
                 Some(stop) => self.go_to_stop(stop, index),
                 None => self.tell(format!("{position} lies beyond the end")),

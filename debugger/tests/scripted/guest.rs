@@ -1,14 +1,18 @@
 //! A guest without KVM, and its recording: a script that prints, and asks for time and chance.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use lockstep_logcodec::batch::BatchBuilder;
 use lockstep_logcodec::{LogWriter, WriterOptions};
+use lockstep_node::recording::start_snapshot;
 use lockstep_proto::end::Reason;
-use lockstep_proto::{End, Identity, MachineConfig, Turn};
+use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::{End, Identity, MachineConfig, SnapshotHeader, Turn};
 use lockstep_vmm::machine::{Flow, Oracle, Seen, Slice, Stop, Taken};
 use lockstep_vmm::scripted::{Op, Script, ScriptedMachine, config};
+use lockstep_vmm::snapshot::Growing;
 
 const UART: u16 = 0x3f8;
 /// Lines that it prints, each followed by a look at the clock and a random number.
@@ -24,6 +28,15 @@ pub struct Recorded {
     pub other_random: Option<u64>,
     /// The state that the machine begins with, by its digest.
     pub start: u8,
+    /// Guest time from one look at the clock to the next, in nanoseconds.
+    pub tick: u64,
+    /// What the host's calendar shows where the recording begins, and the machine's at guest time zero, in seconds since 1970.
+    pub created: i64,
+    pub rtc_base: i64,
+    /// As the number of a ring's part; 0: of none.
+    pub part: u32,
+    /// Only these stops are recorded.
+    pub stops: RangeInclusive<u64>,
 }
 
 impl Default for Recorded {
@@ -32,6 +45,11 @@ impl Default for Recorded {
             batch_stops: 16,
             other_random: None,
             start: 7,
+            tick: 1_000_000,
+            created: 0,
+            rtc_base: 0,
+            part: 0,
+            stops: 0..=u64::MAX,
         }
     }
 }
@@ -42,34 +60,29 @@ impl Recorded {
         let machine = MachineConfig {
             disks: Vec::new(),
             nics: Vec::new(),
+            rtc_base: self.rtc_base,
             ..config()
         };
-        let mut guest = ScriptedMachine::new(machine.clone(), script(), Box::new(|| false))?;
-        let identity = Identity {
-            program: "a test".into(),
-            machine: Some(machine),
-            host_class: "scripted".into(),
-            start_digest: vec![self.start; 16].into(),
-            start_stop: guest.stop().get(),
-            start_chain: guest.chain().to_message(),
-            from_start: true,
-            ..Identity::default()
-        };
+        let mut guest = ScriptedMachine::new(machine, script(), Box::new(|| false))?;
         let mut scribe = Scribe {
             recorded: self,
-            batch: BatchBuilder::new(guest.stop()),
-            writer: LogWriter::create(directory, &identity, WriterOptions::default())?,
+            directory,
+            batch: BatchBuilder::new(StopNumber::new(*self.stops.start())),
+            writer: None,
             randoms: 0,
         };
-        while guest.step(&mut scribe)? == Flow::Continue {}
+        scribe.begin(&guest)?;
+        while guest.stop().get() < *self.stops.end() && guest.step(&mut scribe)? == Flow::Continue {}
         scribe.close(&guest)?;
-        scribe.writer.finish(End {
+        let end = End {
             reason: Reason::Reset.into(),
             last_stop: guest.stop().get(),
             digest: guest.chain().to_message(),
             guest_ns: guest.now().ns(),
+            continued: *self.stops.end() != u64::MAX,
             ..End::default()
-        })?;
+        };
+        scribe.writer.context("nothing was recorded")?.finish(end)?;
         Ok(())
     }
 }
@@ -93,16 +106,51 @@ fn script() -> Script {
 /// Answers the guest, and writes down what it answered.
 struct Scribe<'a> {
     recorded: &'a Recorded,
+    directory: &'a Path,
     batch: BatchBuilder,
-    writer: LogWriter,
+    writer: Option<LogWriter>,
     randoms: u64,
 }
 
 impl Scribe<'_> {
+    /// Begins the recording, where it is to.
+    fn begin(&mut self, machine: &dyn Seen) -> Result<()> {
+        let recorded = self.recorded;
+        if self.writer.is_some() || machine.stop().get() < *recorded.stops.start() {
+            return Ok(());
+        }
+        let from_start = machine.stop().get() == 0;
+        let identity = Identity {
+            program: "a test".into(),
+            created: recorded.created,
+            machine: Some(machine.config().clone()),
+            host_class: "scripted".into(),
+            kernel_digest: vec![1; 16].into(),
+            start_digest: vec![recorded.start; 16].into(),
+            start_stop: machine.stop().get(),
+            start_chain: machine.chain().to_message(),
+            from_start,
+            disk_digest_chunk: 65536,
+            part: recorded.part,
+            ..Identity::default()
+        };
+        self.writer = Some(LogWriter::create(self.directory, &identity, WriterOptions::default())?);
+        let header = SnapshotHeader {
+            machine: identity.machine,
+            guest_ns: machine.now().ns(),
+            ..SnapshotHeader::default()
+        };
+        let snapshot = Growing::begin(&start_snapshot(self.directory))?;
+        snapshot.seal(header, &[0; 16]).1.write()?;
+        Ok(())
+    }
+
     fn close(&mut self, machine: &dyn Seen) -> Result<()> {
-        if machine.stop() > self.batch.first_stop() {
+        if let Some(writer) = &mut self.writer
+            && machine.stop() > self.batch.first_stop()
+        {
             let batch = self.batch.close(machine.stop(), machine.chain().to_bytes())?;
-            self.writer.append_batch(&batch)?;
+            writer.append_batch(&batch)?;
         }
         Ok(())
     }
@@ -130,7 +178,7 @@ impl Oracle for Scribe<'_> {
             number * 3 + u64::from(self.recorded.other_random == Some(number))
         });
         Ok(Turn {
-            clock: stop.wants_time.then_some(1_000_000),
+            clock: stop.wants_time.then_some(self.recorded.tick),
             random,
             ..Turn::default()
         })
@@ -141,9 +189,10 @@ impl Oracle for Scribe<'_> {
     }
 
     fn taken(&mut self, machine: &dyn Seen, _: &Stop, turn: Turn, _: Taken) -> Result<Flow> {
-        if turn != Turn::default() {
+        if self.writer.is_some() && turn != Turn::default() {
             self.batch.push(machine.stop(), turn)?;
         }
+        self.begin(machine)?;
         if machine.stop() >= self.batch.first_stop().plus(self.recorded.batch_stops) {
             self.close(machine)?;
         }

@@ -1,6 +1,8 @@
 //! `lockstep-debug` on recordings of a scripted machine: what it says of logs, on a host without KVM too.
 
+mod calendar;
 mod guest;
+mod trace;
 
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};

@@ -57,7 +57,6 @@ pub fn prepare(
     let machine: &Machine = &started.machine;
     let start_digest = snapshot::save(machine, host_class, &start_snapshot(directory))?;
     let mut identity = Identity {
-        created: realtime_seconds(),
         kernel_digest: started.kernel_digest.clone().into(),
         initrd_digest: started.initrd_digest.clone().into(),
         disk_digest_chunk: CHUNK as u32,
@@ -79,6 +78,8 @@ pub fn prepare(
         let digest = digest_of_disk(&copy, &identity)?;
         identity.disk_digests.push(digest.to_vec().into());
     }
+    // After the copies, which may take their time: the machine is about to run.
+    identity.created = realtime_seconds();
     Ok(identity)
 }
 

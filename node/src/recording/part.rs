@@ -263,6 +263,8 @@ impl Prepared {
             start_stop: stop,
             start_chain: chain,
             part: self.number,
+            // The subject is that of the first part, which does.
+            from_start: false,
             tenure: subject.tenure.clone().map(|tenure| lockstep_proto::Tenure {
                 term: start.term.get(),
                 ..tenure

@@ -1,5 +1,3 @@
-use std::fs;
-
 use lockstep_proto::model::MODULES_REVISION;
 use lockstep_proto::quantity::PageNumber;
 use lockstep_vmm::memory::PAGE_SIZE;
