@@ -141,8 +141,10 @@ fn the_console_is_printed_again() -> Result<()> {
     let stop = events.last().context("no events")?["stop"].to_string();
     let to_stop = printed(log, &["--to", &stop])?;
     for text in [&to_time, &to_stop] {
+        // Each byte is a stop: one may lie between the two that end a line.
+        let text = text.trim_end_matches('\r');
         ensure!(
-            console.starts_with(text.as_str()) && text.contains("LINE 11") && !text.contains("LINE 13"),
+            console.starts_with(text) && text.contains("LINE 11") && !text.contains("LINE 13"),
             "{text}"
         );
     }
@@ -268,7 +270,7 @@ fn a_wrong_flag_ends_with_status_2() -> Result<()> {
         (&["events", "x", "--from", "12.5"][..], "a position is a stop"),
         (&["events", "x", "--to", "99999999999h"], "64 bits"),
         (&["events", "x", "--text", "("], "regex"),
-        (&["console", "x", "--to=-1s"], "a position is a stop"),
+        (&["console", "x", "--to=-1"], "a position is a stop"),
         (&["export-pcap", "x"], "FILE"),
         (&["diff"], "LOGDIR"),
         (&["diff", "x", "--report", "y"], "cannot be used with"),
