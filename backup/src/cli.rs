@@ -22,7 +22,7 @@ use lockstep_node::status::Status;
 use lockstep_primary::cli::report::print_report;
 use lockstep_primary::session::{self, Options, Promotion, go_live};
 use lockstep_proto::Tenure;
-use lockstep_proto::model::MODEL_REVISIONS;
+use lockstep_proto::program::model_revisions;
 use lockstep_proto::session::{BackupIdentity, Record, Unprotected};
 use lockstep_vmm::probe::{self, Start};
 use lockstep_vmm::sys::kick::KickHandle;
@@ -62,11 +62,11 @@ pub fn run(options: &NodeArgs) -> Result<()> {
         Some(record) => node.boot(record, devices),
         None => match node.stand_by(&mut devices)? {
             Outcome::Promoted(promoted) => node.go_on(*promoted, devices),
-            Outcome::Ended(how, unreleased) => {
+            Outcome::Ended(end, unreleased) => {
                 let span = Span::begin(&options.span)?;
                 session::let_go(devices, span.console(), &unreleased)?;
                 span.end();
-                node.follow(node.restart.next(how, boottime()))
+                node.follow(node.restart.next(end, boottime()), false)
             }
             Outcome::Quit => Ok(()),
         },
@@ -94,7 +94,9 @@ impl Node<'_> {
         let mut arbiter = pair.open_arbiter()?;
         let may_boot = &mut || {
             devices.check_bootable()?;
-            self.options.boot.check(&self.options.devices, &self.host)
+            self.options
+                .boot
+                .check(Some(&pair.name), &self.options.devices, &self.host)
         };
         let kept = pair.kept();
         let patience = pair.patience()?;
@@ -121,7 +123,7 @@ impl Node<'_> {
                 node: options.pair.node.clone(),
                 machine_name: options.pair.name.clone(),
                 host_class: self.host.class.clone(),
-                model_revisions: MODEL_REVISIONS,
+                model_revisions: model_revisions(),
                 nic_mtus: options.devices.net.iter().map(|nic| nic.mtu.unwrap_or(0)).collect(),
             },
             listen: options.listen,
@@ -174,7 +176,12 @@ impl Node<'_> {
             &self.host,
         )?;
         let span = Span::begin(&self.options.span)?;
-        let session = self.session(&span, record, Unprotected::NeedBackup, None)?;
+        let why = if self.restart.suspended {
+            Unprotected::Suspended
+        } else {
+            Unprotected::NeedBackup
+        };
+        let session = self.session(&span, record, why, None)?;
         let result = session::run_on(started, devices, session, |outside, handle| {
             self.watch(&span, outside, handle)
         });
@@ -237,6 +244,7 @@ impl Node<'_> {
             console: span.console(),
             save: None,
             pair: Some(pair),
+            clock: options.boot.clock.filter(|_| promotion.is_none()),
             promotion,
             restart: Some(self.restart.clone()),
         })
@@ -256,19 +264,19 @@ impl Node<'_> {
             return Err(start_over());
         }
         print_report(&report, kicks, self.options.span.json);
-        self.follow(report.next)
+        self.follow(report.next, report.suspended)
     }
 
     /// Does what is next after a guest's end.
-    fn follow(&self, next: Next) -> Result<()> {
+    fn follow(&self, next: Next, suspended: bool) -> Result<()> {
         match next {
             Next::Restart if !self.leave.is_asked() => {
                 let restarts = self.restart.so_far.clone().and_one(boottime());
                 let times = restarts.total();
                 tracing::warn!(times, "the guest has reset: this node starts over and boots it anew");
-                Err(start_over_after_reset(&restarts))
+                Err(start_over_after_reset(&restarts, suspended))
             }
-            Next::Stopped if !self.leave.is_asked() => stay_stopped(&self.status, &self.control, &self.leave),
+            Next::Stopped(why) if !self.leave.is_asked() => stay_stopped(why, &self.status, &self.control, &self.leave),
             _ => Ok(()),
         }
     }

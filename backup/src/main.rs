@@ -10,10 +10,12 @@ use lockstep_backup::cli;
 use lockstep_node::cli::{config, messages, node::NodeArgs, ops, packaging, sandbox};
 use lockstep_node::sys::signals;
 use lockstep_node::{out, tell};
+use lockstep_proto::program::version;
+use lockstep_proto::this_program;
 
 /// Stands by for a Lockstep machine and goes on with it when its primary dies.
 #[derive(Parser)]
-#[command(name = "lockstep-backup", version = lockstep_node::VERSION, about)]
+#[command(name = "lockstep-backup", version = version(), about)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -30,6 +32,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    this_program!();
     signals::outlive_limits();
     let command = config::parse::<Cli>().command;
     if let Command::Run(options) = &command {

@@ -21,6 +21,7 @@ use crate::Recording;
 use crate::place::{Place, help};
 use crate::show::go;
 use crate::timeline::{Timeline, TimelineOptions};
+use crate::whole::{Readers, Whole};
 
 #[derive(Args)]
 pub struct ExportOptions {
@@ -82,12 +83,9 @@ fn write(path: &Path, memory: &Memory, regs: &kvm_regs, sregs: &kvm_sregs, range
         std::io::copy(&mut file, &mut out::Out)?;
         return Ok(out::Out.flush()?);
     }
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let temporary = tempfile::NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))?;
-    write_core(temporary.as_file(), memory, regs, sregs, ranges)?;
-    temporary.as_file().sync_all()?;
-    temporary.persist_noclobber(path)?;
-    Ok(())
+    let mut whole = Whole::begin(path, Readers::User)?;
+    write_core(whole.file(), memory, regs, sregs, ranges)?;
+    Ok(whole.end_new()?)
 }
 
 fn write_core(mut file: &File, memory: &Memory, regs: &kvm_regs, sregs: &kvm_sregs, ranges: &[Mapping]) -> Result<()> {

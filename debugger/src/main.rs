@@ -4,24 +4,34 @@
 // They panic where a reader has gone: `out` has what does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod asked;
 mod beginning;
 mod calendar;
+mod calls;
 mod console;
 mod core;
 mod diff;
+mod dwarf;
 mod entries;
 mod events;
+mod files;
 mod follow;
+mod fork;
 mod gdb;
+mod hits;
 mod info;
 mod kinds;
 mod parts;
 mod pcap;
 mod place;
 mod position;
+mod profile;
+mod quote;
 mod replay;
+mod returns;
 mod ring;
 mod show;
+mod strace;
 mod symbols;
 mod terminal;
 mod timeline;
@@ -30,8 +40,9 @@ mod trace;
 mod tui;
 mod verify;
 mod watched;
+mod whole;
+mod writes;
 
-use lockstep_proto::quantity::StopNumber;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -39,6 +50,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use lockstep_node::cli::packaging;
 use lockstep_node::out;
 use lockstep_node::sys::signals;
+use lockstep_proto::program::version;
+use lockstep_proto::quantity::StopNumber;
+use lockstep_proto::this_program;
 
 use parts::{Parts, Range};
 use place::Place;
@@ -51,7 +65,7 @@ const EXIT_STATUS: &str = "Exit status: 0, done; `verify`: identical; `diff`: no
 
 /// Reads, verifies and explains recordings of Lockstep machines.
 #[derive(Parser)]
-#[command(name = "lockstep-debug", version = lockstep_node::VERSION, about, after_long_help = EXIT_STATUS)]
+#[command(name = "lockstep-debug", version = version(), about, after_long_help = EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -67,6 +81,8 @@ enum Command {
     Replay(replay::ReplayOptions),
     /// Show the machine as it was at a position.
     Show(show::ShowOptions),
+    /// Make a machine of its own of the one at a position: a snapshot and disks, from which `lockstep-primary run` goes on.
+    Fork(fork::ForkOptions),
     /// Write memory and registers at a position into an ELF core for gdb.
     ExportMemory(core::ExportOptions),
     /// Debug a recording with gdb, forwards and backwards.
@@ -79,8 +95,16 @@ enum Command {
     ExportPcap(pcap::PcapOptions),
     /// Write what happened as a trace, for Perfetto's viewer or Chrome's.
     ExportTrace(trace::TraceOptions),
+    /// Sample the guest: which tasks and functions took its time, as a table, a flame graph, folded stacks, for pprof or Firefox.
+    Profile(profile::ProfileOptions),
     /// Tell the first difference: of two logs of one machine, of a log and its replay, or in a pair's divergence report.
     Diff(diff::DiffOptions),
+    /// List who changed a range of the guest's memory, and when.
+    Writes(writes::WritesOptions),
+    /// List the calls of a function of the guest's kernel, with arguments and results.
+    Calls(calls::CallsOptions),
+    /// List the guest's system calls, as strace does.
+    Strace(strace::StraceOptions),
     /// Walk through a recording on a screen.
     Tui(tui::TuiOptions),
     #[command(flatten)]
@@ -149,6 +173,7 @@ fn plain(places: &[Place]) -> Option<Vec<Position>> {
 }
 
 fn main() -> ExitCode {
+    this_program!();
     signals::outlive_limits();
     // gdbstub tells of each packet that it leaves unanswered, as the protocol has it.
     lockstep_node::cli::messages::start_at("info,gdbstub=error");
@@ -160,13 +185,18 @@ fn main() -> ExitCode {
         Command::Info(options) => info::run(&options),
         Command::Replay(options) => replay::run(&options),
         Command::Show(options) => show::run(&options),
+        Command::Fork(options) => fork::run(&options),
         Command::ExportMemory(options) => core::run(&options),
         Command::Gdb(options) => gdb::run(&options),
         Command::Events(options) => events::run(&options),
         Command::Console(options) => console::run(&options),
         Command::ExportPcap(options) => pcap::run(&options),
         Command::ExportTrace(options) => trace::run(&options),
+        Command::Profile(options) => profile::run(&options),
         Command::Diff(options) => diff::run(&options),
+        Command::Writes(options) => writes::run(&options),
+        Command::Calls(options) => calls::run(&options),
+        Command::Strace(options) => strace::run(&options),
         Command::Tui(options) => tui::run(&options),
         Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),
     };

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use lockstep_node::{VERSION, out, tell};
+use lockstep_node::{out, tell};
 use lockstep_proto::Identity;
+use lockstep_proto::program::version;
 use lockstep_vmm::devices::Effect;
 use pcap_file::pcapng::PcapNgWriter;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
@@ -77,7 +78,7 @@ impl<W: Write> Capture<W> {
         let section = SectionHeaderBlock {
             endianness: Endianness::Little,
             options: vec![
-                SectionHeaderOption::UserApplication(Cow::Owned(format!("lockstep-debug {VERSION}"))),
+                SectionHeaderOption::UserApplication(Cow::Owned(format!("lockstep-debug {}", version()))),
                 SectionHeaderOption::Comment(Cow::Borrowed(
                     "Times are guest time: seconds since the machine was made, as if that were 1970-01-01. \
                      A frame's comment names the natural stop at which it passed.",

@@ -8,15 +8,17 @@ use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use lockstep_node::say;
+use lockstep_replay::Replayer;
 use lockstep_replay::extent::Extent;
 use lockstep_replay::open::{Opened, open};
+use lockstep_vmm::machine::Machine;
 use lockstep_vmm::probe::at_start;
 use serde_json::json;
 
 use crate::Recording;
 use crate::place::{Place, help};
 use crate::position::Position;
-use crate::timeline::{Goal, Reached, digest, point};
+use crate::timeline::{Goal, Reached, digest, point, straight};
 
 #[derive(Args)]
 pub struct ReplayOptions {
@@ -44,42 +46,11 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
         ..
     } = open(&directory, &at_start()?)?;
     let bar = bar(last.since(machine.stop()), options.json);
-    let start = (machine.stop(), machine.now().ns());
     for position in positions {
-        let goal = Goal::from(position);
         let (from, begin) = ((machine.stop(), machine.now().ns()), Instant::now());
-        let mut shown = begin;
-        let behind = match goal {
-            Goal::Point(to) => to < point(&machine, &replayer),
-            Goal::Time(to) => to < machine.now().ns(),
-            Goal::End => false,
-        };
-        if behind {
-            bail!(
-                "{position} lies before stop {} and {} of guest time, where the replay is: a recording begins at its start, \
-                 and positions are given in ascending order",
-                machine.stop(),
-                Position::Time(machine.now().ns())
-            );
-        }
-        let mut reached = goal.begin(&machine, &mut replayer);
-        while reached.is_none() {
-            reached = goal.step(&mut machine, &mut replayer)?;
-            if shown.elapsed() > Duration::from_millis(100) {
-                shown = Instant::now();
-                bar.set_position(machine.stop().since(start.0));
-            }
-        }
+        straight_to(position, &mut machine, &mut replayer, &bar)?;
         let wall = begin.elapsed().as_secs_f64();
         let guest = (machine.now().ns() - from.1) as f64 / 1e9;
-        if reached == Some(Reached::End) {
-            bar.finish_and_clear();
-            bail!(
-                "{position} is not in this recording: it ends at stop {} and {} of guest time",
-                machine.stop(),
-                Position::Time(machine.now().ns())
-            );
-        }
         if replayer.is_at_end() {
             replayer.finish(&machine)?;
         }
@@ -119,6 +90,47 @@ pub fn run(options: &ReplayOptions) -> Result<ExitCode> {
     }
     bar.finish_and_clear();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Replays straight on to a position, which has to be in the recording and not behind.
+pub fn straight_to(
+    position: Position,
+    machine: &mut Machine,
+    replayer: &mut Replayer,
+    bar: &ProgressBar,
+) -> Result<()> {
+    let goal = Goal::from(position);
+    let behind = match goal {
+        Goal::Point(to) => to < point(machine, replayer),
+        Goal::Time(to) => to < machine.now().ns(),
+        Goal::End => false,
+    };
+    if behind {
+        bail!(
+            "{position} lies before stop {} and {} of guest time, where the replay is: a recording begins at its start, \
+             and positions are given in ascending order",
+            machine.stop(),
+            Position::Time(machine.now().ns())
+        );
+    }
+    let (from, before) = (machine.stop(), bar.position());
+    let mut shown = Instant::now();
+    let reached = straight(goal, machine, replayer, &mut |machine| {
+        if shown.elapsed() > Duration::from_millis(100) {
+            shown = Instant::now();
+            bar.set_position(before + machine.stop().since(from));
+        }
+    })?;
+    bar.set_position(before + machine.stop().since(from));
+    if reached == Reached::End {
+        bar.finish_and_clear();
+        bail!(
+            "{position} is not in this recording: it ends at stop {} and {} of guest time",
+            machine.stop(),
+            Position::Time(machine.now().ns())
+        );
+    }
+    Ok(())
 }
 
 /// Lower-case hexadecimal.

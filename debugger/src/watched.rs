@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::{Identity, Turn};
 use lockstep_replay::open::{Opened, open};
-use lockstep_replay::{ReplayError, Replayer};
+use lockstep_replay::{Progress, ReplayError, Replayer};
 use lockstep_vmm::devices::Effect;
 use lockstep_vmm::machine::{Flow, Machine, Oracle, Seen, Slice, Stop, Taken};
 use lockstep_vmm::probe::at_start;
@@ -105,33 +105,54 @@ impl Replay {
         mut see: impl FnMut(&Exchange<'_>),
         mut go_on: impl FnMut(&mut Machine) -> Result<()>,
     ) -> Result<()> {
+        let (mut stop, mut guest_ns) = self.start();
+        if to.order_of(stop, guest_ns).is_gt() {
+            return Ok(());
+        }
+        let within = |exchange: &Exchange<'_>| {
+            if !to.order_of(exchange.stop, exchange.guest_ns).is_gt() {
+                see(exchange);
+            }
+        };
+        let watched = self.watch(within, |machine, _| {
+            go_on(machine)?;
+            (stop, guest_ns) = (machine.stop(), machine.now().ns());
+            Ok(!to.order_of(stop, guest_ns).is_gt())
+        })?;
+        if watched.is_at_end && to != Position::End && to.order_of(stop, guest_ns).is_lt() {
+            tracing::warn!("the log ends at stop {stop}, {}, before {to}", Position::Time(guest_ns));
+        }
+        Ok(())
+    }
+
+    /// Replays, and shows `see` all that passes; after every step `go_on` is told what was compared so far, and ends it by
+    /// saying false. A divergence is an error that tells where.
+    pub fn watch(
+        self,
+        see: impl FnMut(&Exchange<'_>),
+        mut go_on: impl FnMut(&mut Machine, Progress) -> Result<bool>,
+    ) -> Result<Compared> {
         let Opened {
             mut machine, replayer, ..
         } = self.opened;
-        let within = |exchange: &Exchange<'_>| !to.order_of(exchange.stop, exchange.guest_ns).is_gt();
-        let mut watched = Watched {
-            replayer,
-            see: |exchange: &Exchange<'_>| {
-                if within(exchange) {
-                    see(exchange);
-                }
-            },
-        };
-        while !to.order_of(machine.stop(), machine.now().ns()).is_gt() {
+        let mut watched = Watched { replayer, see };
+        loop {
             let flow = machine.step(&mut watched);
-            go_on(&mut machine)?;
+            let wanted = go_on(&mut machine, watched.replayer.progress())?;
             match flow {
-                Ok(Flow::Continue) => {}
+                Ok(Flow::Continue) if wanted => {}
+                Ok(Flow::Continue) => {
+                    return Ok(Compared {
+                        progress: watched.replayer.progress(),
+                        is_at_end: false,
+                    });
+                }
                 Ok(Flow::End) => {
                     watched.replayer.finish(&machine)?;
-                    if to != Position::End && to.order_of(machine.stop(), machine.now().ns()).is_lt() {
-                        tracing::warn!(
-                            "the log ends at stop {}, {}, before {to}",
-                            machine.stop(),
-                            Position::Time(machine.now().ns())
-                        );
-                    }
-                    return Ok(());
+                    return Ok(Compared {
+                        progress: watched.replayer.progress(),
+                        is_at_end: true,
+                    });
                 }
                 Err(error) => match watched.replayer.explain(&machine, error) {
                     ReplayError::Diverged(divergence) => bail!("the replay is not what was recorded: {divergence}"),
@@ -139,6 +160,13 @@ impl Replay {
                 },
             }
         }
-        Ok(())
     }
+}
+
+/// What a replay came to.
+pub struct Compared {
+    /// What was compared, and was equal.
+    pub progress: Progress,
+    /// The log ends there.
+    pub is_at_end: bool,
 }

@@ -7,7 +7,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use lockstep_proto::quantity::{LogPosition, StopNumber, Term};
+use lockstep_proto::quantity::{LogPosition, SessionTime, StopNumber, Term};
 use lockstep_proto::session::{
     Backup, BackupAction, BackupIdentity, BackupInput, BackupState, MAX_POSITION, Primary, PrimaryAction, PrimaryInput,
     PrimaryState, Record, Timing, Unprotected, Verdict,
@@ -18,8 +18,8 @@ use lockstep_proto::{
 };
 use prost::Message;
 
-/// A step's time is counted in these, in nanoseconds: some hundred are a deadline.
-const MOMENT: u64 = 10_000_000;
+/// A step's time is counted in these: some hundred are a deadline.
+const MOMENT_NS: u64 = 10_000_000;
 
 /// What happens, how much time went by before, and the bytes of it.
 struct Step<'a> {
@@ -68,8 +68,8 @@ fn hello() -> Hello {
         machine: Some(MachineConfig::default()),
         host_class: "c".into(),
         term: 1,
-        heartbeat_ns: Timing::CALM.heartbeat,
-        deadline_ns: Timing::CALM.deadline,
+        heartbeat_ns: Timing::CALM.heartbeat_ns,
+        deadline_ns: Timing::CALM.deadline_ns,
         inquiry: false,
         knows_zeroes: true,
     }
@@ -87,9 +87,9 @@ fn primary(mut bytes: &[u8]) {
         peer: None,
     };
     let mut session = Primary::new(hello(), record, Timing::CALM, Unprotected::NeedBackup);
-    let (mut now, mut logged, mut asked) = (1, 0, 0);
+    let (mut now, mut logged, mut asked) = (SessionTime::from_ns(1), 0, 0);
     while let Some(step) = Step::take(&mut bytes) {
-        now += u64::from(step.moments) * MOMENT;
+        now = now.plus_ns(u64::from(step.moments) * MOMENT_NS);
         let input = match step.what % 16 {
             0 => PrimaryInput::Connected("b".into()),
             1 => PrimaryInput::Connected(String::from_utf8_lossy(step.bytes).into()),
@@ -177,9 +177,9 @@ fn backup(mut bytes: &[u8]) {
         model_revisions: 0..=0,
         nic_mtus: Vec::new(),
     });
-    let (mut now, mut asked, mut named) = (1, 0, false);
+    let (mut now, mut asked, mut named) = (SessionTime::from_ns(1), 0, false);
     while let Some(step) = Step::take(&mut bytes) {
-        now += u64::from(step.moments) * MOMENT;
+        now = now.plus_ns(u64::from(step.moments) * MOMENT_NS);
         let input = match step.what % 16 {
             0 => BackupInput::Connected("a".into()),
             1 => BackupInput::Connected(String::from_utf8_lossy(step.bytes).into()),
@@ -251,7 +251,7 @@ fn backup(mut bytes: &[u8]) {
         );
         assert!(session.released().get() <= session.ack().received);
         assert!(session.ack().verified <= session.ack().received);
-        session.lag(now);
+        session.lag_ns(now);
         session.wake();
     }
 }

@@ -69,7 +69,7 @@ fn operators_see_whether_a_machine_is_protected() -> Result<()> {
         ("term", 1.into()),
         ("peer", "b".into()),
         ("pid", primary.run.pid().into()),
-        ("version", lockstep_node::VERSION.into()),
+        ("version", lockstep_proto::program::version().into()),
     ] {
         ensure!(told[0][field] == value, "{field} is not {value}: {told}");
     }

@@ -162,3 +162,64 @@ fn a_guest_that_resets_too_often_is_stopped() -> Result<()> {
     ensure!(outcome.status.success(), "{outcome:?}");
     Ok(())
 }
+
+/// Waits until the machine is stopped on `node`, ends the node, and returns its reason.
+fn is_stopped(scene: &Scene, node: Node) -> Result<String> {
+    let stopped = |status: &Value| Ok(status["state"] == "stopped" && status["role"] == "primary");
+    let told = wait_for_status(&socket(scene, &node), LIMIT, stopped)?;
+    let ended = scene.pair.operate(node.host, &["shutdown"])?;
+    ensure!(ended.status.success(), "{ended:?}");
+    let outcome = node.run.wait(LIMIT)?;
+    ensure!(outcome.status.success(), "{outcome:?}");
+    Ok(told["reason"].as_str().context("a reason")?.to_owned())
+}
+
+/// A reboot does what it always does; a panic stops the machine, also where the kernel said so to a node that has died since.
+#[test]
+fn a_guest_that_panics_is_stopped_where_that_is_wanted() -> Result<()> {
+    if !require_root_net() {
+        return Ok(());
+    }
+    let (mut scene, mut primary, backup) = booted("pair-reset-panic", &["--on-panic", "stop"])?;
+    primary.run.type_text("reboot -f\n")?;
+    primary.run.messages.wait_for(ANEW, LIMIT)?;
+    is_ready(&scene, &primary)?;
+    // Seconds from the panic to the reset.
+    primary
+        .run
+        .type_text("echo 10 >/proc/sys/kernel/panic; echo c >/proc/sysrq-trigger\n")?;
+    primary.run.wait_for("Kernel panic - not syncing", LIMIT)?;
+    scene.kill(primary)?;
+    let host = backup.host;
+    ensure!(is_stopped(&scene, backup)? == "panic", "heard as a replica");
+    // Who starts the process anew wants the machine to be booted.
+    let mut anew = scene.boot_auto(host)?;
+    anew.run.wait_for("LOCKSTEP-READY", BOOT_LIMIT)?;
+    anew.run.type_text("echo c >/proc/sysrq-trigger\n")?;
+    ensure!(is_stopped(&scene, anew)? == "panic", "heard as the primary");
+    Ok(())
+}
+
+#[test]
+fn a_machine_whose_protection_is_suspended_stays_so_after_a_reset() -> Result<()> {
+    if !require_root_net() {
+        return Ok(());
+    }
+    let (scene, mut primary, _backup) = booted("pair-reset-suspended", &[])?;
+    let suspended = scene.pair.operate(primary.host, &["suspend"])?;
+    ensure!(suspended.status.success(), "{suspended:?}");
+    primary.wait_for_state("not-protected (suspended-by-user)", LIMIT)?;
+    primary.run.type_text("reboot -f\n")?;
+    primary.run.messages.wait_for(ANEW, LIMIT)?;
+    primary.wait_for_state("not-protected (suspended-by-user)", LIMIT)?;
+    // It boots to its end, which is longer than a backup that waits takes to join.
+    primary.run.wait_for("LOCKSTEP-READY", BOOT_LIMIT)?;
+    let told = status(&socket(&scene, &primary))?;
+    ensure!(
+        told["state"] == "not-protected" && told["reason"] == "suspended-by-user",
+        "{told}"
+    );
+    let resumed = scene.pair.operate(primary.host, &["resume"])?;
+    ensure!(resumed.status.success(), "{resumed:?}");
+    primary.wait_for_state("protected", LIMIT)
+}

@@ -70,15 +70,18 @@ impl HostDevices {
         })
     }
 
+    /// Whether none of the machine's network cards is connected to anything: none was given. A machine that is alone may be so.
+    pub fn are_unplugged(&self, config: &MachineConfig) -> bool {
+        self.taps.is_empty() && !config.nics.is_empty()
+    }
+
     /// Whether they are those of a machine with this configuration.
     pub fn check(&self, config: &MachineConfig) -> Result<()> {
-        if config.disks.len() != self.images.len() {
-            bail!(
-                "the machine has {} disks and {} were given with --disk",
-                config.disks.len(),
-                self.images.len()
-            );
-        }
+        self.check_nics(config)?;
+        self.check_disks(config)
+    }
+
+    fn check_nics(&self, config: &MachineConfig) -> Result<()> {
         if config.nics.len() != self.taps.len() {
             bail!(
                 "the machine has {} NICs and {} were given with --net",
@@ -101,6 +104,18 @@ impl HostDevices {
                     told(*mtu)
                 );
             }
+        }
+        Ok(())
+    }
+
+    /// The same of the disks alone.
+    pub fn check_disks(&self, config: &MachineConfig) -> Result<()> {
+        if config.disks.len() != self.images.len() {
+            bail!(
+                "the machine has {} disks and {} were given with --disk",
+                config.disks.len(),
+                self.images.len()
+            );
         }
         for ((image, path), config) in self.images.iter().zip(&self.paths).zip(&config.disks) {
             if image.bytes()? != config.bytes {

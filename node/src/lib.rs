@@ -29,7 +29,4 @@ pub mod sandbox;
 pub mod start;
 pub mod status;
 pub mod sys;
-mod version;
 pub mod watch;
-
-pub use version::VERSION;

@@ -1,5 +1,6 @@
 //! How a machine comes to be: booted from a kernel, or restored from a snapshot.
 
+mod clock;
 mod kernel;
 
 use std::fs::File;
@@ -23,6 +24,7 @@ use crate::host::image::SECTOR;
 use crate::host::random;
 use crate::host::size::bytes_of;
 
+pub use clock::Clock;
 pub use kernel::{Acpi, Kernel};
 
 /// A disk on the command line.

@@ -10,8 +10,10 @@ use lockstep_node::cli::{config, messages, ops, packaging, sandbox};
 use lockstep_node::sys::signals;
 use lockstep_node::{out, tell};
 use lockstep_primary::cli;
+use lockstep_proto::this_program;
 
 fn main() -> ExitCode {
+    this_program!();
     signals::outlive_limits();
     // clap exits with 2 on wrong usage by itself.
     let command = config::parse::<cli::Cli>().command;

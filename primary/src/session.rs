@@ -19,10 +19,11 @@ use lockstep_node::pair::Pair;
 use lockstep_node::policy::Policy;
 use lockstep_node::recording::ring::Ring;
 use lockstep_node::recording::{self, Place};
-use lockstep_node::restart::{self, Next};
+use lockstep_node::restart::{self, GuestEnd, Next};
 use lockstep_node::sandbox::{self, Kind};
-use lockstep_node::start::{DiskOption, NicOption, Started};
+use lockstep_node::start::{Clock, DiskOption, NicOption, Started};
 use lockstep_node::status::{Status, count};
+use lockstep_node::tell;
 use lockstep_proto::end::Reason;
 use lockstep_proto::quantity::Term;
 use lockstep_proto::{Hello, Identity};
@@ -57,6 +58,8 @@ pub struct Options {
     pub pair: Option<Pair>,
     /// It was a replica until now.
     pub promotion: Option<Promotion>,
+    /// What its clock does about the time that has gone by since it was saved.
+    pub clock: Option<Clock>,
     /// What a reset does; `None`: it is the end.
     pub restart: Option<restart::Policy>,
 }
@@ -84,6 +87,8 @@ pub struct Report {
     pub ended: Option<Reason>,
     /// What becomes of the machine.
     pub next: Next,
+    /// An operator had suspended its protection.
+    pub suspended: bool,
     /// Natural stops, from the run's start.
     pub stops: u64,
     /// What happened.
@@ -118,7 +123,16 @@ pub fn run_on(
     ready: impl FnOnce(Outside, KickHandle) -> Result<()>,
 ) -> Result<Report> {
     devices.check_bootable()?;
-    devices.check(started.machine.config())?;
+    let config = started.machine.config();
+    if options.pair.is_none() && devices.are_unplugged(config) {
+        devices.check_disks(config)?;
+        tell!(
+            "lockstep: the machine has {} network cards, connected to nothing: none was given with --net",
+            config.nics.len()
+        );
+    } else {
+        devices.check(config)?;
+    }
     let status = options.status();
     let log = match &options.record {
         None => None,
@@ -240,6 +254,11 @@ pub fn go_live(
         recorder.catch_up(promotion.silence);
         recorder.follow_the_calendar(&machine);
     }
+    match options.clock {
+        Some(Clock::Freeze) => recorder.ignore_the_calendar(),
+        Some(Clock::Slew) => recorder.follow_the_calendar(&machine),
+        Some(Clock::Set) | None => {}
+    }
     recorder.resume(&machine)?;
     let bell = outside.bell().clone();
     ready(outside, handle)?;
@@ -258,10 +277,11 @@ pub fn go_live(
     let wall = begin.elapsed();
     let ended = recorder.ended();
     let shut_down = recorder.is_shut_down();
+    let suspended = status.is_suspended();
     let failure = result.as_ref().err().map(ToString::to_string);
     let log = recorder.finish(&machine, failure.as_deref());
     let mut next = match (&options.restart, ended) {
-        (Some(policy), Some(how)) => policy.next(how, boottime()),
+        (Some(policy), Some(how)) => policy.next(GuestEnd::of(&machine, how), boottime()),
         _ => Next::End,
     };
     let how = match ended {
@@ -284,6 +304,7 @@ pub fn go_live(
     Ok(Report {
         ended,
         next,
+        suspended,
         stops: machine.stop().since(first_stop),
         counters: machine.counters(),
         guest_ns: machine.now().ns_since(began),

@@ -13,5 +13,6 @@ pub mod v1 {
 pub use v1::*;
 
 pub mod model;
+pub mod program;
 pub mod quantity;
 pub mod session;

@@ -14,15 +14,8 @@ use std::ops::RangeInclusive;
 
 use crate::MachineConfig;
 
-/// The revisions that this program has.
-pub const MODEL_REVISIONS: RangeInclusive<u32> = 1..=NEWEST_REVISION;
-
-/// What a machine gets that is booted anew. LOCKSTEP_NEWEST_REVISION at the time of the build makes a program that knows none
-/// after that one, as an older program: with it an upgrade that brings a revision is tried.
-pub const NEWEST_REVISION: u32 = newest(option_env!("LOCKSTEP_NEWEST_REVISION"));
-
-/// The newest that there is.
-const NEWEST_MADE: u32 = 5;
+/// The newest that there is. (A program may have fewer: [`program`](crate::program).)
+pub const NEWEST_REVISION: u32 = 5;
 
 /// The first revision with a keyboard.
 const KEYBOARD: u32 = 2;
@@ -64,44 +57,5 @@ impl MachineConfig {
     /// Where the machine's trap for modules is.
     pub fn module_trap(&self) -> Option<u64> {
         (self.may_trap_modules() && self.module_trap != 0).then_some(self.module_trap)
-    }
-}
-
-/// The newest revision of a build that was told this.
-const fn newest(told: Option<&str>) -> u32 {
-    let Some(told) = told else { return NEWEST_MADE };
-    // An empty variable is as good as none.
-    let digits = told.as_bytes();
-    let (mut number, mut at) = (0, 0);
-    while at < digits.len() {
-        assert!(
-            digits[at].is_ascii_digit() && at < 4,
-            "LOCKSTEP_NEWEST_REVISION is not a revision's number"
-        );
-        number = number * 10 + (digits[at] - b'0') as u32;
-        at += 1;
-    }
-    if digits.is_empty() {
-        return NEWEST_MADE;
-    }
-    assert!(
-        number >= 1 && number <= NEWEST_MADE,
-        "this source has no revision LOCKSTEP_NEWEST_REVISION"
-    );
-    number
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_build_is_told_its_newest_revision() {
-        assert_eq!(newest(None), NEWEST_MADE);
-        assert_eq!(newest(Some("")), NEWEST_MADE);
-        assert_eq!(newest(Some("1")), 1);
-        for wrong in ["0", "6", "two", "-1", "11111111111"] {
-            assert!(std::panic::catch_unwind(|| newest(Some(wrong))).is_err(), "{wrong}");
-        }
     }
 }

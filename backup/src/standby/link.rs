@@ -184,9 +184,7 @@ async fn run(
         }
         let now = boottime();
         let wake = state.session.wake();
-        let wake = wake.map_or(Duration::from_secs(1), |at| {
-            Duration::from_nanos(at.saturating_sub(now))
-        });
+        let wake = wake.map_or(Duration::from_secs(1), |at| Duration::from_nanos(at.ns_since(now)));
         tokio::select! {
             biased;
             _ = stopped.recv() => break,
@@ -458,7 +456,7 @@ impl Loop {
             state: state.into(),
             term: session.term(),
             held: 0,
-            lag_ns: session.lag(boottime()),
+            lag_ns: session.lag_ns(boottime()),
             peer: session.primary().into(),
             received: session.ack().received,
             verified: session.ack().verified,

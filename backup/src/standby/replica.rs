@@ -14,11 +14,11 @@ use lockstep_node::host::chunks::Piece;
 use lockstep_node::host::disk::Disks;
 use lockstep_node::host::image::Image;
 use lockstep_node::reports::{BEGIN, Reports};
+use lockstep_node::restart::GuestEnd;
 use lockstep_node::sandbox::{self, Kind};
 use lockstep_node::start::{DiskOption, adapt};
 use lockstep_primary::link::have::Packer;
 use lockstep_primary::recorder::LogThread;
-use lockstep_proto::end::Reason;
 use lockstep_proto::quantity::{LogPosition, StopNumber};
 use lockstep_proto::session::Record;
 use lockstep_proto::{DiskChunk, Diverged, Hello, JoinState, MachineConfig, PageChunk};
@@ -57,7 +57,7 @@ pub enum Outcome {
     Promoted(Box<Promoted>),
     /// The term is won, and the machine has ended in this way before its primary was lost: the disks have all that it wrote, and
     /// these effects may not have left the primary.
-    Ended(Reason, Vec<Effect>),
+    Ended(GuestEnd, Vec<Effect>),
     /// The process is to end.
     Quit,
 }
@@ -220,7 +220,8 @@ impl Replica {
             tracing::info!("the guest had ended before its primary was lost: there is nothing to go on with");
             devices.unmark_replica()?;
             let released = LogPosition::new(self.ends.released.load(Ordering::Acquire));
-            return Ok(Some(Outcome::Ended(how, kept.borrow_mut().take(released))));
+            let end = GuestEnd::of(&machine, how);
+            return Ok(Some(Outcome::Ended(end, kept.borrow_mut().take(released))));
         }
         match (result, ended) {
             (Ok(()), Some(Ended::Promoted(takeover))) => {

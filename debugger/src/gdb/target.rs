@@ -17,14 +17,11 @@ use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps
 use gdbstub::target::{Target, TargetError, TargetResult};
 use lockstep_node::out::printable;
 use lockstep_node::tell;
-use lockstep_vmm::cpu::walk::translate;
 use lockstep_vmm::machine::BREAKPOINTS;
 
 use super::arch::{Pc, PcRegisters};
-use crate::timeline::{READ, Step, Stops, Walker, Watch, Why, read_virtual};
+use crate::timeline::{MAX_WATCH, Step, Stops, Walker, Watch, Why, read_virtual};
 
-/// Bytes that one watchpoint may have.
-const MAX_WATCH: u64 = 4096;
 /// Watchpoints at a time.
 const MAX_WATCHES: usize = 16;
 /// Addresses of ring 3.
@@ -165,23 +162,8 @@ impl Debuggee {
             (1..=MAX_WATCH).contains(&length) && self.stops.watches.len() < MAX_WATCHES,
             "no watchpoint at {address:#x}: there can be {MAX_WATCHES}, of at most {MAX_WATCH} bytes"
         );
-        let sregs = self.walker.sregs()?;
-        let ram = self.walker.timeline().machine().memory().ram();
-        let mut pieces = Vec::new();
-        let mut done = 0;
-        while done < length {
-            let at = address.wrapping_add(done);
-            let piece = (length - done).min(0x1000 - (at & 0xfff));
-            let physical = translate(ram, &sregs, at, READ)
-                .map_err(|_| anyhow::anyhow!("no watchpoint at {address:#x}: it is not mapped here"))?;
-            pieces.push((physical, piece as usize));
-            done += piece;
-        }
-        Ok(Watch {
-            address,
-            pieces,
-            length,
-        })
+        let watch = self.walker.watch(address, length)?;
+        watch.ok_or_else(|| anyhow::anyhow!("no watchpoint at {address:#x}: it is not mapped here"))
     }
 }
 

@@ -4,14 +4,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use gimli::{AttributeValue, EndianSlice, LittleEndian, Unit};
 use lockstep_proto::Identity;
 use object::{Object, ObjectSection, ObjectSymbol};
 
+use super::layout::{Offsets, offsets};
 use super::view::View;
 use crate::symbols::check_kernel;
-
-type Slice<'a> = EndianSlice<'a, LittleEndian>;
 
 /// Members of structures that are asked for: (structure, member).
 const WANTED: [(&str, &str); 8] = [
@@ -34,7 +32,9 @@ pub struct Kernel {
     symbols: HashMap<String, u64>,
     /// Functions by address.
     functions: Vec<(u64, String)>,
-    offsets: HashMap<(&'static str, &'static str), u64>,
+    /// Variables by address, with their sizes.
+    variables: Vec<(u64, u64, String)>,
+    offsets: Offsets,
     /// Where the kernel's version text lies, and its bytes.
     banner: Option<(u64, Vec<u8>)>,
     /// The recording's identity has this kernel's digest.
@@ -48,14 +48,19 @@ impl Kernel {
         let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF file", path.display()))?;
         let mut symbols = HashMap::new();
         let mut functions = Vec::new();
+        let mut variables = Vec::new();
         for symbol in file.symbols() {
             let Ok(name) = symbol.name() else { continue };
             if symbol.kind() == object::SymbolKind::Text {
                 functions.push((symbol.address(), name.to_owned()));
             }
+            if symbol.kind() == object::SymbolKind::Data {
+                variables.push((symbol.address(), symbol.size(), name.to_owned()));
+            }
             symbols.insert(name.to_owned(), symbol.address());
         }
         functions.sort();
+        variables.sort();
         let banner = symbols.get("linux_banner").and_then(|&address| {
             let bytes = file
                 .sections()
@@ -68,7 +73,8 @@ impl Kernel {
             path: path.to_owned(),
             symbols,
             functions,
-            offsets: offsets(&file).with_context(|| format!("the DWARF of {} is damaged", path.display()))?,
+            variables,
+            offsets: offsets(&file, &WANTED).with_context(|| format!("the DWARF of {} is damaged", path.display()))?,
         })
     }
 
@@ -106,6 +112,26 @@ impl Kernel {
         (address - start < 1 << 16).then_some((name, address - start))
     }
 
+    /// `name` or `name+0x12`, of a function or a variable that has this address.
+    pub fn named(&self, address: u64) -> Option<String> {
+        let after = self.variables.partition_point(|entry| entry.0 <= address);
+        let variable = after.checked_sub(1).and_then(|index| self.variables.get(index));
+        let (name, offset) = match variable {
+            Some((start, size, name)) if address - start < *size => (name.as_str(), address - start),
+            _ => self.function(address)?,
+        };
+        Some(if offset == 0 {
+            name.to_owned()
+        } else {
+            format!("{name}+{offset:#x}")
+        })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// All functions, by address.
     pub fn functions(&self) -> &[(u64, String)] {
         &self.functions
@@ -121,74 +147,4 @@ impl Kernel {
         };
         Ok(offset)
     }
-}
-
-fn offsets(file: &object::File<'_>) -> Result<HashMap<(&'static str, &'static str), u64>> {
-    let load = |id: gimli::SectionId| -> Result<std::borrow::Cow<'_, [u8]>, gimli::Error> {
-        let section = file.section_by_name(id.name());
-        Ok(section
-            .and_then(|section| section.uncompressed_data().ok())
-            .unwrap_or_default())
-    };
-    let sections = gimli::DwarfSections::load(load)?;
-    let dwarf = sections.borrow(|section| EndianSlice::new(section, LittleEndian));
-    let mut found = HashMap::new();
-    let mut units = dwarf.units();
-    while let Some(header) = units.next()? {
-        if found.len() == WANTED.len() {
-            break;
-        }
-        let unit = dwarf.unit(header)?;
-        read_unit(&dwarf, &unit, &mut found)?;
-    }
-    Ok(found)
-}
-
-fn read_unit<'a>(
-    dwarf: &gimli::Dwarf<Slice<'a>>,
-    unit: &Unit<Slice<'a>>,
-    found: &mut HashMap<(&'static str, &'static str), u64>,
-) -> Result<()> {
-    let mut entries = unit.entries();
-    let mut depth = 0i64;
-    // The structure that is being read, and its depth.
-    let mut inside: Option<(&'static str, i64)> = None;
-    while let Some((delta, entry)) = entries.next_dfs()? {
-        depth += delta as i64;
-        if inside.is_some_and(|(_, at)| depth <= at) {
-            inside = None;
-        }
-        let name = || -> Result<Option<String>> {
-            let Some(value) = entry.attr_value(gimli::DW_AT_name)? else {
-                return Ok(None);
-            };
-            Ok(Some(dwarf.attr_string(unit, value)?.to_string_lossy().into_owned()))
-        };
-        match entry.tag() {
-            gimli::DW_TAG_structure_type if entry.attr_value(gimli::DW_AT_declaration)?.is_none() => {
-                let Some(name) = name()? else { continue };
-                if let Some((structure, _)) = WANTED.iter().find(|(structure, _)| *structure == name) {
-                    inside = Some((structure, depth));
-                }
-            }
-            gimli::DW_TAG_member => {
-                let Some((structure, at)) = inside else { continue };
-                if depth != at + 1 {
-                    continue;
-                }
-                let Some(name) = name()? else { continue };
-                let wanted = WANTED.iter().find(|entry| entry.0 == structure && entry.1 == name);
-                let offset = match entry.attr_value(gimli::DW_AT_data_member_location)? {
-                    // Anything else is an expression, for members of no fixed place.
-                    Some(AttributeValue::Exprloc(_)) | None => None,
-                    Some(value) => value.udata_value(),
-                };
-                if let (Some(wanted), Some(offset)) = (wanted, offset) {
-                    found.insert(*wanted, offset);
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }

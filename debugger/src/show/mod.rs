@@ -2,7 +2,8 @@
 
 pub mod code;
 pub mod kernel;
-mod memory;
+pub mod layout;
+pub mod memory;
 pub mod tasks;
 pub mod text;
 pub mod view;
@@ -23,6 +24,7 @@ use tasks::Task;
 use view::View;
 
 use crate::Recording;
+use crate::files::FilesOptions;
 use crate::place::{self, help};
 use crate::position::Position;
 use crate::replay::{bar, hex};
@@ -55,6 +57,8 @@ pub struct ShowOptions {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    files: FilesOptions,
+    #[command(flatten)]
     timeline: TimelineOptions,
 }
 
@@ -64,8 +68,17 @@ pub fn run(options: &ShowOptions) -> Result<ExitCode> {
         .chunks(2)
         .map(|pair| Ok((pair[0].parse()?, memory::length(&pair[1])?)))
         .collect::<Result<_>>()?;
+    options.files.check(options.at.len())?;
     let (directory, positions) = options.recording.at(&options.at)?;
     let mut timeline = Timeline::open(&directory, &options.timeline)?;
+    if options.files.are_wanted() {
+        let disk = options.files.disk(timeline.machine().config().disks.len())?;
+        for position in positions {
+            go(&mut timeline, position, options.json)?;
+            options.files.show(timeline.disk(disk)?, options.json)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let kernel = kernel(options.vmlinux.as_deref(), timeline.identity())?;
     if options.tasks && kernel.is_none() {
         bail!("tasks need the DWARF of the guest's kernel: give its vmlinux with --vmlinux");

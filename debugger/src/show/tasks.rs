@@ -22,12 +22,19 @@ pub struct Task {
     pub is_kernel_thread: bool,
 }
 
+/// Why the task that runs is not known.
+pub const NO_CURRENT: &str =
+    "this vmlinux has no variable `current_task`: kernels for one CPU up to 6.1 have it, as Lockstep's guests do";
+
 /// The task that runs.
 pub fn current(view: &View<'_>, kernel: &Kernel) -> Result<Task> {
-    let at = kernel.symbol("current_task").context(
-        "this vmlinux has no variable `current_task`: kernels for one CPU up to 6.1 have it, as Lockstep's guests do",
-    )?;
-    task(view, kernel, view.word(at)?)
+    at(view, kernel, pointer(view, kernel)?)
+}
+
+/// Where it has its `task_struct`.
+pub fn pointer(view: &View<'_>, kernel: &Kernel) -> Result<u64> {
+    let at = kernel.symbol("current_task").context(NO_CURRENT)?;
+    view.word(at)
 }
 
 /// All processes, as the kernel lists them, the idle task first.
@@ -35,20 +42,21 @@ pub fn list(view: &View<'_>, kernel: &Kernel) -> Result<Vec<Task>> {
     let init = kernel.symbol("init_task").context("this vmlinux has no `init_task`")?;
     let tasks = kernel.offset("task_struct", "tasks")?;
     let next = kernel.offset("list_head", "next")?;
-    let mut found = vec![task(view, kernel, init)?];
+    let mut found = vec![self::at(view, kernel, init)?];
     let mut at = view.word(init.wrapping_add(tasks + next))?.wrapping_sub(tasks);
     while at != init {
         ensure!(
             found.len() < MAX_TASKS,
             "the list of tasks does not end: it is damaged here"
         );
-        found.push(task(view, kernel, at)?);
+        found.push(self::at(view, kernel, at)?);
         at = view.word(at.wrapping_add(tasks + next))?.wrapping_sub(tasks);
     }
     Ok(found)
 }
 
-fn task(view: &View<'_>, kernel: &Kernel, address: u64) -> Result<Task> {
+/// The task at an address.
+pub fn at(view: &View<'_>, kernel: &Kernel, address: u64) -> Result<Task> {
     let member = |name| {
         kernel
             .offset("task_struct", name)

@@ -96,3 +96,20 @@ impl Goal {
         })
     }
 }
+
+/// Replays straight to a goal; `watch` is told after each step.
+pub fn straight(
+    goal: Goal,
+    machine: &mut Machine,
+    replayer: &mut Replayer,
+    watch: &mut dyn FnMut(&Machine),
+) -> Result<Reached> {
+    let mut reached = goal.begin(machine, replayer);
+    loop {
+        if let Some(reached) = reached {
+            return Ok(reached);
+        }
+        reached = goal.step(machine, replayer)?;
+        watch(machine);
+    }
+}

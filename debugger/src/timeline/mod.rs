@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use lockstep_node::host::disk::SharedImage;
 use lockstep_node::host::image::BLOCK;
 use lockstep_proto::Identity;
 use lockstep_proto::quantity::{PageNumber, StopNumber};
@@ -34,9 +35,9 @@ use base::Base;
 use checkpoint::{Checkpoint, Checkpoints};
 use store::Store;
 
-pub use course::{Goal, Reached, point};
-pub use search::{Stops, Watch, Why};
-pub use walk::{READ, Step, Walker, read_virtual};
+pub use course::{Goal, Reached, point, straight};
+pub use search::{MAX_WATCH, Stops, Watch, Why};
+pub use walk::{Step, Walker, read_virtual};
 
 /// Replay time between two checkpoints, at least.
 const SPACING: Duration = Duration::from_millis(250);
@@ -387,6 +388,13 @@ impl Timeline {
         self.cost = checkpoint.cost;
         self.last_look = self.cost;
         Ok(())
+    }
+
+    /// A disk to read as it is here, for as long as the machine stands.
+    pub fn disk(&mut self, disk: usize) -> Result<SharedImage> {
+        let disks = self.replayer.disks();
+        disks.settle().map_err(ReplayError::Disk)?;
+        disks.shared(disk).context("the disk is gone")
     }
 
     /// A digest of everything: registers, devices, all of memory and all disks, read afresh.

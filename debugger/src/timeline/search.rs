@@ -10,10 +10,11 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use lockstep_vmm::cpu::walk::translate;
 use lockstep_vmm::machine::Trace;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
-use super::walk::{Spot, Step, Walker};
+use super::walk::{READ, Spot, Step, Walker};
 use super::{Advance, Point};
 
 /// Watched bytes, by their place in physical memory.
@@ -21,11 +22,14 @@ use super::{Advance, Point};
 pub struct Watch {
     /// The address that was asked for.
     pub address: u64,
-    /// Pieces that each lie in one page.
+    /// Pieces: where they begin, and their bytes.
     pub pieces: Vec<(u64, usize)>,
     /// Bytes in all.
     pub length: u64,
 }
+
+/// Bytes that one watch may have.
+pub const MAX_WATCH: u64 = 4096;
 
 /// What to stop for.
 #[derive(Clone, Debug, Default)]
@@ -76,19 +80,55 @@ impl Pulse<'_> {
 }
 
 impl Walker {
-    fn values(&self, stops: &Stops) -> Values {
+    /// The physical memory behind a virtual address as ring 0 sees it here. `None`: it is not mapped.
+    pub fn watch(&mut self, address: u64, length: u64) -> Result<Option<Watch>> {
+        let sregs = self.sregs()?;
         let ram = self.timeline().machine().memory().ram();
-        let value = |watch: &Watch| {
-            let mut bytes = Vec::with_capacity(watch.length as usize);
-            for &(physical, length) in &watch.pieces {
-                let start = bytes.len();
-                bytes.resize(start + length, 0);
-                // Watched memory lies in RAM: it was looked up when it was set.
-                let _ = ram.read_slice(&mut bytes[start..], GuestAddress(physical));
-            }
-            bytes
-        };
-        stops.watches.iter().map(value).collect()
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        while done < length.min(MAX_WATCH) {
+            let at = address.wrapping_add(done);
+            let piece = (length - done).min(0x1000 - (at & 0xfff));
+            let Ok(physical) = translate(ram, &sregs, at, READ) else {
+                return Ok(None);
+            };
+            pieces.push((physical, piece as usize));
+            done += piece;
+        }
+        Ok(Some(Watch {
+            address,
+            pieces,
+            length,
+        }))
+    }
+
+    /// Physical memory. `None`: some of it is not there.
+    pub fn watch_physical(&self, address: u64, length: u64) -> Option<Watch> {
+        let ram = self.timeline().machine().memory().ram();
+        let length = length.min(MAX_WATCH);
+        ram.check_range(GuestAddress(address), length as usize, Permissions::Read)
+            .then(|| Watch {
+                address,
+                pieces: vec![(address, length as usize)],
+                length,
+            })
+    }
+
+    /// What watched memory has here.
+    pub fn watched(&self, watch: &Watch) -> Vec<u8> {
+        let ram = self.timeline().machine().memory().ram();
+        let mut bytes = Vec::with_capacity(watch.length as usize);
+        for &(physical, length) in &watch.pieces {
+            let start = bytes.len();
+            bytes.resize(start + length, 0);
+            // Watched memory lies in RAM: it was looked up when it was set.
+            let _ = ram.read_slice(&mut bytes[start..], GuestAddress(physical));
+        }
+        bytes
+    }
+
+    fn values(&self, stops: &Stops) -> Values {
+        stops.watches.iter().map(|watch| self.watched(watch)).collect()
     }
 
     fn breakpoint_here(&mut self, stops: &Stops) -> Result<Option<u64>> {

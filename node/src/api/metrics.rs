@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use lockstep_proto::model::MODEL_REVISIONS;
+use lockstep_proto::program::newest_revision;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text::encode_registry};
 use prometheus_client::metrics::MetricType;
@@ -113,7 +113,7 @@ impl Moment {
         let report = &self.report;
         let help = "The program: its version, and the newest device model that it has.";
         let mut family = to.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
-        let newest = MODEL_REVISIONS.end().to_string();
+        let newest = newest_revision().to_string();
         let labels = [("version", report.version.as_str()), ("model_revision", &newest)];
         family.encode_family(&labels)?.encode_gauge(&1_i64)?;
         let (help, states) = ("The state without its reason: 1 for the one that holds.", STATES);

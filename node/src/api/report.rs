@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use lockstep_proto::program::version;
 use serde::{Deserialize, Serialize};
 
 use super::identity::Identity;
@@ -163,7 +164,7 @@ impl Report {
             recording: status.recording(),
             shutdown_seconds: inner.ends_at.map(|at| at.saturating_duration_since(now).as_secs_f64()),
             pid: std::process::id(),
-            version: crate::VERSION.into(),
+            version: version().into(),
         }
     }
 

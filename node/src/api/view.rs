@@ -90,6 +90,7 @@ mod tests {
             ("protected, failover blocked (no-arbiter)", 200, 503),
             ("frozen (no-arbiter)", 503, 503),
             ("stopped (restarts-too-often)", 503, 503),
+            ("stopped (panic)", 503, 503),
             ("stalled (no-stop)", 503, 503),
             ("cut-off (tap vm0 is gone)", 503, 503),
             ("protected, failover blocked (tap vm0 is gone)", 200, 503),

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::Record;
 use super::codec::{self, MAX_RECORD_BYTES};
 use super::seen::follows;
+use super::{Record, in_words};
 use crate::durable;
 
 /// Why a record is not believed.
@@ -18,10 +18,11 @@ use crate::durable;
 pub enum NotBelieved {
     /// This node has seen a newer one.
     #[error(
-        "the record at the arbiter went back from {newest:?} to {now:?}: its data were restored from an older copy, or the \
+        "the record at the arbiter went back from {newest} to {}: its data were restored from an older copy, or the \
          record was removed. The machine may run on the other host, or have run there last: nothing is done here. Put the \
          newer record back. Or, when the machine is shut down on both hosts and this is meant, remove {path} on both, and \
-         start first the host that ran it last"
+         start first the host that ran it last",
+        in_words(Option::as_ref(.now))
     )]
     WentBack {
         /// What this node has seen.
@@ -148,7 +149,8 @@ mod tests {
         }
         for now in [None, Some(record(3, "b")), Some(record(4, "a"))] {
             let why = kept.check(now.as_ref()).unwrap_err().to_string();
-            assert!(why.contains("went back") && why.contains("seen/a%2Fb/n"), "{why}");
+            let went = format!("went back from term 4 of `b` alone to {}: ", in_words(now.as_ref()));
+            assert!(why.contains(&went) && why.contains("seen/a%2Fb/n"), "{why}");
         }
         assert_eq!(Kept::directory(&directory, ".."), directory.join("%2E."));
         // Another machine's, and another node's, are theirs.

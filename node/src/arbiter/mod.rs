@@ -96,6 +96,11 @@ impl ArbiterError {
     }
 }
 
+/// A machine's record, or that there is none, for people.
+pub fn in_words(record: Option<&Record>) -> String {
+    record.map_or_else(|| "no record".into(), Record::to_string)
+}
+
 /// One machine's record at an arbiter.
 pub trait Arbiter: Send {
     /// The record as it is now: every set that was `Done` before this call began is in it. None if there is none yet.

@@ -1,7 +1,7 @@
 //! What a process has seen of its machine's record. Terms only grow, and within one a peer is only added: a record that goes
 //! back was restored from an older copy, or removed. Nobody can take over then, since a claim names the record that was.
 
-use super::{ArbiterError, Kept, Record};
+use super::{ArbiterError, Kept, Record, in_words};
 
 /// The newest record that was seen, and what is wrong at the arbiter.
 #[derive(Debug)]
@@ -34,10 +34,11 @@ impl Seen {
         let trouble = match said {
             Err(error) => Some(error.to_string()),
             Ok(now) if !follows(self.newest.as_ref(), now.as_ref()) => Some(format!(
-                "the record at the arbiter went back from {:?} to {now:?}: its data were restored from an older copy, or the \
+                "the record at the arbiter went back from {} to {}: its data were restored from an older copy, or the \
                  record was removed. Nobody can take over, and whoever is started now may boot a machine that runs: start no \
                  node. Put the newer record back, or shut the machine down while it runs",
-                self.newest
+                in_words(self.newest.as_ref()),
+                in_words(now.as_ref())
             )),
             Ok(now) => {
                 if let Some(now) = now.filter(|now| self.newest.as_ref() != Some(now)) {

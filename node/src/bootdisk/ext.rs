@@ -6,7 +6,7 @@
 
 use std::io;
 
-use ext4_view::{Ext4, Ext4Error};
+use ext4_view::{Ext4, Ext4Error, File};
 
 use super::refusal::{GIVE_FILES, Refusal};
 use super::tree::{FileSystem, Node};
@@ -18,6 +18,8 @@ const MAX_BLOCK_EXPONENT: u32 = 6;
 const MAX_GROUPS: u64 = 1 << 20;
 /// Bytes of a journal that is replayed; mkfs makes none that is larger.
 const MAX_JOURNAL: u64 = 1 << 30;
+/// Bytes of a file that are read at once.
+const PIECE: u64 = 1 << 20;
 /// The journal's inode.
 const JOURNAL_INODE: u32 = 8;
 /// Bytes of a symbolic link's target: less than a page.
@@ -45,6 +47,36 @@ impl Ext {
             system,
             name: name.into(),
         })
+    }
+
+    /// Gives `each` a regular file of `bytes` bytes, piece by piece, for as long as it wants more.
+    pub fn copy(&self, path: &str, bytes: u64, each: &mut dyn FnMut(Vec<u8>) -> bool) -> Result<(), Refusal> {
+        let mut file = self.system.open(path).map_err(|error| self.refused(path, &error))?;
+        let mut left = bytes;
+        while left > 0 {
+            let mut data = vec![0; left.min(PIECE) as usize];
+            self.fill(path, &mut file, &mut data)?;
+            left -= data.len() as u64;
+            if !each(data) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&self, path: &str, file: &mut File, data: &mut [u8]) -> Result<(), Refusal> {
+        let mut filled = 0;
+        while filled < data.len() {
+            match file.read_bytes(&mut data[filled..]) {
+                Ok(0) => {
+                    let why = format!("{path} ends before its {} bytes", file.metadata().len());
+                    return Err(damaged(&self.name, why));
+                }
+                Ok(read) => filled += read,
+                Err(error) => return Err(self.refused(path, &error)),
+            }
+        }
+        Ok(())
     }
 
     fn refused(&self, path: &str, error: &Ext4Error) -> Refusal {
@@ -110,14 +142,7 @@ impl FileSystem for Ext {
             ));
         }
         let mut data = vec![0; bytes as usize];
-        let mut filled = 0;
-        while filled < data.len() {
-            match file.read_bytes(&mut data[filled..]) {
-                Ok(0) => return Err(damaged(&self.name, format!("{path} ends at byte {filled} of {bytes}"))),
-                Ok(read) => filled += read,
-                Err(error) => return Err(self.refused(path, &error)),
-            }
-        }
+        self.fill(path, &mut file, &mut data)?;
         Ok(data)
     }
 }

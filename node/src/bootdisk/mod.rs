@@ -15,6 +15,7 @@ mod choose;
 mod contents;
 mod defaults;
 mod ext;
+pub mod files;
 mod grub;
 #[cfg(test)]
 mod made;
@@ -36,6 +37,7 @@ use anyhow::{Context, Result};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 pub use refusal::Refusal;
+pub use tree::Node;
 pub use words::merge;
 
 use crate::host::image::SECTOR;
@@ -48,6 +50,8 @@ const MAX_KERNEL: u64 = 512 << 20;
 const MAX_REST: u64 = 2 << 30;
 /// A disk that takes longer is broken, or made up: a file system can be such that its reader goes round in it for years.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// The same where a file is read that nothing depends on.
+const PATIENCE_WITH_FILE: Duration = Duration::from_secs(30);
 
 /// What a disk has to boot.
 #[derive(Clone, PartialEq, Eq)]
@@ -82,11 +86,25 @@ pub fn look_up(disk: &Path, memory: u64) -> Result<Found> {
     within(PATIENCE, move || in_file(file, memory))?.with_context(cannot)
 }
 
+/// Reads the file at `path` of the guest's on `disk`, of at most `limit` bytes; `None` where there is none. As it is on the
+/// disk: what the guest has not written there yet is not read.
+pub fn read_file(disk: &Path, path: &str, limit: u64) -> Result<Option<Vec<u8>>> {
+    let cannot = || format!("cannot read {path} on the disk {}", disk.display());
+    let file = File::open(disk).with_context(cannot)?;
+    let path = path.to_owned();
+    let work = move || {
+        let window = Window::whole(file, MAX_REST.saturating_add(limit))
+            .map_err(|error| Refusal::new("the disk", error.to_string()))?;
+        volumes::of(&window)?.tree.read(&path, limit)
+    };
+    within(PATIENCE_WITH_FILE, work)?.with_context(cannot)
+}
+
 /// What `work` finds, on a thread of its own: it may take `patience`, and a panic is an answer, too.
-fn within(
+fn within<T: Send + 'static>(
     patience: Duration,
-    work: impl FnOnce() -> Result<Found, Refusal> + Send + 'static,
-) -> Result<Result<Found, Refusal>> {
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<Result<T, Refusal>> {
     let (tell, told) = bounded(1);
     let answer = move || {
         // Who asked may have lost patience.

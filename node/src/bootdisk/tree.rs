@@ -31,6 +31,20 @@ pub trait FileSystem {
     fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, Refusal>;
 }
 
+impl<F: FileSystem> FileSystem for std::rc::Rc<F> {
+    fn look(&self, path: &str) -> Result<Option<Node>, Refusal> {
+        (**self).look(path)
+    }
+
+    fn names(&self, path: &str) -> Result<Vec<String>, Refusal> {
+        (**self).names(path)
+    }
+
+    fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, Refusal> {
+        (**self).read(path, limit)
+    }
+}
+
 /// The tree.
 pub struct Tree {
     /// The root file system, where it can be read.

@@ -1,17 +1,15 @@
 //! Reads of a part of a disk, within its bounds and within what all reads together may take.
 
 use std::cell::Cell;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
-use crate::host::size::bytes_of;
+use crate::host::image::ReadAt;
 
 /// A stretch of a disk.
 #[derive(Clone)]
 pub struct Window {
-    disk: Rc<File>,
+    disk: Rc<dyn ReadAt>,
     start: u64,
     bytes: u64,
     /// Bytes that may still be read, by all windows of the disk: what a made-up file system leads to has an end.
@@ -20,8 +18,8 @@ pub struct Window {
 
 impl Window {
     /// All of a disk; `budget`: bytes that may be read of it.
-    pub fn whole(disk: File, budget: u64) -> io::Result<Self> {
-        let bytes = bytes_of(&disk)?;
+    pub fn whole(disk: impl ReadAt + 'static, budget: u64) -> io::Result<Self> {
+        let bytes = disk.size()?;
         Ok(Self {
             disk: Rc::new(disk),
             start: 0,
@@ -54,11 +52,11 @@ impl Window {
         }
         let Some(left) = self.left.get().checked_sub(length) else {
             return Err(io::Error::other(
-                "more is to be read than a kernel and an initrd can take",
+                "more is to be read than what is looked for can take: its file system is damaged, or made up",
             ));
         };
         self.left.set(left);
-        self.disk.read_exact_at(data, self.start + at)
+        self.disk.fill_at(self.start + at, data)
     }
 
     /// `N` bytes from the byte `at` on.

@@ -20,6 +20,8 @@ use crate::status::{Role, Status};
 
 /// Environment variable with the node's [`Restarts`], for the program that takes this one's place.
 pub const RESTARTED: &str = "LOCKSTEP_RESTARTED";
+/// Environment variable that is there where an operator has suspended the protection of the machine that it boots anew.
+pub const SUSPENDED: &str = "LOCKSTEP_SUSPENDED";
 
 /// Replaces this process by a new one of the same program with the same arguments and the same number. All of the old
 /// machine is gone then: its memory, its threads, its connections (without a goodbye) and its locks. Can be called on any
@@ -31,20 +33,22 @@ pub fn start_over() -> anyhow::Error {
     begin_anew(None)
 }
 
-/// As [`start_over`], to boot the machine whose guest has reset: with this one so often.
-pub fn start_over_after_reset(restarts: &Restarts) -> anyhow::Error {
-    begin_anew(Some(restarts.to_string()))
+/// As [`start_over`], to boot the machine whose guest has reset: with this one so often. What an operator has said of its
+/// protection goes on to hold.
+pub fn start_over_after_reset(restarts: &Restarts, suspended: bool) -> anyhow::Error {
+    begin_anew(Some((restarts.to_string(), suspended)))
 }
 
-fn begin_anew(restarts: Option<String>) -> anyhow::Error {
+fn begin_anew(reset: Option<(String, bool)>) -> anyhow::Error {
     restore_terminal();
     queue::settle();
     // What the program that takes this one's place may do is what the calling thread may.
-    sandbox::aside("again", move || replace(restarts.as_deref())).unwrap_or_else(anyhow::Error::from)
+    sandbox::aside("again", move || replace(reset)).unwrap_or_else(anyhow::Error::from)
 }
 
-fn replace(restarts: Option<&str>) -> anyhow::Error {
+fn replace(reset: Option<(String, bool)>) -> anyhow::Error {
     let mut failed = None;
+    let (restarts, suspended) = reset.map_or((None, false), |(restarts, suspended)| (Some(restarts), suspended));
     // The second one is this very file, also where another has taken its place.
     for program in [std::env::current_exe().ok(), Some(PathBuf::from("/proc/self/exe"))] {
         let mut arguments = std::env::args_os();
@@ -58,8 +62,14 @@ fn replace(restarts: Option<&str>) -> anyhow::Error {
             command.env(sandbox::MARK, mark);
         }
         command.env(tap::BRIDGED, tap::bridged());
+        // A machine that the other node has is that one's to suspend.
+        if suspended {
+            command.env(SUSPENDED, "1");
+        } else {
+            command.env_remove(SUSPENDED);
+        }
         // Otherwise the new one has what this one has.
-        if let Some(restarts) = restarts {
+        if let Some(restarts) = &restarts {
             command.env(RESTARTED, restarts);
         }
         failed = Some(command.args(arguments).exec());

@@ -1,21 +1,17 @@
 //! What a machine is made from where it is booted, the same for both programs.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use lockstep_proto::model::{MODEL_REVISIONS, NEWEST_REVISION};
+use lockstep_proto::program::newest_revision;
 use lockstep_vmm::probe::Start;
 use lockstep_vmm::snapshot::Restore;
 
 use super::args::DeviceArgs;
 use crate::out::one_line;
-use crate::start::{self, Acpi, BootOptions, Kernel, Started};
+use crate::start::{self, Acpi, BootOptions, Clock, Kernel, Started};
 use crate::tell;
-
-/// As clap takes it.
-const REVISIONS: RangeInclusive<i64> = *MODEL_REVISIONS.start() as i64..=*MODEL_REVISIONS.end() as i64;
 
 /// A kernel, or a snapshot.
 #[derive(Args, Clone, Debug)]
@@ -37,8 +33,8 @@ pub struct BootArgs {
     #[arg(
         long,
         value_name = "N",
-        default_value_t = NEWEST_REVISION,
-        value_parser = clap::value_parser!(u32).range(REVISIONS),
+        default_value_t = newest_revision(),
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(newest_revision())),
         conflicts_with = "snapshot"
     )]
     pub model_revision: u32,
@@ -49,6 +45,30 @@ pub struct BootArgs {
     /// Go on from a snapshot instead of booting.
     #[arg(long, value_name = "FILE")]
     pub snapshot: Option<PathBuf>,
+    /// What the clock of a machine that goes on from a snapshot does about the time since then. `freeze`: it goes on from where it
+    /// was and never looks at this host's calendar. `slew`: it comes back to that by 500 ppm, from at most 1000 s. `set`: the CMOS
+    /// clock shows this host's calendar, and the guest's own clock is right when the guest reads it. Without it: as `freeze`, until
+    /// somebody sets this host's calendar.
+    // Where --kernel rules --snapshot out, clap asks for that no more.
+    #[arg(
+        long,
+        value_name = "HOW",
+        value_enum,
+        requires = "snapshot",
+        conflicts_with = "kernel"
+    )]
+    pub clock: Option<Clock>,
+}
+
+/// Refuses a machine that is a fork of that of a pair with this name: it would be taken for it.
+pub fn check_no_fork_of(name: &str, forked_from: &[String]) -> Result<()> {
+    if forked_from.iter().any(|known| known == name) {
+        bail!(
+            "the snapshot is a fork of machine `{name}` and not that machine: give it another --name, on both nodes, and \
+             disks of its own"
+        );
+    }
+    Ok(())
 }
 
 fn parse_kernel(text: &str) -> Result<Kernel, String> {
@@ -64,8 +84,12 @@ impl BootArgs {
         self.memory_mib
     }
 
-    /// Looks whether what would be booted is there and runs on this host, before anything is written for it.
-    pub fn check(&self, devices: &DeviceArgs, host: &Start) -> Result<()> {
+    /// Looks whether what would be booted is there and runs on this host, before anything is written for it. `name`: of a pair's
+    /// machine.
+    pub fn check(&self, name: Option<&str>, devices: &DeviceArgs, host: &Start) -> Result<()> {
+        if let (Some(name), Some(snapshot)) = (name, &self.snapshot) {
+            check_no_fork_of(name, Restore::open(snapshot)?.forked_from())?;
+        }
         match &self.kernel {
             Some(kernel) => start::check(&self.options(kernel, None, "", devices, host)),
             None => Ok(()),
@@ -101,8 +125,14 @@ impl BootArgs {
     pub fn start(&self, name: Option<&str>, first_words: &str, devices: &DeviceArgs, host: &Start) -> Result<Started> {
         let mut started = match (&self.snapshot, &self.kernel) {
             (Some(path), _) => {
-                let (machine, digest) = Restore::open(path)?.finish(&host.class)?;
+                let (mut machine, digest) = Restore::open(path)?.finish(&host.class)?;
                 tracing::debug!(digest = ?digest, "restored");
+                if let Some(name) = name {
+                    check_no_fork_of(name, machine.forked_from())?;
+                }
+                if let Some(clock) = self.clock {
+                    clock.prepare(&mut machine)?;
+                }
                 Started {
                     machine,
                     kernel_digest: Vec::new(),

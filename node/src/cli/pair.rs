@@ -11,7 +11,7 @@ use lockstep_proto::session::{Commit, Record, Timing, Unprotected, Verdict};
 
 use super::role::{self, Part};
 use super::sockets;
-use crate::arbiter::{self, Arbiter, ArbiterThread, HalfLogin, Kept, Login, Outcome, Seen, Spec, TlsFiles};
+use crate::arbiter::{self, Arbiter, ArbiterThread, HalfLogin, Kept, Login, Outcome, Seen, Spec, TlsFiles, in_words};
 use crate::control::Control;
 use crate::host::size::seen_directory;
 use crate::pair::Pair;
@@ -120,14 +120,14 @@ impl PairArgs {
     pub fn timing(&self) -> Result<Timing> {
         let or = |given: Option<u64>, default| given.map_or(default, |ms| ms * 1_000_000);
         let timing = Timing {
-            heartbeat: or(self.heartbeat_ms, Timing::CALM.heartbeat),
-            deadline: or(self.deadline_ms, Timing::CALM.deadline),
+            heartbeat_ns: or(self.heartbeat_ms, Timing::CALM.heartbeat_ns),
+            deadline_ns: or(self.deadline_ms, Timing::CALM.deadline_ns),
         };
         if !timing.is_sound() {
             bail!(
                 "--deadline-ms {} is less than twice --heartbeat-ms {}",
-                timing.deadline / 1_000_000,
-                timing.heartbeat / 1_000_000
+                timing.deadline_ns / 1_000_000,
+                timing.heartbeat_ns / 1_000_000
             );
         }
         Ok(timing)
@@ -192,7 +192,8 @@ impl PairArgs {
                 let verdict = match said {
                     Ok(Outcome::Done) => Verdict::Won,
                     Ok(Outcome::Changed(found)) => {
-                        tracing::warn!(?found, "the arbiter's record was changed by another node");
+                        let now = in_words(found.as_ref());
+                        tracing::warn!("the arbiter's record was changed by another node (now: {now})");
                         Verdict::Lost
                     }
                     Err(error) => {
@@ -239,7 +240,7 @@ impl PairArgs {
 
     /// How long a peer that may take over is waited for.
     pub fn patience(&self) -> Result<Duration> {
-        Ok(Duration::from_nanos(self.timing()?.deadline) * 3)
+        Ok(Duration::from_nanos(self.timing()?.deadline_ns) * 3)
     }
 
     /// Who this node is to the other one; its certificate is looked at before anything runs.

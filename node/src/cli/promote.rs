@@ -14,7 +14,7 @@ use lockstep_proto::session::Record;
 use super::args::parse_disk;
 use super::sockets;
 use crate::api::{self, ClientError};
-use crate::arbiter::{self, Arbiter, Kept, Login, Outcome, Spec, TlsFiles};
+use crate::arbiter::{self, Arbiter, Kept, Login, Outcome, Spec, TlsFiles, in_words};
 use crate::devices::HostDevices;
 use crate::host::size::seen_directory;
 use crate::say;
@@ -107,39 +107,25 @@ pub fn run(options: &PromoteOptions) -> Result<ExitCode> {
     let mut arbiter = arbiter::open(&options.arbiter, tls.as_ref(), login.as_ref(), &options.name)?;
     let kept = Kept::new(&seen_directory(), &options.name, &options.node);
     let (old, new) = take(arbiter.as_mut(), &kept, &options.node)?;
-    tracing::warn!(?old, ?new, "the record was rewritten by force");
+    let before = in_words(old.as_ref());
+    tracing::warn!("the record was rewritten by force: {new} (before: {before})");
     devices
         .promote(&format!(
-            "{} of machine {} became its owner by force in term {}, after {}\n",
-            options.node,
-            options.name,
-            new.term,
-            describe(old.as_ref())
+            "{} of machine {} became its owner by force in term {}, after {before}\n",
+            options.node, options.name, new.term
         ))
         .context("the record names this node now, but a disk is still marked as a backup's; remove its mark by hand")?;
     if options.json {
         say!("{}", serde_json::json!({"term": new.term.get(), "owner": new.owner}));
     } else {
         say!(
-            "node `{}` owns machine `{}` in term {} (before: {}). Start it: lockstep-backup run --role auto",
+            "node `{}` owns machine `{}` in term {} (before: {before}). Start it: lockstep-backup run --role auto",
             new.owner,
             options.name,
-            new.term,
-            describe(old.as_ref())
+            new.term
         );
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A machine's record, for people.
-pub fn describe(record: Option<&Record>) -> String {
-    record.map_or_else(
-        || "no record".into(),
-        |record| match &record.peer {
-            Some(peer) => format!("term {} of `{}` with `{peer}` in sync", record.term, record.owner),
-            None => format!("term {} of `{}` alone", record.term, record.owner),
-        },
-    )
 }
 
 /// Makes `node` the owner. Returns the record before and after.
@@ -161,7 +147,7 @@ fn take(arbiter: &mut dyn Arbiter, kept: &Kept, node: &str) -> Result<(Option<Re
         }
         Outcome::Changed(now) => bail!(
             "the record was changed meanwhile (now: {}): somebody lives. Nothing was changed",
-            describe(now.as_ref())
+            in_words(now.as_ref())
         ),
     }
 }

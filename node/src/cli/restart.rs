@@ -5,14 +5,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use super::again::RESTARTED;
+use super::again::{RESTARTED, SUSPENDED};
 use super::leave::Leave;
 use crate::control::{Control, Request};
-use crate::restart::{Limit, MOST, Policy, Restarts};
+use crate::restart::{Does, Limit, MOST, Policy, Restarts, Why};
 use crate::status::{Role, Status, StatusInner};
 
-/// The state of a machine that has reset too often.
-const STOPPED: &str = "stopped (restarts-too-often)";
 /// How long the process of a stopped machine stays when it is to end.
 const ANSWERING: Duration = Duration::from_millis(300);
 /// Most of what options can say.
@@ -35,7 +33,8 @@ pub struct RestartArgs {
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub on_reset: OnEnd,
     /// What a panic of the guest's kernel does there: `restart` has it reset the machine after ten seconds (the word
-    /// `panic=10`), `stop` has it stand where it is (`panic=0`). A `panic=` among the kernel's other words counts more.
+    /// `panic=10`), which boots it anew; `stop` has it reset the machine at once (`panic=-1`), which stops it. A `panic=` among the
+    /// kernel's other words counts more; without a reset nothing happens.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub on_panic: OnEnd,
     /// A machine that resets is booted anew at most so many times within --restarts-within-seconds; then it is stopped.
@@ -53,9 +52,17 @@ impl RestartArgs {
             most: self.restarts_at_most,
             within: Duration::from_secs(self.restarts_within_seconds),
         };
+        let does = |on_end, stops| match on_end {
+            _ if !boots => Does::End,
+            OnEnd::Restart => Does::Restart,
+            OnEnd::Stop => stops,
+        };
         Policy {
-            limit: (boots && self.on_reset == OnEnd::Restart).then_some(limit),
+            on_reset: does(self.on_reset, Does::End),
+            on_panic: does(self.on_panic, Does::Stop),
+            limit,
             so_far: std::env::var(RESTARTED).map_or_else(|_| Restarts::default(), |text| Restarts::parse(&text)),
+            suspended: boots && std::env::var_os(SUSPENDED).is_some(),
         }
     }
 
@@ -63,18 +70,22 @@ impl RestartArgs {
     pub fn first_words(&self) -> &'static str {
         match self.on_panic {
             OnEnd::Restart => "panic=10",
-            OnEnd::Stop => "panic=0",
+            OnEnd::Stop => "panic=-1",
         }
     }
 }
 
 /// Tells that the machine is stopped, until somebody ends this process.
-pub fn stay_stopped(status: &Status, control: &Control, leave: &Leave) -> Result<()> {
-    tracing::error!("the guest has reset too often: the machine is stopped until somebody starts this process anew");
+pub fn stay_stopped(why: Why, status: &Status, control: &Control, leave: &Leave) -> Result<()> {
+    let what = match why {
+        Why::TooOften => "has reset too often",
+        Why::Panic => "had a panic of its kernel",
+    };
+    tracing::error!("the guest {what}: the machine is stopped until somebody starts this process anew");
     let mut requests = control.connect();
     status.set(StatusInner {
         role: Role::Primary,
-        state: STOPPED.into(),
+        state: format!("stopped ({})", why.name()),
         term: status.get().term,
         ..StatusInner::default()
     });
@@ -86,10 +97,9 @@ pub fn stay_stopped(status: &Status, control: &Control, leave: &Leave) -> Result
         let answer = if ends {
             Ok(())
         } else {
-            Err(
-                "the machine is stopped: its guest has reset too often. Start the node's process anew to boot it"
-                    .into(),
-            )
+            Err(format!(
+                "the machine is stopped: its guest {what}. Start the node's process anew to boot it"
+            ))
         };
         // One that does not wait for the answer does not need it.
         let _ = asked.answer.send(answer);
@@ -119,15 +129,21 @@ mod tests {
         use clap::Parser;
         let typed =
             |words: &[&str]| Typed::try_parse_from(std::iter::once(&"run").chain(words)).map(|typed| typed.restart);
-        let limit = |words: &[&str], boots| {
-            let limit = typed(words).unwrap().policy(boots).limit;
-            limit.map(|limit| (limit.most, limit.within.as_secs()))
+        let limit = |words: &[&str]| {
+            let limit = typed(words).unwrap().policy(true).limit;
+            (limit.most, limit.within.as_secs())
         };
-        assert_eq!(limit(&[], true), Some((5, 600)));
-        assert_eq!(limit(&[], false), None);
-        assert_eq!(limit(&["--on-reset", "stop"], true), None);
+        assert_eq!(limit(&[]), (5, 600));
         let given = ["--restarts-at-most", "0", "--restarts-within-seconds", "60"];
-        assert_eq!(limit(&given, true), Some((0, 60)));
+        assert_eq!(limit(&given), (0, 60));
+        let does = |words: &[&str], boots| {
+            let policy = typed(words).unwrap().policy(boots);
+            (policy.on_reset, policy.on_panic)
+        };
+        assert_eq!(does(&[], true), (Does::Restart, Does::Restart));
+        assert_eq!(does(&["--on-reset", "stop"], true), (Does::End, Does::Restart));
+        assert_eq!(does(&["--on-panic", "stop"], true), (Does::Restart, Does::Stop));
+        assert_eq!(does(&["--on-panic", "stop"], false), (Does::End, Does::End));
         for wrong in [
             ["--restarts-at-most", "101"],
             ["--restarts-within-seconds", "0"],
@@ -136,21 +152,26 @@ mod tests {
             assert!(typed(&wrong).is_err(), "{wrong:?}");
         }
         assert_eq!(typed(&[]).unwrap().first_words(), "panic=10");
-        assert_eq!(typed(&["--on-panic", "stop"]).unwrap().first_words(), "panic=0");
+        assert_eq!(typed(&["--on-panic", "stop"]).unwrap().first_words(), "panic=-1");
     }
 
     #[test]
     fn a_stopped_machine_says_so_until_it_is_ended() {
-        let (status, control) = (Status::default(), Control::default());
-        let leave = Leave::new(&LeaveArgs { on_sigterm: None }, &status, &control);
-        let (told, asked) = (status.clone(), control.clone());
-        let stopped = std::thread::spawn(move || stay_stopped(&told, &asked, &leave));
-        let is_stopped = |now: &StatusInner| now.state == STOPPED && now.role == Role::Primary;
-        assert!(status.wait_for(is_stopped, Duration::from_secs(600)));
-        assert!(is_a_state(STOPPED));
-        let refused = control.ask(Request::Switchover).unwrap_err();
-        assert!(refused.contains("too often"), "{refused}");
-        assert_eq!(control.ask(Request::Shutdown(Duration::from_secs(60))), Ok(()));
-        stopped.join().unwrap().unwrap();
+        for (why, state, word) in [
+            (Why::TooOften, "stopped (restarts-too-often)", "too often"),
+            (Why::Panic, "stopped (panic)", "a panic"),
+        ] {
+            let (status, control) = (Status::default(), Control::default());
+            let leave = Leave::new(&LeaveArgs { on_sigterm: None }, &status, &control);
+            let (told, asked) = (status.clone(), control.clone());
+            let stopped = std::thread::spawn(move || stay_stopped(why, &told, &asked, &leave));
+            let is_stopped = |now: &StatusInner| now.state == state && now.role == Role::Primary;
+            assert!(status.wait_for(is_stopped, Duration::from_secs(600)));
+            assert!(is_a_state(state));
+            let refused = control.ask(Request::Switchover).unwrap_err();
+            assert!(refused.contains(word), "{refused}");
+            assert_eq!(control.ask(Request::Shutdown(Duration::from_secs(60))), Ok(()));
+            stopped.join().unwrap().unwrap();
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use lockstep_proto::session::Record;
 
-use crate::arbiter::{Arbiter, ArbiterError, Kept, Outcome};
+use crate::arbiter::{Arbiter, ArbiterError, Kept, Outcome, in_words};
 use crate::status::{Status, StatusInner};
 
 /// How often a record is looked at while waiting for a peer that may take over.
@@ -65,7 +65,10 @@ pub fn look(
                 return Ok(Part::Primary(new));
             }
             // Another node was faster. The next look says what that makes of this one.
-            Outcome::Changed(now) => tracing::info!(?now, "the term was taken meanwhile; looking again"),
+            Outcome::Changed(now) => {
+                let now = in_words(now.as_ref());
+                tracing::info!("the term was taken meanwhile (now: {now}); looking again");
+            }
         }
     }
 }

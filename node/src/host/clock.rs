@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use lockstep_proto::quantity::{GuestTime, HostTime};
+use lockstep_proto::quantity::{GuestTime, HostTime, SessionTime};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Guest time gains or loses one nanosecond in so many while it is slewed: 500 ppm, what NTP clients and kernels (adjtime)
@@ -19,13 +19,16 @@ pub const ONE_MOMENT: u64 = 10_000_000;
 
 /// Host time: what `CLOCK_MONOTONIC` shows.
 pub fn monotonic() -> HostTime {
-    let now = clock_gettime(ClockId::Monotonic);
-    HostTime::from_ns(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+    HostTime::from_ns(now_ns(ClockId::Monotonic))
 }
 
-/// `CLOCK_BOOTTIME` in nanoseconds: goes on while the host is suspended, as a lease must.
-pub fn boottime() -> u64 {
-    let now = clock_gettime(ClockId::Boottime);
+/// Session time: what `CLOCK_BOOTTIME` shows. It goes on while the host is suspended, as a lease must.
+pub fn boottime() -> SessionTime {
+    SessionTime::from_ns(now_ns(ClockId::Boottime))
+}
+
+fn now_ns(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 

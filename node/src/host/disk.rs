@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
@@ -12,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use lockstep_vmm::devices::{DiskOp, DiskRequest};
 
 use super::chunks::{CHUNK, ChunkWatch};
-use super::image::{Image, SECTOR};
+use super::image::{Image, ReadAt, SECTOR};
 use super::inbox::Bell;
 use crate::sandbox::{self, Kind};
 
@@ -187,32 +188,55 @@ impl Disks {
         self.images.len()
     }
 
+    /// A disk to read, from any thread. The disks must be settled, and nothing is submitted while it is read.
+    pub fn shared(&self, disk: usize) -> Option<SharedImage> {
+        self.images.get(disk).cloned().map(SharedImage)
+    }
+
     /// A disk's image. The disks must be settled, and nothing is submitted while it is held.
     pub fn image(&self, disk: usize) -> Option<MutexGuard<'_, Image>> {
         self.images.get(disk).map(|image| lock(image))
     }
 }
 
+/// A disk's image that others have, too.
+pub struct SharedImage(Arc<Mutex<Image>>);
+
+impl ReadAt for SharedImage {
+    fn size(&self) -> io::Result<u64> {
+        lock(&self.0).bytes()
+    }
+
+    fn fill_at(&self, at: u64, data: &mut [u8]) -> io::Result<()> {
+        lock(&self.0).read_at(at, data)
+    }
+}
+
+/// The bytes of a disk that a request writes.
+pub fn written_by(op: &DiskOp) -> Option<Range<u64>> {
+    let (sector, bytes) = match op {
+        DiskOp::Write { sector, data } => (*sector, data.len() as u64),
+        DiskOp::Discard { sector, sectors } | DiskOp::WriteZeroes { sector, sectors, .. } => {
+            (*sector, u64::from(*sectors) * SECTOR)
+        }
+        DiskOp::Read { .. } | DiskOp::Flush => return None,
+    };
+    let start = sector * SECTOR;
+    (bytes > 0).then_some(start..start + bytes)
+}
+
 /// A watch and the writes that it will be told of.
 struct Watching {
     watch: Weak<ChunkWatch>,
-    writes: HashMap<(u32, u64), std::ops::Range<u64>>,
+    writes: HashMap<(u32, u64), Range<u64>>,
     earlier: HashSet<(u32, u64)>,
 }
 
 impl Watching {
     fn submitted(&mut self, request: &DiskRequest) {
-        let (sector, bytes) = match &request.op {
-            DiskOp::Write { sector, data } => (*sector, data.len() as u64),
-            DiskOp::Discard { sector, sectors } | DiskOp::WriteZeroes { sector, sectors, .. } => {
-                (*sector, u64::from(*sectors) * SECTOR)
-            }
-            DiskOp::Read { .. } | DiskOp::Flush => return,
-        };
-        if bytes > 0 {
-            let first = sector * SECTOR / CHUNK;
-            let end = (sector * SECTOR + bytes).div_ceil(CHUNK);
-            self.writes.insert((request.disk, request.request), first..end);
+        if let Some(bytes) = written_by(&request.op) {
+            let chunks = bytes.start / CHUNK..bytes.end.div_ceil(CHUNK);
+            self.writes.insert((request.disk, request.request), chunks);
         }
     }
 

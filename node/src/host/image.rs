@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::chunks::{CHUNK, Piece, read_chunks};
-use super::holes::{data_from, punch};
+use super::holes::punch;
 use super::size::bytes_of;
 
 /// Bytes of a sector, the unit of virtio block requests.
@@ -20,6 +20,24 @@ pub const SECTOR: u64 = 512;
 pub const BLOCK: u64 = 4096;
 /// Zeroes are written in pieces of this size where the file system cannot punch holes.
 const ZERO_PIECE: usize = 1 << 16;
+
+/// What a disk is read from.
+pub trait ReadAt {
+    /// Size in bytes.
+    fn size(&self) -> io::Result<u64>;
+    /// Fills `data` from the byte `at` on.
+    fn fill_at(&self, at: u64, data: &mut [u8]) -> io::Result<()>;
+}
+
+impl ReadAt for File {
+    fn size(&self) -> io::Result<u64> {
+        bytes_of(self)
+    }
+
+    fn fill_at(&self, at: u64, data: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(data, at)
+    }
+}
 
 /// Where a disk's content lies.
 pub enum Image {
@@ -89,6 +107,22 @@ impl Image {
             DiskOp::WriteZeroes { sector, sectors, unmap } => self.zero(*sector, u64::from(*sectors), *unmap)?,
         }
         Ok(None)
+    }
+
+    /// Fills `data` from the byte `at` on.
+    pub fn read_at(&self, at: u64, data: &mut [u8]) -> io::Result<()> {
+        let end = at.checked_add(data.len() as u64);
+        if end.is_none_or(|end| end > self.bytes().unwrap_or(0)) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let (first, within) = (at / SECTOR, (at % SECTOR) as usize);
+        if within == 0 && (data.len() as u64).is_multiple_of(SECTOR) {
+            return self.read(first, data);
+        }
+        let mut whole = vec![0; (within + data.len()).next_multiple_of(SECTOR as usize)];
+        self.read(first, &mut whole)?;
+        data.copy_from_slice(&whole[within..within + data.len()]);
+        Ok(())
     }
 
     fn read(&self, sector: u64, data: &mut [u8]) -> io::Result<()> {
@@ -234,41 +268,12 @@ fn clear(bits: &mut [u64], index: u64) {
     }
 }
 
-/// Copies an image as it is now to `to`, sharing its blocks where the file system can (reflink), else sparsely.
-pub fn keep_copy(from: &Path, to: &Path) -> io::Result<()> {
-    let source = File::open(from)?;
-    let target = OpenOptions::new().write(true).create_new(true).open(to)?;
-    if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {
-        return target.sync_all();
-    }
-    let bytes = bytes_of(&source)?;
-    target.set_len(bytes)?;
-    let mut buffer = vec![0; 1 << 20];
-    let mut data = data_from(&source, 0, bytes);
-    while data.start < bytes {
-        // Blocks begin where the file system's do.
-        let mut at = data.start - data.start % BLOCK;
-        while at < data.end {
-            let piece = (data.end - at).min(buffer.len() as u64) as usize;
-            source.read_exact_at(&mut buffer[..piece], at)?;
-            for (index, block) in buffer[..piece].chunks(BLOCK as usize).enumerate() {
-                if block.iter().any(|&byte| byte != 0) {
-                    target.write_all_at(block, at + index as u64 * BLOCK)?;
-                }
-            }
-            at += piece as u64;
-        }
-        data = data_from(&source, data.end, bytes);
-    }
-    target.sync_all()
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::host::size::allocated;
 
-    fn pattern(sectors: usize, seed: u8) -> Vec<u8> {
+    pub(in crate::host) fn pattern(sectors: usize, seed: u8) -> Vec<u8> {
         (0..sectors * SECTOR as usize)
             .map(|index| (index as u8).wrapping_mul(31) ^ seed)
             .collect()
@@ -300,6 +305,34 @@ mod tests {
             .unwrap();
         assert_eq!(read, expected);
         assert_eq!(std::fs::read(&path).unwrap(), base);
+    }
+
+    #[test]
+    fn any_bytes_of_an_image_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let mut expected = pattern(8, 1);
+        std::fs::write(&path, &expected).unwrap();
+        let mut image = Image::overlay(&path, dir.path()).unwrap();
+        let data = pattern(1, 7);
+        expected[1024..1536].copy_from_slice(&data);
+        image.execute(&DiskOp::Write { sector: 2, data }).unwrap();
+        for (at, length) in [
+            (0, 0),
+            (0, 4096),
+            (1000, 30),
+            (1023, 514),
+            (1024, 512),
+            (4095, 1),
+            (3584, 512),
+        ] {
+            let mut read = vec![0; length];
+            image.read_at(at as u64, &mut read).unwrap();
+            assert_eq!(read, expected[at..at + length], "{at}, {length}");
+        }
+        for (at, length) in [(4096, 1), (4095, 2), (u64::MAX, 1), (3584, 513)] {
+            image.read_at(at, &mut vec![0; length]).unwrap_err();
+        }
     }
 
     #[test]
@@ -361,39 +394,6 @@ mod tests {
         expected[512..201 * 512].fill(0);
         expected[300 * 512..308 * 512].fill(0);
         assert_eq!(std::fs::read(&path).unwrap(), expected);
-    }
-
-    #[test]
-    fn a_kept_copy_is_equal_and_never_overwrites() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
-        let mut data = pattern(64, 9);
-        data.resize(3 << 20, 0);
-        std::fs::write(&from, &data).unwrap();
-        keep_copy(&from, &to).unwrap();
-        assert_eq!(std::fs::read(&to).unwrap(), data);
-        assert!(keep_copy(&from, &to).is_err());
-    }
-
-    /// Of a thin image only what it has is read and written.
-    #[test]
-    fn a_kept_copy_of_a_thin_image_is_thin() {
-        let dir = tempfile::tempdir().unwrap();
-        let (from, to) = (dir.path().join("a"), dir.path().join("b"));
-        let file = File::create(&from).unwrap();
-        file.set_len(300 << 30).unwrap();
-        for at in [0, (100 << 30) - 700, (300 << 30) - 512] {
-            file.write_all_at(&pattern(1, 9), at).unwrap();
-        }
-        keep_copy(&from, &to).unwrap();
-        let copy = File::open(&to).unwrap();
-        assert_eq!(bytes_of(&copy).unwrap(), 300 << 30);
-        assert!(allocated(&copy).unwrap() <= 64 << 10);
-        for at in [0, (100 << 30) - 700, (300 << 30) - 512] {
-            let mut data = vec![0; 512];
-            copy.read_exact_at(&mut data, at).unwrap();
-            assert_eq!(data, pattern(1, 9), "{at}");
-        }
     }
 
     /// What a guest discards is not written by its replay.

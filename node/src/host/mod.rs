@@ -3,6 +3,7 @@
 pub mod chunks;
 pub mod clock;
 pub mod console;
+pub mod copy;
 pub mod digests;
 pub mod disk;
 pub mod format;

@@ -11,13 +11,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use lockstep_proto::program::version;
 use lockstep_proto::{Identity, Tenure};
 use lockstep_vmm::machine::Machine;
 use lockstep_vmm::snapshot;
 
 pub use self::digest::digest_of_disk;
 use crate::host::chunks::CHUNK;
-use crate::host::image::keep_copy;
+use crate::host::copy::keep_copy;
 use crate::start::{DiskOption, Started, realtime_seconds};
 
 /// Where to record, and how much of it is kept.
@@ -86,7 +87,7 @@ pub fn prepare(
 /// Who is recorded, where that is all that is known.
 pub fn subject(machine: &Machine, host_class: &str, tenure: Option<Tenure>) -> Identity {
     Identity {
-        program: format!("lockstep {}", crate::VERSION),
+        program: format!("lockstep {}", version()),
         machine: Some(machine.config().clone()),
         host_class: host_class.into(),
         tenure,

@@ -212,6 +212,11 @@ impl Status {
         changed
     }
 
+    /// Whether an operator has suspended the protection of the machine that this node runs.
+    pub fn is_suspended(&self) -> bool {
+        self.lock().state.contains(&format!("({SUSPENDED})"))
+    }
+
     /// Waits until state, role and term fulfil `wanted`; false when the time is over before.
     pub fn wait_for(&self, wanted: impl Fn(&StatusInner) -> bool, limit: Duration) -> bool {
         let until = Instant::now() + limit;
@@ -298,6 +303,10 @@ impl Status {
         self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Why a machine is not protected whose protection an operator has suspended.
+const SUSPENDED: &str = "suspended-by-user";
+
 /// The state in the words that operators know (docs/protocol.md).
 pub fn describe(state: &PrimaryState) -> String {
     let reason = |why: &Unprotected| match why {
@@ -306,7 +315,7 @@ pub fn describe(state: &PrimaryState) -> String {
         Unprotected::Divergence => "divergence".into(),
         // It may be the other node's words.
         Unprotected::Refused(reason) => format!("refused: {}", one_line(reason)),
-        Unprotected::Suspended => "suspended-by-user".into(),
+        Unprotected::Suspended => SUSPENDED.into(),
         Unprotected::Stalled => "stalled-there".into(),
     };
     match state {

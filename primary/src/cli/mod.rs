@@ -12,10 +12,11 @@ mod tests;
 
 use clap::{Parser, Subcommand};
 use lockstep_node::cli::{ops, packaging};
+use lockstep_proto::program::version;
 
 /// Runs a Linux machine on KVM and records everything that enters it.
 #[derive(Parser)]
-#[command(name = "lockstep-primary", version = lockstep_node::VERSION, about)]
+#[command(name = "lockstep-primary", version = version(), about)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -103,12 +103,12 @@ pub fn run(options: &RunOptions) -> Result<()> {
             options.api.serve(pair, cards, &status, &control)
         })
         .transpose()?;
+    let name = pair.map(|pair| pair.name.as_str());
     if pair.is_some() {
         // What does not run here takes no term either.
-        options.boot.check(&options.devices, &host)?;
+        options.boot.check(name, &options.devices, &host)?;
     }
     // The term comes first: a node that may not run the machine does not boot it.
-    let name = pair.map(|pair| pair.name.as_str());
     let pair = pair.map(|pair| take_term(pair, status, control)).transpose()?;
     let started = options.boot.start(name, "", &options.devices, &host)?;
     let span = Span::begin(&options.span)?;
@@ -129,6 +129,7 @@ pub fn run(options: &RunOptions) -> Result<()> {
         save: options.save.clone(),
         pair,
         promotion: None,
+        clock: options.boot.clock,
         // It is started by hand, and ends so that somebody sees it.
         restart: None,
     };

@@ -187,7 +187,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
     let (events, mut incoming) = mpsc::unbounded_channel();
     let endpoint = net::dialer(options.peer)?;
     // A silent connection is the session's business; QUIC's own limit only cleans up.
-    let idle = Duration::from_nanos(options.timing.deadline) * 4;
+    let idle = Duration::from_nanos(options.timing.deadline_ns) * 4;
     let credentials = options.credentials;
     let stalls = Stalls::of(&options.status, &options.timing, &options.why);
     let machine = options.hello.machine.clone().unwrap_or_default();
@@ -235,7 +235,7 @@ async fn run(options: LiveOptions, mut ends: PortEnds, mut stopped: mpsc::Receiv
         status.pulses().link.beat();
         let now = boottime();
         let wake = [state.session.wake(), state.ending.wake()].into_iter().flatten().min();
-        let wake = wake.map_or(LONGEST_SLEEP, |at| Duration::from_nanos(at.saturating_sub(now)));
+        let wake = wake.map_or(LONGEST_SLEEP, |at| Duration::from_nanos(at.ns_since(now)));
         tokio::select! {
             biased;
             stop = stopped.recv(), if !state.ending.has_ended() => match stop {

@@ -72,7 +72,7 @@ impl Stalls {
 
     fn new(vcpu: &Pulse, timing: &Timing, came: bool, now: Instant) -> Self {
         Self {
-            limit: Duration::from_nanos(timing.stall()).max(SHORTEST),
+            limit: Duration::from_nanos(timing.stall_ns()).max(SHORTEST),
             vcpu: Doctor::of(vcpu),
             looked: now,
             due_since: 0,
@@ -137,8 +137,8 @@ mod tests {
     use lockstep_proto::session::Freeze;
 
     const QUICK: Timing = Timing {
-        heartbeat: 50_000_000,
-        deadline: 150_000_000,
+        heartbeat_ns: 50_000_000,
+        deadline_ns: 150_000_000,
     };
 
     fn stays(stall: Option<Stall>) -> Option<Stall> {

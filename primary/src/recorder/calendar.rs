@@ -21,6 +21,14 @@ pub struct Calendar {
 }
 
 impl Calendar {
+    /// One that is never looked at.
+    pub fn ignored() -> Self {
+        Self {
+            next: HostTime::from_ns(u64::MAX),
+            usual: None,
+        }
+    }
+
     /// Whether it is time to look.
     pub fn is_due(&self, now: HostTime) -> bool {
         now >= self.next
@@ -71,5 +79,11 @@ mod tests {
         calendar.settle(i64::MAX);
         assert!(!calendar.look(at(13), i64::MAX, 0));
         assert!(calendar.look(at(14), i64::MIN, 0));
+    }
+
+    #[test]
+    fn a_calendar_that_is_ignored_is_never_looked_at() {
+        assert!(!Calendar::ignored().is_due(at(u64::MAX - 1)));
+        assert!(Calendar::default().is_due(at(0)));
     }
 }

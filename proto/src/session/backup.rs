@@ -13,8 +13,8 @@ use super::greeting::{check_hello, is_name};
 use super::lag::Lag;
 use super::limits::{MAX_POSITION, PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
-use super::{Nanos, Record, Timing, Verdict};
-use crate::quantity::{LogPosition, Term};
+use super::{Record, Timing, Verdict};
+use crate::quantity::{LogPosition, SessionTime, Term};
 use crate::{Ack, Goodbye, HeartbeatReply, Hello, Joined, ToBackup, ToPrimary, Welcome};
 use crate::{Diverged, Ready, to_backup, to_primary};
 
@@ -94,9 +94,9 @@ impl Backup {
         &self.ack
     }
 
-    /// How long the oldest of the log that is not verified has been here.
-    pub fn lag(&self, now: Nanos) -> Nanos {
-        self.lag.at(now)
+    /// How long the oldest of the log that is not verified has been here, in nanoseconds.
+    pub fn lag_ns(&self, now: SessionTime) -> u64 {
+        self.lag.ns_at(now)
     }
 
     /// Whether this node's service uplink has lost its carrier: the answers to heartbeats say so.
@@ -126,7 +126,7 @@ impl Backup {
     }
 
     /// When it wants [`BackupInput::Tick`] at the latest.
-    pub fn wake(&self) -> Option<Nanos> {
+    pub fn wake(&self) -> Option<SessionTime> {
         let deadline = self
             .state
             .connection()
@@ -139,7 +139,7 @@ impl Backup {
     }
 
     /// Takes in what happened at `now`.
-    pub fn handle(&mut self, now: Nanos, input: BackupInput) {
+    pub fn handle(&mut self, now: SessionTime, input: BackupInput) {
         match input {
             BackupInput::Connected(name) => self.connected(now, name),
             BackupInput::Arbiter(verdict) => self.verdict(now, &verdict),
@@ -152,7 +152,7 @@ impl Backup {
     }
 
     /// Takes in what happened with the connection, if there is one.
-    fn of_connection(&mut self, now: Nanos, input: BackupInput) {
+    fn of_connection(&mut self, now: SessionTime, input: BackupInput) {
         let Some(connection) = self.state.connection_mut() else {
             return;
         };
@@ -163,7 +163,7 @@ impl Backup {
             BackupInput::Heartbeat(heartbeat) => {
                 connection.last_heard = now;
                 if let Some(last) = connection.last_beat.replace(now) {
-                    let passed = now.saturating_sub(last) / self.timing.heartbeat.max(1);
+                    let passed = now.ns_since(last) / self.timing.heartbeat_ns.max(1);
                     self.missed += passed.saturating_sub(1);
                 }
                 self.released = self.released.max(LogPosition::new(heartbeat.released));
@@ -219,14 +219,14 @@ impl Backup {
             .push_back(BackupAction::Send(ToPrimary { kind: Some(kind) }));
     }
 
-    fn acknowledge(&mut self, now: Nanos) {
+    fn acknowledge(&mut self, now: SessionTime) {
         if self.state.connection().is_some_and(Connection::has_machine) {
-            self.ack.lag_ns = self.lag.at(now);
+            self.ack.lag_ns = self.lag.ns_at(now);
             self.send(to_primary::Kind::Ack(self.ack));
         }
     }
 
-    fn connected(&mut self, now: Nanos, name: String) {
+    fn connected(&mut self, now: SessionTime, name: String) {
         if self.state.connection().is_some() {
             return self.lost(now, "the primary connected once more");
         }
@@ -243,7 +243,7 @@ impl Backup {
         self.state = State::Connected(Connection::new(name, now));
     }
 
-    fn message(&mut self, now: Nanos, message: ToBackup) {
+    fn message(&mut self, now: SessionTime, message: ToBackup) {
         let Some(connection) = self.state.connection_mut() else {
             return;
         };
@@ -325,7 +325,7 @@ impl Backup {
         self.state = State::Waiting;
     }
 
-    fn tick(&mut self, now: Nanos) {
+    fn tick(&mut self, now: SessionTime) {
         self.ask(now);
         let connection = self.state.connection();
         if connection.is_some_and(|connection| now >= connection.deadline(&self.timing)) {
@@ -352,7 +352,7 @@ impl Backup {
     /// The primary may be dead. A backup that knows it was named claims the term; the record decides whether it may. One that
     /// was not told does not: in the same term another join may follow, and a claim that is late on its way would fit the
     /// record of that one. Not before the deadline, however it learnt of it: a primary that knows nothing yet may go by its lease until then.
-    fn lost(&mut self, now: Nanos, reason: &str) {
+    fn lost(&mut self, now: SessionTime, reason: &str) {
         match &self.state {
             State::Connected(connection) if matches!(connection.phase, Phase::Protected) => {
                 self.claim(reason, connection.deadline(&self.timing));
@@ -363,7 +363,7 @@ impl Backup {
     }
 
     /// Claims the term at `at`, and acknowledges nothing from now on.
-    fn claim(&mut self, reason: &str, at: Nanos) {
+    fn claim(&mut self, reason: &str, at: SessionTime) {
         let State::Connected(connection) = &mut self.state else {
             return;
         };
@@ -393,7 +393,7 @@ impl Backup {
         self.actions.push_back(BackupAction::Discard);
     }
 
-    fn ask(&mut self, now: Nanos) {
+    fn ask(&mut self, now: SessionTime) {
         if let State::Claiming(Claim { question, .. }) = &mut self.state
             && question.ask(now)
         {
@@ -404,7 +404,7 @@ impl Backup {
         }
     }
 
-    fn verdict(&mut self, now: Nanos, verdict: &Verdict) {
+    fn verdict(&mut self, now: SessionTime, verdict: &Verdict) {
         let State::Claiming(claim) = &mut self.state else {
             return;
         };
@@ -422,7 +422,7 @@ impl Backup {
             Verdict::Lost => self.renounce(),
             Verdict::Unknown => {
                 claim.unanswered = true;
-                claim.question.put_off(now.saturating_add(self.timing.heartbeat));
+                claim.question.put_off(now.plus_ns(self.timing.heartbeat_ns));
             }
         }
     }

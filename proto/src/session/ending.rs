@@ -7,12 +7,13 @@
 //! - A machine that is being handed over is not ended by force: it may be the other node's already.
 //! - Once the guest has ended there is an end to the waiting, whatever the peer does.
 
-use super::{Freeze, Nanos, PrimaryState};
+use super::{Freeze, PrimaryState};
+use crate::quantity::SessionTime;
 
 /// When a machine that is being handed over is looked at again, to end it if it stayed.
-const LOOK_AGAIN: Nanos = 1_000_000_000;
+const LOOK_AGAIN_NS: u64 = 1_000_000_000;
 /// How long a guest that has ended is waited for: for its last output to be safe, and its backup to have heard of it.
-const LAST_WAIT: Nanos = 5_000_000_000;
+const LAST_WAIT_NS: u64 = 5_000_000_000;
 
 /// What of the end has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub enum Ending {
     /// An operator has asked the guest to shut down.
     Asked {
         /// It is ended by force then.
-        force_at: Nanos,
+        force_at: SessionTime,
     },
     /// The machine was ended by force, and has still to say that it has.
     Forced,
@@ -32,7 +33,7 @@ pub enum Ending {
     /// The backup was told, if there is one: it has to hang up. Or else this end has, and takes the next term.
     Told {
         /// Nobody waits for it longer.
-        until: Nanos,
+        until: SessionTime,
         /// An operator has asked for it.
         shut_down: bool,
         /// The machine is booted anew.
@@ -52,16 +53,16 @@ pub struct GuestEnd {
     /// The machine is booted anew: the backup is not told, as it may have to do so.
     pub restarts: bool,
     /// What has not left by then stays.
-    until: Nanos,
+    until: SessionTime,
 }
 
 impl Ending {
-    /// An operator asks, `now`, the guest to shut down within this time, in nanoseconds. Asked once more, the time begins anew.
-    pub fn ask(&mut self, now: Nanos, patience: Nanos) {
+    /// An operator asks, `now`, the guest to shut down within so many nanoseconds. Asked once more, they begin anew.
+    pub fn ask(&mut self, now: SessionTime, patience_ns: u64) {
         match self {
             Self::Running | Self::Asked { .. } | Self::Forced => {
                 *self = Self::Asked {
-                    force_at: now.saturating_add(patience),
+                    force_at: now.plus_ns(patience_ns),
                 };
             }
             Self::Leaving(_) | Self::Told { .. } => self.stay_ended(),
@@ -89,7 +90,7 @@ impl Ending {
 
     /// Whether the machine is to be ended by force now: the guest was asked to shut down and has not in time. While it is handed
     /// over its end is not for this node to say.
-    pub fn forces(&mut self, now: Nanos, state: &PrimaryState) -> bool {
+    pub fn forces(&mut self, now: SessionTime, state: &PrimaryState) -> bool {
         let Self::Asked { force_at } = *self else { return false };
         if now < force_at {
             return false;
@@ -100,7 +101,7 @@ impl Ending {
         };
         *self = if is_leaving {
             Self::Asked {
-                force_at: now.saturating_add(LOOK_AGAIN),
+                force_at: now.plus_ns(LOOK_AGAIN_NS),
             }
         } else {
             Self::Forced
@@ -109,7 +110,7 @@ impl Ending {
     }
 
     /// The guest has ended, `now`, in this way, and `restarts` if nobody has wanted its end. Of the first time only.
-    pub fn guest_ended(&mut self, now: Nanos, how: &'static str, restarts: bool) {
+    pub fn guest_ended(&mut self, now: SessionTime, how: &'static str, restarts: bool) {
         let shut_down = match self {
             Self::Running => false,
             Self::Asked { .. } | Self::Forced => true,
@@ -119,7 +120,7 @@ impl Ending {
             how,
             shut_down,
             restarts: restarts && !shut_down,
-            until: now.saturating_add(LAST_WAIT),
+            until: now.plus_ns(LAST_WAIT_NS),
         });
     }
 
@@ -141,7 +142,7 @@ impl Ending {
     /// Whether nothing is left to wait for. A machine that is booted anew waits for its term, in which no backup is named, and so
     /// does one that was to be: its backup was not told, and would boot it. Without an answer of the arbiter, whoever is started
     /// next waits for that.
-    pub fn is_over(&self, now: Nanos, all_has_left: bool, has_peer: bool, state: &PrimaryState) -> bool {
+    pub fn is_over(&self, now: SessionTime, all_has_left: bool, has_peer: bool, state: &PrimaryState) -> bool {
         let (until, needs_term) = match self {
             Self::Running | Self::Asked { .. } | Self::Forced => return false,
             Self::Leaving(GuestEnd { until, restarts, .. }) => (*until, *restarts),
@@ -165,7 +166,7 @@ impl Ending {
     }
 
     /// When the guest is ended by force, if it was asked to shut down.
-    pub fn force_at(&self) -> Option<Nanos> {
+    pub fn force_at(&self) -> Option<SessionTime> {
         match self {
             Self::Asked { force_at } => Some(*force_at),
             _ => None,
@@ -173,7 +174,7 @@ impl Ending {
     }
 
     /// When it wants to be looked at again at the latest.
-    pub fn wake(&self) -> Option<Nanos> {
+    pub fn wake(&self) -> Option<SessionTime> {
         match self {
             Self::Running | Self::Forced => None,
             Self::Asked { force_at: at } | Self::Leaving(GuestEnd { until: at, .. }) | Self::Told { until: at, .. } => {
@@ -189,25 +190,32 @@ mod tests {
     use crate::quantity::LogPosition;
     use crate::session::Unprotected;
 
-    const SECOND: Nanos = 1_000_000_000;
+    const SECOND_NS: u64 = 1_000_000_000;
+    const ZERO: SessionTime = SessionTime::ZERO;
+    /// The end of the last wait for a guest that has ended at zero.
+    const WAITED: SessionTime = ZERO.plus_ns(LAST_WAIT_NS);
+
+    fn at(seconds: u64) -> SessionTime {
+        SessionTime::from_ns(seconds * SECOND_NS)
+    }
 
     fn asked() -> Ending {
         let mut ending = Ending::default();
-        ending.ask(5 * SECOND, 10 * SECOND);
+        ending.ask(at(5), 10 * SECOND_NS);
         ending
     }
 
     #[test]
     fn a_guest_that_does_not_shut_down_is_ended_once() {
         let mut ending = asked();
-        assert_eq!(ending.wake(), Some(15 * SECOND));
-        assert!(!ending.forces(15 * SECOND - 1, &PrimaryState::Protected));
-        assert!(ending.forces(15 * SECOND, &PrimaryState::Protected));
-        assert!(!ending.forces(99 * SECOND, &PrimaryState::Protected));
+        assert_eq!(ending.wake(), Some(at(15)));
+        assert!(!ending.forces(SessionTime::from_ns(15 * SECOND_NS - 1), &PrimaryState::Protected));
+        assert!(ending.forces(at(15), &PrimaryState::Protected));
+        assert!(!ending.forces(at(99), &PrimaryState::Protected));
         // Asked once more, it is given its time again.
-        ending.ask(20 * SECOND, SECOND);
-        assert!(!ending.forces(20 * SECOND, &PrimaryState::Protected));
-        assert!(ending.forces(21 * SECOND, &PrimaryState::Frozen(Freeze::NoArbiter)));
+        ending.ask(at(20), SECOND_NS);
+        assert!(!ending.forces(at(20), &PrimaryState::Protected));
+        assert!(ending.forces(at(21), &PrimaryState::Frozen(Freeze::NoArbiter)));
     }
 
     #[test]
@@ -226,17 +234,17 @@ mod tests {
             PrimaryState::Frozen(Freeze::LostTerm),
         ] {
             let mut ending = asked();
-            assert!(!ending.forces(20 * SECOND, &state));
-            assert_eq!(ending.wake(), Some(20 * SECOND + LOOK_AGAIN));
+            assert!(!ending.forces(at(20), &state));
+            assert_eq!(ending.wake(), Some(at(20).plus_ns(LOOK_AGAIN_NS)));
             // It stayed.
-            assert!(ending.forces(20 * SECOND + LOOK_AGAIN, &PrimaryState::Protected));
+            assert!(ending.forces(at(20).plus_ns(LOOK_AGAIN_NS), &PrimaryState::Protected));
         }
     }
 
     #[test]
     fn the_backup_hears_who_wanted_the_end() {
         let told = |mut ending: Ending| {
-            ending.guest_ended(20 * SECOND, "reset", false);
+            ending.guest_ended(at(20), "reset", false);
             assert_eq!(ending.force_at(), None, "there is nothing to end by force");
             assert_eq!(ending.take_goodbye(false), None);
             let end = ending.take_goodbye(true).expect("a goodbye");
@@ -249,10 +257,10 @@ mod tests {
         // Also one who asks while the last output waits.
         for late in [
             |ending: &mut Ending| ending.force(),
-            |ending: &mut Ending| ending.ask(0, 0),
+            |ending: &mut Ending| ending.ask(ZERO, 0),
         ] {
             let mut ending = Ending::default();
-            ending.guest_ended(0, "halt", true);
+            ending.guest_ended(ZERO, "halt", true);
             late(&mut ending);
             assert!(ending.is_shut_down(), "it would be booted anew after an operator's end");
             assert!(ending.take_goodbye(true).is_some_and(|end| end.shut_down));
@@ -265,19 +273,22 @@ mod tests {
     fn the_waiting_ends() {
         let mut ending = Ending::default();
         let state = PrimaryState::Protected;
-        assert!(!ending.is_over(u64::MAX, true, false, &state), "the guest runs");
-        ending.guest_ended(0, "halt", false);
         assert!(
-            !ending.is_over(LAST_WAIT - 1, false, false, &state),
+            !ending.is_over(SessionTime::from_ns(u64::MAX), true, false, &state),
+            "the guest runs"
+        );
+        ending.guest_ended(ZERO, "halt", false);
+        assert!(
+            !ending.is_over(ZERO.plus_ns(LAST_WAIT_NS - 1), false, false, &state),
             "something has not left"
         );
         assert!(
-            !ending.is_over(LAST_WAIT - 1, true, true, &state),
+            !ending.is_over(ZERO.plus_ns(LAST_WAIT_NS - 1), true, true, &state),
             "the backup has not hung up"
         );
-        assert!(ending.is_over(0, true, false, &state));
-        assert!(ending.is_over(LAST_WAIT, false, true, &state));
-        assert_eq!(ending.wake(), Some(LAST_WAIT));
+        assert!(ending.is_over(ZERO, true, false, &state));
+        assert!(ending.is_over(WAITED, false, true, &state));
+        assert_eq!(ending.wake(), Some(WAITED));
     }
 
     #[test]
@@ -288,8 +299,9 @@ mod tests {
             still: false,
         };
         let alone = PrimaryState::Alone(why);
+        let soon = SessionTime::from_ns(1);
         let mut ending = Ending::default();
-        ending.guest_ended(0, "reset", true);
+        ending.guest_ended(ZERO, "reset", true);
         for (state, is_over) in [
             (PrimaryState::Protected, false),
             (fencing.clone(), false),
@@ -297,23 +309,23 @@ mod tests {
             (alone.clone(), true),
             (PrimaryState::Frozen(Freeze::LostTerm), true),
         ] {
-            assert_eq!(ending.is_over(1, true, false, &state), is_over, "leaving, {state:?}");
-            assert!(!ending.is_over(1, true, true, &state), "connected, {state:?}");
+            assert_eq!(ending.is_over(soon, true, false, &state), is_over, "leaving, {state:?}");
+            assert!(!ending.is_over(soon, true, true, &state), "connected, {state:?}");
             let mut told = ending;
             let end = told.take_goodbye(true).expect("all has left");
             assert!(end.restarts && !end.shut_down);
-            assert_eq!(told.is_over(1, true, false, &state), is_over, "{state:?}");
-            assert!(told.is_over(LAST_WAIT, false, true, &state) && !told.is_shut_down());
+            assert_eq!(told.is_over(soon, true, false, &state), is_over, "{state:?}");
+            assert!(told.is_over(WAITED, false, true, &state) && !told.is_shut_down());
         }
         // An operator who ends it later ends it for good. The backup was not told, and would boot it until the term is taken.
         assert!(ending.take_goodbye(true).is_some());
-        ending.ask(1, SECOND);
-        assert!(ending.is_shut_down() && !ending.is_over(1, true, false, &fencing));
-        assert!(ending.is_over(1, true, false, &alone) && ending.is_over(LAST_WAIT, true, false, &fencing));
+        ending.ask(soon, SECOND_NS);
+        assert!(ending.is_shut_down() && !ending.is_over(soon, true, false, &fencing));
+        assert!(ending.is_over(soon, true, false, &alone) && ending.is_over(WAITED, true, false, &fencing));
         // And so does one who asked before.
         for mut ending in [asked(), Ending::Forced] {
-            ending.guest_ended(6 * SECOND, "reset", true);
-            assert!(ending.is_shut_down() && ending.is_over(6 * SECOND, true, false, &fencing));
+            ending.guest_ended(at(6), "reset", true);
+            assert!(ending.is_shut_down() && ending.is_over(at(6), true, false, &fencing));
         }
     }
 }

@@ -63,8 +63,8 @@ pub(super) fn check_hello(hello: &Hello, identity: &BackupIdentity, primary: &st
         return Err(format!("{term} is not a term"));
     }
     let timing = Timing {
-        heartbeat: hello.heartbeat_ns,
-        deadline: hello.deadline_ns,
+        heartbeat_ns: hello.heartbeat_ns,
+        deadline_ns: hello.deadline_ns,
     };
     if !timing.is_sound() {
         return Err("the heartbeat and the deadline do not fit each other".into());

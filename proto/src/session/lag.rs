@@ -2,8 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::Nanos;
-use crate::quantity::LogPosition;
+use crate::quantity::{LogPosition, SessionTime};
 
 /// Arrivals that are remembered; of those beyond, the lag counts from the last remembered one before them.
 const REMEMBERED: usize = 1 << 16;
@@ -12,12 +11,12 @@ const REMEMBERED: usize = 1 << 16;
 #[derive(Debug, Default)]
 pub(super) struct Lag {
     /// Position and time, oldest first.
-    arrivals: VecDeque<(LogPosition, Nanos)>,
+    arrivals: VecDeque<(LogPosition, SessionTime)>,
 }
 
 impl Lag {
     /// The log came up to `position` at `now`.
-    pub(super) fn received(&mut self, position: LogPosition, now: Nanos) {
+    pub(super) fn received(&mut self, position: LogPosition, now: SessionTime) {
         if self.arrivals.len() < REMEMBERED && self.arrivals.back().is_none_or(|(last, _)| *last < position) {
             self.arrivals.push_back((position, now));
         }
@@ -30,9 +29,9 @@ impl Lag {
         }
     }
 
-    /// How long the oldest of what is not verified has been here.
-    pub(super) fn at(&self, now: Nanos) -> Nanos {
-        self.arrivals.front().map_or(0, |(_, came)| now.saturating_sub(*came))
+    /// How long the oldest of what is not verified has been here, in nanoseconds.
+    pub(super) fn ns_at(&self, now: SessionTime) -> u64 {
+        self.arrivals.front().map_or(0, |(_, came)| now.ns_since(*came))
     }
 }
 
@@ -44,27 +43,31 @@ mod tests {
         LogPosition::new(position)
     }
 
+    fn time(ns: u64) -> SessionTime {
+        SessionTime::from_ns(ns)
+    }
+
     #[test]
     fn counts_from_the_oldest() {
         let mut lag = Lag::default();
-        assert_eq!(lag.at(100), 0);
-        lag.received(at(3), 100);
-        lag.received(at(5), 200);
-        lag.received(at(5), 250);
-        assert_eq!(lag.at(300), 200);
+        assert_eq!(lag.ns_at(time(100)), 0);
+        lag.received(at(3), time(100));
+        lag.received(at(5), time(200));
+        lag.received(at(5), time(250));
+        assert_eq!(lag.ns_at(time(300)), 200);
         lag.verified(at(2));
-        assert_eq!(lag.at(300), 200);
+        assert_eq!(lag.ns_at(time(300)), 200);
         lag.verified(at(3));
-        assert_eq!(lag.at(300), 100);
+        assert_eq!(lag.ns_at(time(300)), 100);
         lag.verified(at(5));
-        assert_eq!(lag.at(300), 0);
+        assert_eq!(lag.ns_at(time(300)), 0);
     }
 
     #[test]
     fn is_bounded() {
         let mut lag = Lag::default();
         for position in 0..REMEMBERED as u64 + 10 {
-            lag.received(at(position), position);
+            lag.received(at(position), time(position));
         }
         assert_eq!(lag.arrivals.len(), REMEMBERED);
     }

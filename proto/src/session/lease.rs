@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::{Nanos, Timing};
+use super::Timing;
+use crate::quantity::SessionTime;
 
 /// Heartbeats whose sending times are remembered; an answer to an older one gives no lease any more anyway.
 const REMEMBERED: usize = 64;
@@ -13,10 +14,12 @@ const REMEMBERED: usize = 64;
 pub(super) struct Lease {
     timing: Timing,
     /// Number and sending time of those not answered, oldest first.
-    sent: VecDeque<(u64, Nanos)>,
+    sent: VecDeque<(u64, SessionTime)>,
     number: u64,
-    next: Nanos,
-    until: Nanos,
+    /// When the next one is due.
+    next: SessionTime,
+    /// When no output may leave any more; zero where there is no lease.
+    until: SessionTime,
     /// Heartbeats that were not answered before the next one was sent.
     missed: u64,
 }
@@ -27,36 +30,36 @@ impl Lease {
             timing,
             sent: VecDeque::new(),
             number: 0,
-            next: 0,
-            until: 0,
+            next: SessionTime::ZERO,
+            until: SessionTime::ZERO,
             missed: 0,
         }
     }
 
     /// Starts over with a new connection. Numbers go on, so that no answer fits two connections.
-    pub(super) fn restart(&mut self, now: Nanos) {
+    pub(super) fn restart(&mut self, now: SessionTime) {
         self.sent.clear();
         self.next = now;
-        self.until = 0;
+        self.until = SessionTime::ZERO;
     }
 
     /// Gives up what it has.
     pub(super) fn end(&mut self) {
         self.sent.clear();
-        self.until = 0;
+        self.until = SessionTime::ZERO;
     }
 
     /// When the next heartbeat is due.
-    pub(super) fn next(&self) -> Nanos {
+    pub(super) fn next(&self) -> SessionTime {
         self.next
     }
 
     /// The number of the heartbeat to be sent at `now`, if one is due.
-    pub(super) fn beat(&mut self, now: Nanos) -> Option<u64> {
+    pub(super) fn beat(&mut self, now: SessionTime) -> Option<u64> {
         if now < self.next {
             return None;
         }
-        self.next = now.saturating_add(self.timing.heartbeat);
+        self.next = now.plus_ns(self.timing.heartbeat_ns);
         // An answer forgets what it answers and all before it.
         if self.sent.back().is_some_and(|(last, _)| *last == self.number) {
             self.missed += 1;
@@ -74,7 +77,7 @@ impl Lease {
         if let Some(at) = self.sent.iter().position(|(sent, _)| *sent == number) {
             let sent = self.sent[at].1;
             self.sent.drain(..=at);
-            self.until = self.until.max(sent.saturating_add(self.timing.lease()));
+            self.until = self.until.max(sent.plus_ns(self.timing.lease_ns()));
         }
     }
 
@@ -84,7 +87,7 @@ impl Lease {
     }
 
     /// Whether output may leave at `now`.
-    pub(super) fn holds(&self, now: Nanos) -> bool {
+    pub(super) fn holds(&self, now: SessionTime) -> bool {
         now < self.until
     }
 }
@@ -94,28 +97,37 @@ mod tests {
     use super::*;
 
     const TIMING: Timing = Timing {
-        heartbeat: 50_000_000,
-        deadline: 150_000_000,
+        heartbeat_ns: 50_000_000,
+        deadline_ns: 150_000_000,
     };
+
+    fn at(ns: u64) -> SessionTime {
+        SessionTime::from_ns(ns)
+    }
+
+    /// When a heartbeat of this number is sent, from 0 on.
+    fn of_beat(number: u64) -> SessionTime {
+        at(number * TIMING.heartbeat_ns)
+    }
 
     #[test]
     fn counts_from_the_sending() {
         let mut lease = Lease::new(TIMING);
-        lease.restart(1_000);
-        assert_eq!(lease.beat(1_000), Some(1));
-        assert_eq!(lease.beat(2_000), None);
-        assert!(!lease.holds(2_000));
+        lease.restart(at(1_000));
+        assert_eq!(lease.beat(at(1_000)), Some(1));
+        assert_eq!(lease.beat(at(2_000)), None);
+        assert!(!lease.holds(at(2_000)));
         lease.answered(1);
-        assert!(lease.holds(1_000 + TIMING.lease() - 1));
-        assert!(!lease.holds(1_000 + TIMING.lease()));
+        assert!(lease.holds(at(1_000 + TIMING.lease_ns() - 1)));
+        assert!(!lease.holds(at(1_000 + TIMING.lease_ns())));
     }
 
     #[test]
     fn what_is_not_answered_before_the_next_is_missed() {
         let mut lease = Lease::new(TIMING);
-        lease.restart(0);
+        lease.restart(at(0));
         for beat in 0..4 {
-            lease.beat(beat * TIMING.heartbeat);
+            lease.beat(of_beat(beat));
             if beat != 1 {
                 lease.answered(beat + 1);
             }
@@ -123,50 +135,50 @@ mod tests {
         // One was; a late answer does not change that, nor does a connection that is new.
         lease.answered(2);
         assert_eq!((lease.take_missed(), lease.take_missed()), (1, 0));
-        lease.beat(4 * TIMING.heartbeat);
-        lease.restart(5 * TIMING.heartbeat);
-        lease.beat(5 * TIMING.heartbeat);
+        lease.beat(of_beat(4));
+        lease.restart(of_beat(5));
+        lease.beat(of_beat(5));
         assert_eq!(lease.take_missed(), 0);
     }
 
     #[test]
     fn an_older_answer_takes_nothing_back_and_an_invented_one_gives_nothing() {
         let mut lease = Lease::new(TIMING);
-        lease.restart(0);
+        lease.restart(at(0));
         for beat in 0..3 {
-            assert_eq!(lease.beat(beat * TIMING.heartbeat), Some(beat + 1));
+            assert_eq!(lease.beat(of_beat(beat)), Some(beat + 1));
         }
         lease.answered(u64::MAX);
-        assert!(!lease.holds(0));
+        assert!(!lease.holds(at(0)));
         lease.answered(2);
-        let until = TIMING.heartbeat + TIMING.lease();
+        let until = TIMING.heartbeat_ns + TIMING.lease_ns();
         lease.answered(1);
-        assert!(lease.holds(until - 1) && !lease.holds(until));
+        assert!(lease.holds(at(until - 1)) && !lease.holds(at(until)));
         lease.answered(3);
-        assert!(lease.holds(until));
+        assert!(lease.holds(at(until)));
     }
 
     #[test]
     fn an_answer_of_the_last_connection_gives_nothing() {
         let mut lease = Lease::new(TIMING);
-        lease.restart(0);
-        let number = lease.beat(0).unwrap();
+        lease.restart(at(0));
+        let number = lease.beat(at(0)).unwrap();
         lease.end();
-        lease.restart(10);
-        lease.beat(10);
+        lease.restart(at(10));
+        lease.beat(at(10));
         lease.answered(number);
-        assert!(!lease.holds(11));
+        assert!(!lease.holds(at(11)));
     }
 
     #[test]
     fn forgets_the_oldest() {
         let mut lease = Lease::new(TIMING);
-        lease.restart(0);
+        lease.restart(at(0));
         for beat in 0..=REMEMBERED as u64 {
-            lease.beat(beat * TIMING.heartbeat);
+            lease.beat(of_beat(beat));
         }
         lease.answered(1);
-        assert!(!lease.holds(0));
+        assert!(!lease.holds(at(0)));
         assert_eq!(lease.sent.len(), REMEMBERED);
     }
 }

@@ -17,9 +17,9 @@ pub const MAX_POSITION: LogPosition = LogPosition::new(1 << 62);
 pub const MAX_REASON_BYTES: usize = 4096;
 
 /// The shortest time from one heartbeat to the next, in nanoseconds: 1 ms.
-pub const MIN_HEARTBEAT: u64 = 1_000_000;
+pub const MIN_HEARTBEAT_NS: u64 = 1_000_000;
 /// The longest deadline, in nanoseconds: an hour.
-pub const MAX_DEADLINE: u64 = 3_600_000_000_000;
+pub const MAX_DEADLINE_NS: u64 = 3_600_000_000_000;
 
 /// `text` as far as it is kept.
 pub fn bounded(text: &str) -> String {

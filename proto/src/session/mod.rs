@@ -1,5 +1,8 @@
 //! The session of a pair, as state machines without I/O and without a clock: time and messages are passed in, actions
-//! come out. The same code runs over QUIC and in the simulator.
+//! come out. The same code runs over QUIC and in the simulator. Time is the caller's [`SessionTime`], which never goes back;
+//! lengths of time are plain nanoseconds, and named `_ns`.
+//!
+//! [`SessionTime`]: crate::quantity::SessionTime
 //!
 //! Invariants (docs/protocol.md says why they are enough):
 //! - Whoever releases output holds the arbiter's term. From the moment that a record naming the backup may have reached
@@ -25,52 +28,51 @@ pub use backup::{Backup, BackupAction, BackupIdentity, BackupInput, BackupState}
 pub use ending::{Ending, GuestEnd};
 pub use gate::Gate;
 pub use limits::{
-    MAX_CONTROL_BYTES, MAX_DATAGRAM_BYTES, MAX_DEADLINE, MAX_NAME_BYTES, MAX_POSITION, MAX_REASON_BYTES, MIN_HEARTBEAT,
-    PROTOCOL_VERSION, bounded,
+    MAX_CONTROL_BYTES, MAX_DATAGRAM_BYTES, MAX_DEADLINE_NS, MAX_NAME_BYTES, MAX_POSITION, MAX_REASON_BYTES,
+    MIN_HEARTBEAT_NS, PROTOCOL_VERSION, bounded,
 };
 pub use primary::{Primary, PrimaryAction, PrimaryInput, PrimaryState};
 pub use record::Record;
 
-/// Nanoseconds of the caller's monotonic clock.
-pub type Nanos = u64;
-
-/// How fast a pair notices that the other side is gone. All in nanoseconds.
+/// How fast a pair notices that the other side is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// From one heartbeat to the next.
-    pub heartbeat: Nanos,
+    pub heartbeat_ns: u64,
     /// Silence after which the other side is suspected.
-    pub deadline: Nanos,
+    pub deadline_ns: u64,
 }
 
 impl Timing {
     /// The defaults: 200 ms and 1 s.
     pub const CALM: Self = Self {
-        heartbeat: 200_000_000,
-        deadline: 1_000_000_000,
+        heartbeat_ns: 200_000_000,
+        deadline_ns: 1_000_000_000,
     };
 
     /// How long output may leave, counted from the sending of the last heartbeat that was answered. Shorter than the
     /// deadline, which the backup counts from when that heartbeat came: a primary that was cut off has fallen silent
     /// when the backup begins to claim the term.
-    pub fn lease(&self) -> Nanos {
-        self.deadline / 3 * 2
+    pub fn lease_ns(&self) -> u64 {
+        self.deadline_ns / 3 * 2
     }
 
     /// Silence after which the primary suspects the backup: between the lease, after which nothing leaves anyway, and the
     /// deadline. A healthy pair that merely loses each other stays with the primary.
-    pub fn suspicion(&self) -> Nanos {
-        self.lease() + (self.deadline - self.lease()) / 2
+    pub fn suspicion_ns(&self) -> u64 {
+        self.lease_ns() + (self.deadline_ns - self.lease_ns()) / 2
     }
 
     /// How long a backup may answer heartbeats and acknowledge nothing of what waits for it: output is held meanwhile.
-    pub fn stall(&self) -> Nanos {
-        self.deadline.saturating_mul(10)
+    pub fn stall_ns(&self) -> u64 {
+        self.deadline_ns.saturating_mul(10)
     }
 
     /// Whether the two are of any use together.
     pub fn is_sound(&self) -> bool {
-        self.heartbeat >= MIN_HEARTBEAT && self.deadline <= MAX_DEADLINE && self.heartbeat <= self.deadline / 2
+        self.heartbeat_ns >= MIN_HEARTBEAT_NS
+            && self.deadline_ns <= MAX_DEADLINE_NS
+            && self.heartbeat_ns <= self.deadline_ns / 2
     }
 }
 

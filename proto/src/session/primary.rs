@@ -14,8 +14,8 @@ use super::greeting::{check_welcome, is_name};
 use super::lease::Lease;
 use super::limits::{PROTOCOL_VERSION, bounded, reason_of};
 use super::question::Question;
-use super::{Commit, Nanos, Record, Timing, Unprotected};
-use crate::quantity::{LogPosition, Term};
+use super::{Commit, Record, Timing, Unprotected};
+use crate::quantity::{LogPosition, SessionTime, Term};
 use crate::{Ack, Diverged, Goodbye, Handover, Heartbeat, Hello, ToBackup, ToPrimary, to_backup, to_primary};
 
 /// The primary's end.
@@ -43,7 +43,8 @@ impl Primary {
     /// but term and timing.
     pub fn new(hello: Hello, record: Record, timing: Timing, why: Unprotected) -> Self {
         let state = if record.peer.is_some() {
-            State::Fencing(Fence::new(&record, why, false, 0))
+            // At once, whatever the time is.
+            State::Fencing(Fence::new(&record, why, false, SessionTime::ZERO))
         } else {
             State::Alone(why)
         };
@@ -93,7 +94,7 @@ impl Primary {
     }
 
     /// Position of the log up to which effects may leave at `now`. Ask before each one.
-    pub fn release_limit(&self, now: Nanos) -> LogPosition {
+    pub fn release_limit(&self, now: SessionTime) -> LogPosition {
         let Some(phase) = self.state.phase() else {
             return match self.state {
                 State::Alone(_) => LogPosition::NO_LIMIT,
@@ -151,18 +152,17 @@ impl Primary {
     }
 
     /// When it wants [`PrimaryInput::Tick`] at the latest.
-    pub fn wake(&self) -> Option<Nanos> {
-        let beat = self.state.connection().map(|connection| {
-            let suspects_at = connection.suspects_at(&self.timing);
-            let stalls_at = connection.stalls_at(&self.timing).unwrap_or(Nanos::MAX);
-            self.lease.next().min(suspects_at).min(stalls_at)
-        });
+    pub fn wake(&self) -> Option<SessionTime> {
+        let connection = self.state.connection();
+        let beat = connection.map(|_| self.lease.next());
+        let suspects = connection.map(|connection| connection.suspects_at(&self.timing));
+        let stalls = connection.and_then(|connection| connection.stalls_at(&self.timing));
         let ask = self.state.question().and_then(Question::at);
-        [beat, ask].into_iter().flatten().min()
+        [beat, suspects, stalls, ask].into_iter().flatten().min()
     }
 
     /// Takes in what happened at `now`.
-    pub fn handle(&mut self, now: Nanos, input: PrimaryInput) {
+    pub fn handle(&mut self, now: SessionTime, input: PrimaryInput) {
         match input {
             PrimaryInput::Connected(name) => self.connected(now, name),
             PrimaryInput::Disconnected => self.lost(now, Unprotected::LostConnection),
@@ -190,7 +190,7 @@ impl Primary {
         self.check();
     }
 
-    fn connected(&mut self, now: Nanos, name: String) {
+    fn connected(&mut self, now: SessionTime, name: String) {
         if self.state.connection().is_some() {
             return self.end(now, "the backup connected once more", Unprotected::LostConnection);
         }
@@ -205,8 +205,8 @@ impl Primary {
             version_min: PROTOCOL_VERSION,
             version_max: PROTOCOL_VERSION,
             term: self.record.term.get(),
-            heartbeat_ns: self.timing.heartbeat,
-            deadline_ns: self.timing.deadline,
+            heartbeat_ns: self.timing.heartbeat_ns,
+            deadline_ns: self.timing.deadline_ns,
             inquiry: false,
             knows_zeroes: true,
             ..self.hello.clone()
@@ -230,7 +230,7 @@ impl Primary {
             .push_back(PrimaryAction::Send(ToBackup { kind: Some(kind) }));
     }
 
-    fn message(&mut self, now: Nanos, message: ToPrimary) {
+    fn message(&mut self, now: SessionTime, message: ToPrimary) {
         let Some(connection) = self.state.connection_mut() else {
             return;
         };
@@ -271,7 +271,7 @@ impl Primary {
         }
     }
 
-    fn acked(&mut self, now: Nanos, ack: Ack) {
+    fn acked(&mut self, now: SessionTime, ack: Ack) {
         if ack.received < self.ack.received || ack.verified < self.ack.verified || ack.verified > ack.received {
             return self.refuse(now, "the backup's acknowledgements go backwards");
         }
@@ -339,7 +339,7 @@ impl Primary {
         }
     }
 
-    fn suspend(&mut self, now: Nanos) {
+    fn suspend(&mut self, now: SessionTime) {
         match &mut self.state {
             State::Alone(why) => *why = Unprotected::Suspended,
             State::Connected(connection) if !matches!(connection.phase, Phase::HandingOver { .. }) => {
@@ -367,7 +367,7 @@ impl Primary {
         LogPosition::new(self.ack.verified)
     }
 
-    fn tick(&mut self, now: Nanos) {
+    fn tick(&mut self, now: SessionTime) {
         let waits = self.received() < self.logged;
         let Some(connection) = self.state.connection_mut() else {
             return;
@@ -391,12 +391,12 @@ impl Primary {
         }
     }
 
-    fn refuse(&mut self, now: Nanos, reason: &str) {
+    fn refuse(&mut self, now: SessionTime, reason: &str) {
         self.end(now, reason, Unprotected::Refused(reason.into()));
     }
 
     /// Ends the session with a goodbye.
-    fn end(&mut self, now: Nanos, reason: &str, why: Unprotected) {
+    fn end(&mut self, now: SessionTime, reason: &str, why: Unprotected) {
         self.send(to_backup::Kind::Goodbye(Goodbye {
             reason: reason.into(),
             shut_down: false,
@@ -406,7 +406,7 @@ impl Primary {
     }
 
     /// The connection is gone.
-    fn lost(&mut self, now: Nanos, why: Unprotected) {
+    fn lost(&mut self, now: SessionTime, why: Unprotected) {
         if self.state.connection().is_some() {
             self.end_log();
             self.lost_peer(now, why);

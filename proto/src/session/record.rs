@@ -1,5 +1,7 @@
 //! The arbiter's record: who holds the term, and who may take it over.
 
+use std::fmt;
+
 use crate::quantity::Term;
 
 /// What the arbiter keeps for one machine. It is changed only by compare-and-set against the value that the writer last
@@ -32,5 +34,31 @@ impl Record {
             peer: Some(peer.into()),
             ..self.clone()
         }
+    }
+}
+
+/// For people. Names are the arbiter's word: what is no plain character of one is escaped.
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "term {} of `{}`", self.term, self.owner.escape_debug())?;
+        match &self.peer {
+            Some(peer) => write!(f, " with `{}` in sync", peer.escape_debug()),
+            None => f.write_str(" alone"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_read_whose_term_it_is() {
+        let alone = Record::default().alone("a");
+        assert_eq!(alone.to_string(), "term 1 of `a` alone");
+        assert_eq!(alone.with_peer("b").to_string(), "term 1 of `a` with `b` in sync");
+        // A name that would turn the line around.
+        let strange = alone.with_peer("b\u{202e}").to_string();
+        assert_eq!(strange, "term 1 of `a` with `b\\u{202e}` in sync");
     }
 }

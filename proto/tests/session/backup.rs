@@ -4,12 +4,13 @@ use lockstep_proto::quantity::StopNumber;
 use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, MAX_REASON_BYTES, Verdict};
 use lockstep_proto::{Ack, Goodbye, Handover, Heartbeat, Named, Ready, ToBackup, to_backup, to_primary};
 
-use super::messages::{MS, TERM, TIMING, at, diverged, hello, identity, record, state, to_backup, unknown};
+use super::messages::{MS, TERM, TIMING, at, diverged, hello, identity, record, state, time, to_backup, unknown};
 
 const STOP: StopNumber = StopNumber::new(1);
 
+/// What `session` does about `input`, `now` nanoseconds after time began.
 pub fn does(session: &mut Backup, now: u64, input: BackupInput) -> Vec<BackupAction> {
-    session.handle(now, input);
+    session.handle(time(now), input);
     std::iter::from_fn(|| session.poll()).collect()
 }
 
@@ -123,13 +124,13 @@ fn claims_after_the_deadline_however_it_learns_of_the_loss() {
     let actions = does(&mut session, 6 * MS, BackupInput::Disconnected);
     assert!(matches!(&actions[..], [BackupAction::Disconnect(_)]));
     assert_eq!(session.state(), BackupState::Claiming);
-    let at = 5 * MS + TIMING.deadline;
-    assert_eq!(session.wake(), Some(at));
+    let at = 5 * MS + TIMING.deadline_ns;
+    assert_eq!(session.wake(), Some(time(at)));
     assert_eq!(does(&mut session, at - 1, BackupInput::Tick), []);
     assert_eq!(does(&mut session, at, BackupInput::Tick), [claim()]);
 
     let mut session = protected();
-    let actions = does(&mut session, TIMING.deadline, BackupInput::Tick);
+    let actions = does(&mut session, TIMING.deadline_ns, BackupInput::Tick);
     assert!(matches!(&actions[..], [BackupAction::Disconnect(_), asks] if *asks == claim()));
 }
 
@@ -142,21 +143,21 @@ fn what_is_not_the_machine_claims_no_term() {
         assert_eq!(session.state(), BackupState::Claiming);
         assert_eq!(does(&mut session, 7 * MS, input), [BackupAction::Discard]);
         assert_eq!((session.state(), session.wake()), (BackupState::Waiting, None));
-        assert_eq!(does(&mut session, 2 * TIMING.deadline, BackupInput::Tick), []);
+        assert_eq!(does(&mut session, 2 * TIMING.deadline_ns, BackupInput::Tick), []);
     }
     // Where it has asked, the record may name it already: only the same question can tell.
     let mut session = protected();
-    does(&mut session, TIMING.deadline, BackupInput::Tick);
-    assert_eq!(does(&mut session, TIMING.deadline, diverged()), []);
-    does(&mut session, TIMING.deadline, BackupInput::Arbiter(Verdict::Unknown));
-    assert_eq!(does(&mut session, TIMING.deadline, diverged()), []);
+    does(&mut session, TIMING.deadline_ns, BackupInput::Tick);
+    assert_eq!(does(&mut session, TIMING.deadline_ns, diverged()), []);
+    does(&mut session, TIMING.deadline_ns, BackupInput::Arbiter(Verdict::Unknown));
+    assert_eq!(does(&mut session, TIMING.deadline_ns, diverged()), []);
     assert_eq!(session.state(), BackupState::Frozen);
 }
 
 #[test]
 fn acknowledges_and_answers_nothing_while_it_claims() {
     let mut session = protected();
-    does(&mut session, TIMING.deadline, BackupInput::Tick);
+    does(&mut session, TIMING.deadline_ns, BackupInput::Tick);
     let heartbeat = Heartbeat {
         number: 1,
         ..Heartbeat::default()
@@ -167,19 +168,19 @@ fn acknowledges_and_answers_nothing_while_it_claims() {
         BackupInput::Heartbeat(heartbeat),
         BackupInput::Message(to_backup(to_backup::Kind::Goodbye(Goodbye::default()))),
     ] {
-        assert_eq!(does(&mut session, TIMING.deadline, input), []);
+        assert_eq!(does(&mut session, TIMING.deadline_ns, input), []);
     }
 }
 
 #[test]
 fn asks_the_same_again_until_it_is_told() {
     let mut session = protected();
-    let mut now = TIMING.deadline;
+    let mut now = TIMING.deadline_ns;
     does(&mut session, now, BackupInput::Tick);
     for _ in 0..3 {
         assert_eq!(does(&mut session, now, BackupInput::Arbiter(Verdict::Unknown)), []);
         assert_eq!(session.state(), BackupState::Frozen);
-        now += TIMING.heartbeat;
+        now += TIMING.heartbeat_ns;
         assert_eq!(does(&mut session, now, BackupInput::Tick), [claim()]);
     }
     let actions = does(&mut session, now, BackupInput::Arbiter(Verdict::Won));
@@ -191,8 +192,8 @@ fn asks_the_same_again_until_it_is_told() {
 #[test]
 fn the_loser_waits_for_a_primary() {
     let mut session = protected();
-    does(&mut session, TIMING.deadline, BackupInput::Tick);
-    let actions = does(&mut session, TIMING.deadline, BackupInput::Arbiter(Verdict::Lost));
+    does(&mut session, TIMING.deadline_ns, BackupInput::Tick);
+    let actions = does(&mut session, TIMING.deadline_ns, BackupInput::Arbiter(Verdict::Lost));
     assert_eq!(actions, [BackupAction::Discard]);
     assert_eq!(does(&mut session, 0, BackupInput::Connected("a".into())), []);
     assert_eq!(session.state(), BackupState::Connected);

@@ -1,6 +1,6 @@
 //! The backup's end, with anything at any time.
 
-use lockstep_proto::quantity::{StopNumber, Term};
+use lockstep_proto::quantity::{SessionTime, StopNumber, Term};
 use lockstep_proto::session::{Backup, BackupAction, BackupInput, BackupState, Verdict};
 use lockstep_proto::{Handover, Heartbeat, Named, ToBackup, to_backup, to_primary};
 use proptest::prelude::*;
@@ -47,9 +47,9 @@ fn step() -> impl Strategy<Value = Step> {
 
 struct Watched {
     session: Backup,
-    now: u64,
+    now: SessionTime,
     /// When anything of the connection came last.
-    heard: u64,
+    heard: SessionTime,
     received: u64,
     asked: bool,
     /// The primary told it to claim.
@@ -67,7 +67,7 @@ impl Watched {
                 ..Heartbeat::default()
             })),
             Step::Time(time) => {
-                self.now += time;
+                self.now = self.now.plus_ns(time);
                 self.handle(BackupInput::Tick);
                 assert!(
                     self.session.wake().is_none_or(|wake| wake > self.now),
@@ -164,7 +164,7 @@ impl Watched {
                 assert_eq!(new, expected.alone("b"));
                 if was == BackupState::Protected {
                     assert!(
-                        self.handed_over || self.now >= self.heard + TIMING.deadline,
+                        self.handed_over || self.now >= self.heard.plus_ns(TIMING.deadline_ns),
                         "it claims before the deadline"
                     );
                 }
@@ -181,7 +181,8 @@ proptest! {
     #[test]
     fn keeps_to_its_rules_and_is_never_stuck(steps in prop::collection::vec(step(), 0..120)) {
         let session = Backup::new(identity());
-        let mut watched = Watched { session, now: 0, heard: 0, received: 0, asked: false, handed_over: false };
+        let (now, heard) = (SessionTime::ZERO, SessionTime::ZERO);
+        let mut watched = Watched { session, now, heard, received: 0, asked: false, handed_over: false };
         for step in steps {
             watched.step(step);
         }

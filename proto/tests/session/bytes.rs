@@ -1,12 +1,15 @@
 //! Bytes that are no message, or one of another version.
 
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, SessionTime};
 use lockstep_proto::session::{Backup, BackupInput, Primary, PrimaryInput, Unprotected};
 use lockstep_proto::{Heartbeat, HeartbeatReply, ToBackup, ToPrimary};
 use proptest::prelude::*;
 use prost::Message;
 
 use super::messages::{TIMING, any_to_backup, any_to_primary, hello, identity, record};
+
+/// Whenever they come.
+const NOW: SessionTime = SessionTime::ZERO;
 
 /// A message with some bytes changed, cut or added.
 fn damaged(message: Vec<u8>, changes: &[(usize, u8)], length: usize) -> Vec<u8> {
@@ -32,25 +35,25 @@ proptest! {
         length in 0..400_usize,
     ) {
         let mut primary = Primary::new(hello(), record(None), TIMING, Unprotected::NeedBackup);
-        primary.handle(0, PrimaryInput::Connected("b".into()));
+        primary.handle(NOW, PrimaryInput::Connected("b".into()));
         let bytes = damaged(to_primary.encode_to_vec(), &changes, length);
         if let Ok(message) = ToPrimary::decode(&bytes[..]) {
-            primary.handle(0, PrimaryInput::Message(message));
+            primary.handle(NOW, PrimaryInput::Message(message));
         }
         if let Ok(reply) = HeartbeatReply::decode(&bytes[..]) {
-            primary.handle(0, PrimaryInput::Reply(reply));
+            primary.handle(NOW, PrimaryInput::Reply(reply));
         }
         // The record names nobody.
-        prop_assert_eq!(primary.release_limit(0), LogPosition::NO_LIMIT);
+        prop_assert_eq!(primary.release_limit(NOW), LogPosition::NO_LIMIT);
 
         let mut backup = Backup::new(identity());
-        backup.handle(0, BackupInput::Connected("a".into()));
+        backup.handle(NOW, BackupInput::Connected("a".into()));
         let bytes = damaged(to_backup.encode_to_vec(), &changes, length);
         if let Ok(message) = ToBackup::decode(&bytes[..]) {
-            backup.handle(0, BackupInput::Message(message));
+            backup.handle(NOW, BackupInput::Message(message));
         }
         if let Ok(heartbeat) = Heartbeat::decode(&bytes[..]) {
-            backup.handle(0, BackupInput::Heartbeat(heartbeat));
+            backup.handle(NOW, BackupInput::Heartbeat(heartbeat));
         }
         prop_assert!(backup.released().get() <= backup.ack().received);
     }

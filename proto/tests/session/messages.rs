@@ -1,6 +1,6 @@
 //! Messages, right and wrong.
 
-use lockstep_proto::quantity::{LogPosition, Term};
+use lockstep_proto::quantity::{LogPosition, SessionTime, Term};
 use lockstep_proto::session::{BackupIdentity, MAX_NAME_BYTES, MAX_REASON_BYTES, PROTOCOL_VERSION, Record, Timing};
 use lockstep_proto::{
     Ack, Diverged, Goodbye, Handover, HeartbeatReply, Hello, JoinState, Joined, MachineConfig, Named, Ready, ToBackup,
@@ -11,13 +11,18 @@ use prost::Message;
 
 pub const MS: u64 = 1_000_000;
 pub const TIMING: Timing = Timing {
-    heartbeat: 50 * MS,
-    deadline: 150 * MS,
+    heartbeat_ns: 50 * MS,
+    deadline_ns: 150 * MS,
 };
 pub const TERM: u64 = 7;
 
 pub fn at(position: u64) -> LogPosition {
     LogPosition::new(position)
+}
+
+/// So many nanoseconds after the session's time began.
+pub fn time(ns: u64) -> SessionTime {
+    SessionTime::from_ns(ns)
 }
 
 pub fn record(peer: Option<&str>) -> Record {
@@ -51,8 +56,8 @@ pub fn hello() -> Hello {
         }),
         host_class: "class".into(),
         term: TERM,
-        heartbeat_ns: TIMING.heartbeat,
-        deadline_ns: TIMING.deadline,
+        heartbeat_ns: TIMING.heartbeat_ns,
+        deadline_ns: TIMING.deadline_ns,
         inquiry: false,
         knows_zeroes: true,
     }
@@ -167,7 +172,7 @@ pub fn any_to_backup() -> impl Strategy<Value = ToBackup> {
 pub fn any_hello() -> impl Strategy<Value = Hello> {
     let versions = prop_oneof![3 => Just((1, 1)), 1 => (0..3_u32, 0..3_u32)];
     let names = prop_oneof![3 => Just(("a".to_string(), "machine".to_string())), 1 => (name(), name())];
-    let times = prop_oneof![3 => Just((TIMING.heartbeat, TIMING.deadline)), 1 => (number(), number())];
+    let times = prop_oneof![3 => Just((TIMING.heartbeat_ns, TIMING.deadline_ns)), 1 => (number(), number())];
     let term = prop_oneof![3 => Just(TERM), 1 => number()];
     (versions, names, times, term, any::<bool>()).prop_map(|(versions, names, times, term, machine)| Hello {
         version_min: versions.0,

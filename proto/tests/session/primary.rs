@@ -5,11 +5,11 @@ use lockstep_proto::session::{Commit, Unprotected, Verdict};
 use lockstep_proto::session::{Freeze, MAX_REASON_BYTES, Primary, PrimaryAction, PrimaryInput, PrimaryState};
 use lockstep_proto::{Diverged, Goodbye, Joined, Ready, ToPrimary, Welcome, to_backup, to_primary};
 
-use super::messages::{MS, TERM, TIMING, ack, at, diverged, hello, record, reply, to_primary, unknown, welcome};
+use super::messages::{MS, TERM, TIMING, ack, at, diverged, hello, record, reply, time, to_primary, unknown, welcome};
 
-/// What `session` does about `input`.
+/// What `session` does about `input`, `now` nanoseconds after time began.
 fn does(session: &mut Primary, now: u64, input: PrimaryInput) -> Vec<PrimaryAction> {
-    session.handle(now, input);
+    session.handle(time(now), input);
     std::iter::from_fn(|| session.poll()).collect()
 }
 
@@ -37,7 +37,7 @@ fn joined() -> Primary {
     session.note_logged(at(10));
     does(&mut session, 0, PrimaryInput::StateSent);
     session.note_logged(at(12));
-    assert_eq!(session.release_limit(0), LogPosition::NO_LIMIT);
+    assert_eq!(session.release_limit(time(0)), LogPosition::NO_LIMIT);
     session.note_released(at(12));
     let message = to_primary(to_primary::Kind::Joined(Joined {}));
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(message)), []);
@@ -83,7 +83,7 @@ fn fencing_question() -> PrimaryAction {
 fn names_the_backup_only_when_it_has_what_left() {
     let mut session = joined();
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(11, 10))), []);
-    assert_eq!(session.release_limit(0), at(0));
+    assert_eq!(session.release_limit(time(0)), at(0));
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(12, 10))).len(), 1);
 }
 
@@ -93,7 +93,7 @@ fn a_backup_that_was_not_asked_for_needs_no_fencing() {
         let actions = does(&mut session, 0, PrimaryInput::Disconnected);
         assert_eq!(actions, [PrimaryAction::EndLog]);
         assert_eq!(session.state(), PrimaryState::Alone(Unprotected::LostConnection));
-        assert_eq!(session.release_limit(0), LogPosition::NO_LIMIT);
+        assert_eq!(session.release_limit(time(0)), LogPosition::NO_LIMIT);
     }
 }
 
@@ -102,19 +102,19 @@ fn a_backup_that_may_be_named_is_fenced_off() {
     for mut session in [named(), protected()] {
         let actions = does(&mut session, 0, PrimaryInput::Disconnected);
         assert_eq!(actions, [PrimaryAction::EndLog, fencing_question()]);
-        assert_eq!(session.release_limit(0), at(0));
+        assert_eq!(session.release_limit(time(0)), at(0));
         assert_eq!(does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won)), []);
         assert_eq!(session.state(), PrimaryState::Alone(Unprotected::LostConnection));
         assert_eq!(session.record().term, Term::new(TERM + 1));
-        assert_eq!(session.release_limit(0), LogPosition::NO_LIMIT);
+        assert_eq!(session.release_limit(time(0)), LogPosition::NO_LIMIT);
     }
 }
 
 #[test]
 fn one_that_begins_with_a_named_peer_fences_it_off_first() {
     let mut session = Primary::new(hello(), record(Some("b")), TIMING, Unprotected::NeedBackup);
-    assert_eq!(session.release_limit(0), at(0));
-    assert_eq!(session.wake(), Some(0));
+    assert_eq!(session.release_limit(time(0)), at(0));
+    assert_eq!(session.wake(), Some(time(0)));
     assert_eq!(does(&mut session, 5, PrimaryInput::Tick), [fencing_question()]);
     does(&mut session, 5, PrimaryInput::Arbiter(Verdict::Won));
     assert_eq!(session.state(), PrimaryState::Alone(Unprotected::NeedBackup));
@@ -127,7 +127,7 @@ fn a_naming_on_its_way_is_awaited_before_fencing() {
         does(&mut session, 0, PrimaryInput::Disconnected),
         [PrimaryAction::EndLog]
     );
-    assert_eq!(session.release_limit(0), at(0));
+    assert_eq!(session.release_limit(time(0)), at(0));
     let actions = does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
     assert_eq!(actions, [fencing_question()]);
     does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Won));
@@ -141,14 +141,14 @@ fn freezes_without_an_arbiter_and_thaws_with_it() {
     does(&mut session, 0, PrimaryInput::Message(message));
     let actions = does(&mut session, 0, PrimaryInput::Arbiter(Verdict::Unknown));
     assert_eq!(actions, [PrimaryAction::Freeze(Freeze::NoArbiter)]);
-    assert_eq!(session.wake(), Some(TIMING.heartbeat));
+    assert_eq!(session.wake(), Some(time(TIMING.heartbeat_ns)));
     // A verdict while none is awaited is no verdict.
     assert_eq!(does(&mut session, 1, PrimaryInput::Arbiter(Verdict::Won)), []);
-    assert_eq!(does(&mut session, TIMING.heartbeat, PrimaryInput::Tick).len(), 1);
-    let actions = does(&mut session, TIMING.heartbeat, PrimaryInput::Arbiter(Verdict::Won));
+    assert_eq!(does(&mut session, TIMING.heartbeat_ns, PrimaryInput::Tick).len(), 1);
+    let actions = does(&mut session, TIMING.heartbeat_ns, PrimaryInput::Arbiter(Verdict::Won));
     assert_eq!(actions, [fencing_question()]);
     assert_eq!(session.state(), PrimaryState::Frozen(Freeze::NoArbiter));
-    let actions = does(&mut session, TIMING.heartbeat, PrimaryInput::Arbiter(Verdict::Won));
+    let actions = does(&mut session, TIMING.heartbeat_ns, PrimaryInput::Arbiter(Verdict::Won));
     assert_eq!(actions, [PrimaryAction::Thaw]);
     assert_eq!(session.state(), PrimaryState::Alone(Unprotected::Divergence));
 }
@@ -171,13 +171,13 @@ fn freezes_for_good_when_the_term_is_lost() {
     let actions = does(&mut session, 0, PrimaryInput::Connected("b".into()));
     assert!(matches!(&actions[..], [PrimaryAction::Disconnect(_)]));
     assert_eq!(session.state(), PrimaryState::Frozen(Freeze::LostTerm));
-    assert_eq!(session.release_limit(0), at(0));
+    assert_eq!(session.release_limit(time(0)), at(0));
 }
 
 #[test]
 fn releases_what_is_acknowledged_within_the_lease() {
     let mut session = protected();
-    assert_eq!(session.release_limit(0), at(0));
+    assert_eq!(session.release_limit(time(0)), at(0));
     let actions = does(&mut session, 10 * MS, PrimaryInput::Tick);
     let [PrimaryAction::Heartbeat(heartbeat)] = &actions[..] else {
         panic!("no heartbeat: {actions:?}");
@@ -185,15 +185,15 @@ fn releases_what_is_acknowledged_within_the_lease() {
     assert_eq!(heartbeat.released, 12);
     let number = heartbeat.number;
     does(&mut session, 60 * MS, PrimaryInput::Reply(reply(number)));
-    let until = 10 * MS + TIMING.lease();
-    assert_eq!(session.release_limit(until - 1), at(12));
-    assert_eq!(session.release_limit(until), at(0));
+    let until = 10 * MS + TIMING.lease_ns();
+    assert_eq!(session.release_limit(time(until - 1)), at(12));
+    assert_eq!(session.release_limit(time(until)), at(0));
 }
 
 #[test]
 fn suspects_after_the_lease_and_before_the_backup_does() {
-    let suspicion = TIMING.suspicion();
-    assert!(TIMING.lease() < suspicion && suspicion < TIMING.deadline);
+    let suspicion = TIMING.suspicion_ns();
+    assert!(TIMING.lease_ns() < suspicion && suspicion < TIMING.deadline_ns);
     let mut session = protected();
     does(&mut session, suspicion - 1, PrimaryInput::Tick);
     assert_eq!(session.state(), PrimaryState::Protected);
@@ -326,17 +326,17 @@ fn hands_over_when_the_backup_has_executed_everything() {
     };
     does(&mut session, 0, PrimaryInput::Reply(reply(heartbeat.number)));
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(20, 19))), []);
-    assert_eq!(session.release_limit(0), at(20));
+    assert_eq!(session.release_limit(time(0)), at(20));
     let actions = does(&mut session, 0, PrimaryInput::Message(ack(20, 20)));
     assert!(matches!(&actions[..], [PrimaryAction::Send(message)]
         if matches!(&message.kind, Some(to_backup::Kind::Handover(handover)) if handover.position == 20)));
-    assert_eq!(session.release_limit(0), at(0));
+    assert_eq!(session.release_limit(time(0)), at(0));
     // The backup closes the connection and is given the time to claim.
     assert_eq!(
         does(&mut session, MS, PrimaryInput::Disconnected),
         [PrimaryAction::EndLog]
     );
-    let at = MS + TIMING.deadline;
+    let at = MS + TIMING.deadline_ns;
     assert_eq!(does(&mut session, at - 1, PrimaryInput::Tick), []);
     assert_eq!(does(&mut session, at, PrimaryInput::Tick), [fencing_question()]);
     let actions = does(&mut session, at, PrimaryInput::Arbiter(Verdict::Lost));
@@ -363,20 +363,20 @@ fn gives_a_machine_away_that_does_not_move() {
     does(&mut session, 0, PrimaryInput::Reply(reply(heartbeat.number)));
     session.note_logged(at(25));
     assert_eq!(does(&mut session, 0, PrimaryInput::Message(ack(22, 19))), []);
-    assert_eq!(session.release_limit(0), at(22));
+    assert_eq!(session.release_limit(time(0)), at(22));
     let actions = does(&mut session, 0, PrimaryInput::Message(ack(25, 21)));
     assert!(matches!(&actions[..], [PrimaryAction::Send(message)]
         if matches!(&message.kind, Some(to_backup::Kind::Handover(handover)) if handover.position == 20 && handover.stalled)));
-    assert_eq!(session.release_limit(0), at(0));
+    assert_eq!(session.release_limit(time(0)), at(0));
     does(&mut session, MS, PrimaryInput::Disconnected);
-    let at = MS + TIMING.deadline;
+    let at = MS + TIMING.deadline_ns;
     assert_eq!(does(&mut session, at, PrimaryInput::Tick), [fencing_question()]);
     // The backup has not taken it: what was asked of it is over.
     assert_eq!(
         does(&mut session, at, PrimaryInput::Arbiter(Verdict::Won)),
         [PrimaryAction::Thaw]
     );
-    assert_eq!(session.release_limit(at), LogPosition::NO_LIMIT);
+    assert_eq!(session.release_limit(time(at)), LogPosition::NO_LIMIT);
 }
 
 #[test]
@@ -397,7 +397,7 @@ fn goes_on_when_the_backup_is_lost_in_a_handover() {
     assert_eq!(actions, [PrimaryAction::EndLog, fencing_question()]);
     let actions = does(&mut session, MS, PrimaryInput::Arbiter(Verdict::Won));
     assert_eq!(actions, [PrimaryAction::Thaw]);
-    assert_eq!(session.release_limit(MS), LogPosition::NO_LIMIT);
+    assert_eq!(session.release_limit(time(MS)), LogPosition::NO_LIMIT);
 }
 
 #[test]
@@ -418,7 +418,7 @@ fn in_mode_replayed_what_was_executed_may_leave() {
     };
     does(&mut session, 0, PrimaryInput::Reply(reply(heartbeat.number)));
     does(&mut session, 0, PrimaryInput::Message(ack(20, 15)));
-    assert_eq!(session.release_limit(0), at(15));
+    assert_eq!(session.release_limit(time(0)), at(15));
 }
 
 #[test]
@@ -432,9 +432,9 @@ fn a_backup_that_acknowledges_nothing_is_given_up() {
             break actions;
         };
         does(&mut session, now, PrimaryInput::Reply(reply(heartbeat.number)));
-        now = session.wake().unwrap();
+        now = session.wake().unwrap().ns();
     };
-    assert_eq!(now, TIMING.stall());
+    assert_eq!(now, TIMING.stall_ns());
     assert!(
         matches!(&actions[..], [PrimaryAction::Send(_), PrimaryAction::Disconnect(why), ..]
         if why.contains("acknowledges nothing"))

@@ -1,5 +1,6 @@
 //! The primary's end, with anything at any time.
 
+use lockstep_proto::quantity::SessionTime;
 use lockstep_proto::session::{Ending, Freeze, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record};
 use lockstep_proto::session::{Unprotected, Verdict};
 use lockstep_proto::{Joined, Ready, ToPrimary, to_backup, to_primary};
@@ -63,7 +64,7 @@ fn step() -> impl Strategy<Value = Step> {
 /// A primary, and what must be true of it.
 struct Watched {
     session: Primary,
-    now: u64,
+    now: SessionTime,
     connected: bool,
     asked: Option<Record>,
     /// A record that names the backup was asked for, and none without since.
@@ -89,7 +90,7 @@ impl Watched {
     fn new() -> Self {
         Self {
             session: Primary::new(hello(), record(None), TIMING, Unprotected::NeedBackup),
-            now: 0,
+            now: SessionTime::ZERO,
             connected: false,
             asked: None,
             may_be_named: false,
@@ -112,7 +113,7 @@ impl Watched {
             Step::Message(message) => self.handle(PrimaryInput::Message(message)),
             Step::Reply(number) => self.handle(PrimaryInput::Reply(reply(number))),
             Step::Time(time) => {
-                self.now += time;
+                self.now = self.now.plus_ns(time);
                 self.handle(PrimaryInput::Tick);
                 assert!(
                     self.session.wake().is_none_or(|wake| wake > self.now),
@@ -309,7 +310,7 @@ proptest! {
         }
         // The peer is silent from now on, and the arbiter willing.
         for _ in 0..6 {
-            watched.step(Step::Time(TIMING.deadline));
+            watched.step(Step::Time(TIMING.deadline_ns));
             if watched.asked.is_some() {
                 watched.verdict(Verdict::Won);
             }
@@ -321,12 +322,12 @@ proptest! {
         for _ in 0..2 {
             if watched.shut_down && !watched.forced {
                 let wake = watched.ending.wake().unwrap_or(watched.now);
-                watched.step(Step::Time(wake.saturating_sub(watched.now)));
+                watched.step(Step::Time(wake.ns_since(watched.now)));
             }
         }
         watched.step(Step::Ends);
         let wake = watched.ending.wake().expect("it has ended");
-        watched.step(Step::Time(wake.saturating_sub(watched.now)));
+        watched.step(Step::Time(wake.ns_since(watched.now)));
         prop_assert!(watched.is_over(true));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use lockstep_proto::quantity::{LogPosition, StopNumber, Term};
+use lockstep_proto::quantity::{LogPosition, SessionTime, StopNumber, Term};
 use lockstep_proto::session::{Backup, BackupAction, BackupIdentity, BackupInput, Record};
 use lockstep_proto::session::{Unprotected, Verdict};
 use lockstep_proto::{JoinState, to_backup, to_primary};
@@ -241,7 +241,7 @@ impl Node {
         self.backup_input(env, BackupInput::Arbiter(verdict));
     }
 
-    pub fn settle_backup(&mut self, env: &mut Env) -> Option<u64> {
+    pub fn settle_backup(&mut self, env: &mut Env) -> Option<SessionTime> {
         while let Some(action) = self.backup().and_then(|backup| backup.session.poll()) {
             self.act_as_backup(env, action);
         }

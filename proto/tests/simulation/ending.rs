@@ -1,6 +1,7 @@
 //! How a simulated machine ends: its guest resets or powers off, or an operator ends it. As in production `Ending` says when
 //! the backup is told and when the process is over; what that does is here.
 
+use lockstep_proto::quantity::SessionTime;
 use lockstep_proto::session::{Ending, Freeze, PrimaryInput, PrimaryState, Record, Unprotected};
 
 use super::bug::Bug;
@@ -44,14 +45,14 @@ pub struct End {
 
 impl Node {
     /// The time by which endings go.
-    fn hasty(&self, env: &Env) -> u64 {
-        self.local(env) * HASTE
+    fn hasty(&self, env: &Env) -> SessionTime {
+        SessionTime::from_ns(self.local(env).ns() * HASTE)
     }
 
     /// When the ending wants to be looked at.
-    pub fn ending_wake(&mut self) -> Option<u64> {
+    pub fn ending_wake(&mut self) -> Option<SessionTime> {
         let wake = self.primary()?.end.ending.wake()?;
-        Some(wake.div_ceil(HASTE))
+        Some(SessionTime::from_ns(wake.ns().div_ceil(HASTE)))
     }
 
     pub fn ending_event(&mut self, env: &mut Env, event: &NodeEvent) {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use lockstep_proto::quantity::SessionTime;
 use lockstep_proto::session::{BackupState, Record, Verdict};
 
 use super::arbiter;
@@ -87,7 +88,7 @@ impl Node {
         NAMES[self.id]
     }
 
-    pub fn local(&self, env: &Env) -> u64 {
+    pub fn local(&self, env: &Env) -> SessionTime {
         self.clock.local(env.now)
     }
 

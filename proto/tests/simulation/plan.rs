@@ -92,8 +92,8 @@ impl Plan {
         let (heartbeat, deadline) = rng.pick(&[(50, 150), (50, 150), (60, 120), (20, 200)]);
         Self {
             timing: Timing {
-                heartbeat: heartbeat * MILLI,
-                deadline: deadline * MILLI,
+                heartbeat_ns: heartbeat * MILLI,
+                deadline_ns: deadline * MILLI,
             },
             commit: rng.pick(&[Commit::Received, Commit::Received, Commit::Replayed]),
             drift: [0, 1].map(|_| rng.between((0, 80 * MILLI)) as i64 - 40 * MILLI as i64),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use lockstep_proto::quantity::LogPosition;
+use lockstep_proto::quantity::{LogPosition, SessionTime};
 use lockstep_proto::session::{Freeze, Gate, Primary, PrimaryAction, PrimaryInput, PrimaryState, Record};
 use lockstep_proto::session::{Unprotected, Verdict};
 use lockstep_proto::{Hello, JoinState, MachineConfig, ToBackup, to_backup};
@@ -89,7 +89,7 @@ impl PrimaryDriver {
         }
     }
 
-    fn limit(&mut self, bug: Option<Bug>, now: u64) -> LogPosition {
+    fn limit(&mut self, bug: Option<Bug>, now: SessionTime) -> LogPosition {
         let received = LogPosition::new(self.session.ack().received);
         let limit = self.session.release_limit(now);
         match (bug, self.session.state()) {
@@ -340,7 +340,7 @@ impl Node {
         self.input(env, PrimaryInput::Arbiter(verdict));
     }
 
-    pub fn settle_primary(&mut self, env: &mut Env) -> Option<u64> {
+    pub fn settle_primary(&mut self, env: &mut Env) -> Option<SessionTime> {
         loop {
             while let Some(action) = self.primary().and_then(|primary| primary.session.poll()) {
                 self.act(env, action);

@@ -8,7 +8,7 @@ use lockstep_node::host::disk::{Disks, Outstanding};
 use lockstep_proto::End;
 use lockstep_proto::end::Reason;
 use lockstep_proto::quantity::StopNumber;
-use lockstep_vmm::machine::StopKind;
+use lockstep_vmm::machine::{Seen, StopKind};
 
 use super::{Progress, ReplayError, Replayer};
 use crate::feed::SavedFeed;
@@ -70,6 +70,14 @@ impl Replayer {
         self.last_kind = saved.last_kind;
         self.guest_ended = saved.guest_ended;
         Ok(())
+    }
+
+    /// Goes on from where another replayer of the same log stood, with `machine` and disks that were saved there. What the guest had
+    /// asked of its disks it asks of these, as of a machine that is restored.
+    pub fn go_on_from(&mut self, saved: &SavedReplay, machine: &dyn Seen) -> Result<(), ReplayError> {
+        self.return_to(saved)?;
+        self.disks.set_outstanding(&Outstanding::default());
+        self.resume(machine)
     }
 
     /// Turns of the batch in work that are still to come: a place that keeps few is small.

@@ -1,6 +1,6 @@
 //! What the world outside can do wrong to the devices. (What the guest does wrong is never an error of ours.)
 
-use lockstep_proto::model::MODEL_REVISIONS;
+use lockstep_proto::program::newest_revision;
 
 /// An input, a configuration or a saved state that cannot be. The machine's answer to it is to stop: a log that holds
 /// such an input does not belong to this machine.
@@ -11,9 +11,8 @@ pub enum DeviceError {
     Config(String),
     /// The machine's device model is none of this program's.
     #[error(
-        "the machine has device model revision {wanted} and this program {} to {}: use a program of the version that made it",
-        MODEL_REVISIONS.start(),
-        MODEL_REVISIONS.end()
+        "the machine has device model revision {wanted} and this program 1 to {}: use a program of the version that made it",
+        newest_revision()
     )]
     Revision {
         /// The machine's.

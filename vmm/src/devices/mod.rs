@@ -55,7 +55,7 @@ use virtio::mmio::{Mmio, Slot};
 use virtio::net::{Net, RECEIVE};
 use virtio::{MAX_SLOTS, SLOT_IRQS};
 
-use lockstep_proto::model::MODEL_REVISIONS;
+use lockstep_proto::program::model_revisions;
 
 use crate::memory::GuestRam;
 
@@ -88,10 +88,19 @@ fn slots(config: &lockstep_proto::MachineConfig) -> usize {
     config.disks.len().saturating_add(config.nics.len()).saturating_add(1)
 }
 
+fn check_rtc_base(base: i64) -> Result<(), DeviceError> {
+    if (0..=LAST_SECOND).contains(&base) {
+        return Ok(());
+    }
+    Err(DeviceError::Config(
+        "the clock's start is outside the years 1970 to 9999".to_owned(),
+    ))
+}
+
 impl Devices {
     /// The devices as they are when the machine is switched on.
     pub fn new(config: &lockstep_proto::MachineConfig) -> Result<Self, DeviceError> {
-        if !MODEL_REVISIONS.contains(&config.model_revision) {
+        if !model_revisions().contains(&config.model_revision) {
             return Err(DeviceError::Revision {
                 wanted: config.model_revision,
             });
@@ -102,11 +111,7 @@ impl Devices {
                 "there is room for {room} disks and network interfaces in all"
             )));
         }
-        if !(0..=LAST_SECOND).contains(&config.rtc_base) {
-            return Err(DeviceError::Config(
-                "the clock's start is outside the years 1970 to 9999".to_owned(),
-            ));
-        }
+        check_rtc_base(config.rtc_base)?;
         let disks = (0..)
             .zip(&config.disks)
             .map(|(index, disk)| Block::new(index, disk).map(Mmio::new));
@@ -125,6 +130,13 @@ impl Devices {
             nics: nics.collect::<Result<_, _>>()?,
             entropy: Mmio::new(Entropy::default()),
         })
+    }
+
+    /// Sets the CMOS clock: at guest time zero it showed `base`, in seconds since 1970.
+    pub fn set_rtc(&mut self, base: i64) -> Result<(), DeviceError> {
+        check_rtc_base(base)?;
+        self.rtc.set_base(base);
+        Ok(())
     }
 
     /// Whether what an access to this port does depends on the guest's time.

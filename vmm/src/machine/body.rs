@@ -4,7 +4,7 @@ use lockstep_proto::Turn;
 use lockstep_proto::quantity::{GuestTime, StopNumber};
 
 use super::access::classify;
-use super::{Chain, Counters, Delta, EpochReport, Machine, MachineError, Seen, Stop, StopKind};
+use super::{Chain, Counters, Delta, EpochReport, LastWords, Machine, MachineError, Seen, Stop, StopKind};
 use crate::cpu::msr;
 use crate::devices::{Devices, Effect};
 use crate::loader::trap::Trapped;
@@ -38,6 +38,7 @@ pub(crate) struct State<'a> {
     pub halted: &'a mut bool,
     pub chain: &'a mut Chain,
     pub counters: &'a mut Counters,
+    pub last_words: &'a mut LastWords,
 }
 
 /// A vCPU with memory and devices, as the run loop drives it. The loop alone decides in which order this is done.
@@ -124,6 +125,7 @@ impl Body for Machine {
             halted: &mut self.halted,
             chain: &mut self.chain,
             counters: &mut self.counters,
+            last_words: &mut self.last_words,
         }
     }
 

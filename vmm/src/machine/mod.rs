@@ -18,6 +18,7 @@ mod epoch;
 mod error;
 mod guard;
 mod modules;
+mod panic;
 mod parts;
 mod run;
 mod saved;
@@ -40,6 +41,8 @@ pub use seen::Seen;
 pub use stop::{Stop, StopKind};
 pub use transfer::Transfer;
 pub use turn::Taken;
+
+pub(crate) use panic::LastWords;
 
 use kvm_bindings::kvm_regs;
 use lockstep_proto::quantity::{GuestTime, StopNumber};
@@ -109,7 +112,10 @@ pub struct Machine {
     trace: Trace,
     armed: Trace,
     in_slice: bool,
+    last_words: LastWords,
     kicks: Option<Kicks>,
+    /// Machines of pairs that this one was forked from.
+    forked_from: Vec<String>,
 }
 
 impl Machine {
@@ -148,7 +154,9 @@ impl Machine {
             trace: Trace::default(),
             armed: Trace::default(),
             in_slice: false,
+            last_words: LastWords::default(),
             kicks: None,
+            forked_from: Vec::new(),
         })
     }
 
@@ -185,6 +193,12 @@ impl Machine {
     /// Whether the guest waits in HLT.
     pub fn is_halted(&self) -> bool {
         self.halted
+    }
+
+    /// Whether the guest's kernel said shortly before now that it panicked. Any program can say that: it is good for no more than what is
+    /// done about a guest's end.
+    pub fn has_panicked(&self) -> bool {
+        self.last_words.panicked()
     }
 
     /// The digest chain after the last turn.
@@ -272,6 +286,30 @@ impl Machine {
     /// The vCPU as the debugger uses it.
     pub fn vm(&mut self) -> &mut Vm {
         &mut self.vm
+    }
+
+    /// The names of pairs' machines that this one was forked from: it is none of them.
+    pub fn forked_from(&self) -> &[String] {
+        &self.forked_from
+    }
+
+    /// From now on, and in all that is saved of it, the machine is a fork of the machine of a pair with this name.
+    pub fn mark_fork_of(&mut self, name: &str) {
+        if !self.forked_from.iter().any(|known| known == name) {
+            self.forked_from.push(name.into());
+        }
+    }
+
+    /// Sets the CMOS clock as if somebody had opened the machine: at guest time zero it showed `rtc_base`, in seconds since 1970.
+    /// Not while it is recorded, and before its first step.
+    pub fn set_rtc(&mut self, rtc_base: i64) -> Result<(), MachineError> {
+        self.devices.set_rtc(rtc_base)?;
+        self.config.rtc_base = rtc_base;
+        Ok(())
+    }
+
+    pub(crate) fn set_forked_from(&mut self, names: &[String]) {
+        self.forked_from = names.to_vec();
     }
 
     pub(crate) fn set_position(&mut self, now: GuestTime, stop: StopNumber, chain: Chain) {

@@ -30,6 +30,7 @@ impl Machine {
             chain: self.chain.to_message(),
             pages: 0,
             halted: self.halted,
+            forked_from: self.forked_from.clone(),
         })
     }
 

@@ -48,6 +48,7 @@ pub(super) fn take<M: Body, O: Oracle>(
     take_inputs(machine, turn, oracle, &mut taken.effects)?;
     let regs = *machine.regs();
     let state = machine.state();
+    state.last_words.hear(&taken.effects);
     state.chain.extend(*state.stop, *state.now, &regs, turn, &taken.effects);
     if turn.epoch.is_some() {
         if stop.kind == StopKind::Forced {

@@ -18,7 +18,7 @@ use lockstep_proto::{MachineConfig, VcpuState};
 pub use self::busy::{DISK_BYTES, busy, config};
 pub use self::script::{Op, Queue, Script};
 use crate::devices::Devices;
-use crate::machine::{self, Chain, Counters, Delta, EpochReport, Flow, MachineError, Oracle, Seen};
+use crate::machine::{self, Chain, Counters, Delta, EpochReport, Flow, LastWords, MachineError, Oracle, Seen};
 use crate::memory::{Memory, MemoryDigest, PAGE_SIZE};
 
 /// Asked before each instruction: is the vCPU kicked?
@@ -46,6 +46,7 @@ pub struct ScriptedMachine {
     chain: Chain,
     digest: MemoryDigest,
     counters: Counters,
+    last_words: LastWords,
     /// After the last completed stop.
     regs: kvm_regs,
     /// As the guest goes on.
@@ -75,6 +76,7 @@ impl ScriptedMachine {
             halted: false,
             chain: Chain::default(),
             counters: Counters::default(),
+            last_words: LastWords::default(),
             regs,
             running: regs,
             script,

@@ -216,6 +216,7 @@ impl Body for ScriptedMachine {
             halted: &mut self.halted,
             chain: &mut self.chain,
             counters: &mut self.counters,
+            last_words: &mut self.last_words,
         }
     }
 

@@ -209,6 +209,11 @@ impl Restore {
         self.header.guest_ns
     }
 
+    /// The names of pairs' machines that it is a fork of, as [`Machine::forked_from`].
+    pub fn forked_from(&self) -> &[String] {
+        &self.header.forked_from
+    }
+
     /// Builds the machine. Returns it with the digest that names the snapshot.
     pub fn finish(mut self, host_class: &str) -> Result<(Machine, [u8; 16]), SnapshotError> {
         let path = self.path.clone();
@@ -290,6 +295,7 @@ pub fn build(header: &SnapshotHeader, memory: Memory, memory_digest: &[u8]) -> R
     machine.set_vcpu_state(vcpu)?;
     machine.set_position(GuestTime::from_ns(header.guest_ns), StopNumber::new(header.stop), chain);
     machine.set_halted(header.halted);
+    machine.set_forked_from(&header.forked_from);
     if *memory_digest != machine.full_memory_digest()[..] {
         return Err(damaged("guest memory has another digest than was saved"));
     }

@@ -116,3 +116,32 @@ fn a_snapshot_of_another_class_is_refused() {
     let result = Restore::open(&path).expect("the file").finish("elsewhere");
     assert!(matches!(result, Err(SnapshotError::HostClass { .. })));
 }
+
+#[test]
+fn a_fork_is_told_and_stays_one_in_all_that_is_saved_of_it() {
+    if no_kvm() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("snapshot");
+    let mut micro = Micro::new(ticking(1));
+    let to = path.clone();
+    micro.between = Box::new(move |machine, _| {
+        snapshot::save(machine, "here", &to).expect("a snapshot");
+    });
+    micro.record().unwrap_or_else(|fault| panic!("recording: {fault:?}"));
+    let restore = Restore::open(&path).expect("the file that was saved");
+    assert!(restore.forked_from().is_empty());
+    let (mut machine, _) = restore.finish("here").expect("what was saved");
+    for name in ["vm", "vm2", "vm"] {
+        machine.mark_fork_of(name);
+    }
+    machine.set_rtc(1_700_000_000).expect("a time");
+    machine.set_rtc(-1).expect_err("before 1970");
+    snapshot::save(&machine, "here", &path).expect("a snapshot");
+    let restore = Restore::open(&path).expect("the file that was saved");
+    assert_eq!(restore.forked_from(), ["vm", "vm2"]);
+    let (machine, _) = restore.finish("here").expect("what was saved");
+    assert_eq!(machine.forked_from(), ["vm", "vm2"]);
+    assert_eq!(machine.config().rtc_base, 1_700_000_000);
+}

@@ -27,8 +27,8 @@ pub(super) fn check_files(node: &NodeArgs) -> Vec<Finding> {
             "timing",
             format!(
                 "a heartbeat every {} ms, suspicion after {} ms",
-                timing.heartbeat / 1_000_000,
-                timing.deadline / 1_000_000
+                timing.heartbeat_ns / 1_000_000,
+                timing.deadline_ns / 1_000_000
             ),
         ),
         Err(error) => Finding::fail(
@@ -206,7 +206,7 @@ fn arbiter(node: &NodeArgs) -> Finding {
             let (ours, theirs) = (&node.pair.node, &node.pair.peer_name);
             let of = |name: &String| name == ours || name == theirs;
             if of(&record.owner) {
-                Finding::pass("arbiter", format!("it answers: {}", promote::describe(Some(&record))))
+                Finding::pass("arbiter", format!("it answers: {record}"))
             } else {
                 Finding::fail(
                     "arbiter",
@@ -245,8 +245,8 @@ fn hello(node: &NodeArgs) -> Result<Hello> {
         }),
         host_class: probe::host_class()?,
         term: 1,
-        heartbeat_ns: timing.heartbeat,
-        deadline_ns: timing.deadline,
+        heartbeat_ns: timing.heartbeat_ns,
+        deadline_ns: timing.deadline_ns,
         ..Hello::default()
     })
 }

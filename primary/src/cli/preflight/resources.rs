@@ -7,6 +7,7 @@ use std::path::Path;
 
 use lockstep_node::api;
 use lockstep_node::bootdisk::{self, Refusal};
+use lockstep_node::cli::boot::check_no_fork_of;
 use lockstep_node::cli::cards::{self, Clash};
 use lockstep_node::cli::node::NodeArgs;
 use lockstep_node::cli::sockets;
@@ -101,6 +102,11 @@ fn boot_files(node: &NodeArgs, runs: bool) -> Vec<Finding> {
     }
     if let Some(path) = &boot.snapshot {
         findings.push(match Restore::open(path) {
+            Ok(snapshot) if check_no_fork_of(&node.pair.name, snapshot.forked_from()).is_err() => Finding::fail(
+                "snapshot",
+                format!("{} is a fork of the machine with this name", path.display()),
+                "give the machine another name",
+            ),
             Ok(snapshot) => Finding::pass(
                 "snapshot",
                 format!("{}, of a host of class `{}`", path.display(), snapshot.host_class()),
@@ -120,7 +126,7 @@ fn check_kernel_runs(node: &NodeArgs, host: &Start) -> Option<Finding> {
     if node.boot.kernel == Some(Kernel::Disk) && check_no_replica(&node.devices.disk.first()?.path).is_err() {
         return None;
     }
-    let error = node.boot.check(&node.devices, host).err()?;
+    let error = node.boot.check(None, &node.devices, host).err()?;
     let found = one_line(&format!("{error:#}")).into_owned();
     Some(Finding::fail("kernel", found, "choose another kernel, or other hosts"))
 }

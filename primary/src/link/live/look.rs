@@ -133,8 +133,8 @@ impl Loop {
         self.link_state.protected.store(is_protected, Ordering::Release);
         self.link_state.lag_ns.store(lag_ns, Ordering::Relaxed);
         let (now, later) = (boottime(), Instant::now());
-        let left = self.ending.force_at().map(|at| at.saturating_sub(now));
-        let ends_at = left.and_then(|left| later.checked_add(Duration::from_nanos(left)));
+        let left = self.ending.force_at().map(|at| Duration::from_nanos(at.ns_since(now)));
+        let ends_at = left.and_then(|left| later.checked_add(left));
         let changed = self.status.set(StatusInner {
             role: Role::Primary,
             state: state.clone(),

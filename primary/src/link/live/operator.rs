@@ -119,8 +119,8 @@ impl Loop {
         check_shutdown(&self.session.state())?;
         tracing::warn!(?patience, "an operator asks the guest to shut down");
         self.command(Command::AskToShutDown);
-        self.ending
-            .ask(boottime(), patience.as_nanos().min(u64::MAX.into()) as u64);
+        let patience_ns = patience.as_nanos().min(u64::MAX.into()) as u64;
+        self.ending.ask(boottime(), patience_ns);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! Where the backup's end stands, with what is known there and nowhere else.
 
 use super::io::BackupState;
+use crate::quantity::SessionTime;
+use crate::session::Timing;
 use crate::session::question::Question;
-use crate::session::{Nanos, Timing};
 
 #[derive(Debug)]
 pub(super) enum State {
@@ -21,9 +22,9 @@ pub(super) enum State {
 pub(super) struct Connection {
     /// Its name.
     pub(super) primary: String,
-    pub(super) last_heard: Nanos,
+    pub(super) last_heard: SessionTime,
     /// When the last heartbeat came.
-    pub(super) last_beat: Option<Nanos>,
+    pub(super) last_beat: Option<SessionTime>,
     pub(super) phase: Phase,
 }
 
@@ -93,7 +94,7 @@ impl State {
 
 impl Connection {
     /// To the primary of this name, since `now`.
-    pub(super) fn new(primary: String, now: Nanos) -> Self {
+    pub(super) fn new(primary: String, now: SessionTime) -> Self {
         Self {
             primary,
             last_heard: now,
@@ -103,8 +104,8 @@ impl Connection {
     }
 
     /// When the primary is taken for dead, if nothing is heard until then.
-    pub(super) fn deadline(&self, timing: &Timing) -> Nanos {
-        self.last_heard.saturating_add(timing.deadline)
+    pub(super) fn deadline(&self, timing: &Timing) -> SessionTime {
+        self.last_heard.plus_ns(timing.deadline_ns)
     }
 
     /// Whether the machine is here and replays.

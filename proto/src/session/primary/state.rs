@@ -1,9 +1,9 @@
 //! Where the primary's end stands, with what is known there and nowhere else.
 
 use super::io::PrimaryState;
-use crate::quantity::LogPosition;
+use crate::quantity::{LogPosition, SessionTime};
 use crate::session::question::Question;
-use crate::session::{Freeze, Nanos, Record, Timing, Unprotected};
+use crate::session::{Freeze, Record, Timing, Unprotected};
 
 #[derive(Debug)]
 pub(super) enum State {
@@ -22,9 +22,9 @@ pub(super) enum State {
 pub(super) struct Connection {
     /// Its name.
     pub(super) peer: String,
-    pub(super) last_heard: Nanos,
+    pub(super) last_heard: SessionTime,
     /// Since when it acknowledges nothing of what waits for it.
-    pub(super) stalled: Option<Nanos>,
+    pub(super) stalled: Option<SessionTime>,
     /// Its service uplink has no carrier, as far as it said.
     pub(super) uplink_down: bool,
     pub(super) phase: Phase,
@@ -123,7 +123,7 @@ impl State {
 
 impl Connection {
     /// To the backup of this name, since `now`.
-    pub(super) fn new(peer: String, now: Nanos) -> Self {
+    pub(super) fn new(peer: String, now: SessionTime) -> Self {
         Self {
             peer,
             last_heard: now,
@@ -134,13 +134,13 @@ impl Connection {
     }
 
     /// When the backup is taken for dead, if nothing is heard until then.
-    pub(super) fn suspects_at(&self, timing: &Timing) -> Nanos {
-        self.last_heard.saturating_add(timing.suspicion())
+    pub(super) fn suspects_at(&self, timing: &Timing) -> SessionTime {
+        self.last_heard.plus_ns(timing.suspicion_ns())
     }
 
     /// When it is given up, if it acknowledges nothing until then.
-    pub(super) fn stalls_at(&self, timing: &Timing) -> Option<Nanos> {
-        self.stalled.map(|since| since.saturating_add(timing.stall()))
+    pub(super) fn stalls_at(&self, timing: &Timing) -> Option<SessionTime> {
+        self.stalled.map(|since| since.plus_ns(timing.stall_ns()))
     }
 }
 
@@ -181,7 +181,7 @@ impl Phase {
 
 impl Fence {
     /// Asks at `at` for the term after `record`'s.
-    pub(super) fn new(record: &Record, why: Unprotected, still: bool, at: Nanos) -> Self {
+    pub(super) fn new(record: &Record, why: Unprotected, still: bool, at: SessionTime) -> Self {
         Self {
             why,
             still,
@@ -192,6 +192,6 @@ impl Fence {
 }
 
 /// The question, at `at`, for the owner of `record` to be alone in the term after that.
-pub(super) fn next_term(record: &Record, at: Nanos) -> Question {
+pub(super) fn next_term(record: &Record, at: SessionTime) -> Question {
     Question::new(record.clone(), record.alone(&record.owner), at)
 }

@@ -2,13 +2,14 @@
 
 use super::state::{Connection, Fence, Phase, State, next_term};
 use super::{Primary, PrimaryAction};
+use crate::quantity::SessionTime;
 use crate::session::question::Question;
-use crate::session::{Freeze, Nanos, Unprotected, Verdict};
+use crate::session::{Freeze, Unprotected, Verdict};
 use crate::{Named, to_backup};
 
 impl Primary {
     /// Asks what is to be asked at `now`.
-    pub(super) fn ask(&mut self, now: Nanos) {
+    pub(super) fn ask(&mut self, now: SessionTime) {
         if let Some(question) = self.state.question_mut()
             && question.ask(now)
         {
@@ -20,7 +21,7 @@ impl Primary {
     }
 
     /// Has the backup named as soon as it has the log behind all that may have left.
-    pub(super) fn ask_to_name(&mut self, now: Nanos) {
+    pub(super) fn ask_to_name(&mut self, now: SessionTime) {
         let received = self.received();
         if let State::Connected(Connection {
             peer,
@@ -36,7 +37,7 @@ impl Primary {
         }
     }
 
-    pub(super) fn verdict(&mut self, now: Nanos, verdict: &Verdict) {
+    pub(super) fn verdict(&mut self, now: SessionTime, verdict: &Verdict) {
         let Some(question) = self.state.question_mut().filter(|question| question.is_asked()) else {
             return;
         };
@@ -51,7 +52,7 @@ impl Primary {
                 self.actions.push_back(PrimaryAction::Freeze(Freeze::LostTerm));
             }
             Verdict::Unknown => {
-                question.put_off(now.saturating_add(self.timing.heartbeat));
+                question.put_off(now.plus_ns(self.timing.heartbeat_ns));
                 if let State::Fencing(fence) = &mut self.state
                     && !fence.frozen
                 {
@@ -63,7 +64,7 @@ impl Primary {
     }
 
     /// The record is what was asked for.
-    fn won(&mut self, now: Nanos) {
+    fn won(&mut self, now: SessionTime) {
         if let Some(Phase::Naming { question, .. }) = self.state.phase_mut() {
             *question = None;
             self.send(to_backup::Kind::Named(Named {
@@ -84,7 +85,7 @@ impl Primary {
 
     /// The connection is over. Goes on alone at once where the record cannot name the backup, and asks for the next term where
     /// it can.
-    pub(super) fn lost_peer(&mut self, now: Nanos, why: Unprotected) {
+    pub(super) fn lost_peer(&mut self, now: SessionTime, why: Unprotected) {
         let Some(phase) = self.state.phase_mut() else { return };
         let fence = match phase {
             // The naming is on its way: its answer decides what to ask next.
@@ -96,8 +97,8 @@ impl Primary {
             }),
             Phase::HandingOver { told, .. } => {
                 // A backup that was told to claim is given the time to.
-                let grace = if *told { self.timing.deadline } else { 0 };
-                let at = now.saturating_add(grace);
+                let grace_ns = if *told { self.timing.deadline_ns } else { 0 };
+                let at = now.plus_ns(grace_ns);
                 Some(Fence::new(&self.record, why.clone(), true, at))
             }
             Phase::Naming { .. } | Phase::Protected if self.record.peer.is_some() => {

@@ -84,6 +84,11 @@ impl Rtc {
         }
     }
 
+    /// The time at guest time zero, in seconds since 1970.
+    pub(super) fn set_base(&mut self, base: i64) {
+        self.base = base;
+    }
+
     fn byte(&self, register: u8) -> u8 {
         self.bytes[usize::from(register & 0x7f)]
     }

@@ -33,6 +33,20 @@ fn shows_base_and_guest_time() {
 }
 
 #[test]
+fn a_clock_that_is_set_from_outside_shows_that_also_where_the_guest_had_set_it() {
+    let mut rtc = Rtc::new(BASE);
+    put(&mut rtc, REGISTER_B, SET | HOURS_24, 0);
+    put(&mut rtc, YEAR, 0x99, 0);
+    put(&mut rtc, REGISTER_B, HOURS_24, 0);
+    assert_eq!(get(&mut rtc, YEAR, SECOND), 0x99);
+    rtc.set_base(BASE);
+    assert_eq!(
+        shown(&mut rtc, 45 * SECOND),
+        [0x20, 0x23, 0x11, 0x14, 3, 0x22, 0x14, 0x05]
+    );
+}
+
+#[test]
 fn binary_and_twelve_hours() {
     let mut rtc = Rtc::new(BASE);
     put(&mut rtc, REGISTER_B, BINARY, 0);
