@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # shellcheck shell=bash
-# Runs single tests, on an emulated host: hosts-tests.sh gives the calls of run_test.
+# Runs tests, on an emulated host: hosts-tests.sh gives the calls of run_test and run_together.
 set -m
 
 # Prints a test's output, of which no line can be taken for a result of ours, and what it skipped.
@@ -54,4 +54,54 @@ run_test() {
         echo "    status $status after $(($(date +%s) - begin)) s"
     fi
     output_of_test "$output"
+} 2>/dev/null
+
+# run_together PREFIX SECONDS DIRECTORY BINARY TEST...: runs many, in their order, in one process, which finds out once what the host
+# can do, where run_test's find it out each. Prints what run_test prints, but that what a failed one said comes at the end, after
+# `said LABEL`. The test in which the process ends, or that does not end within SECONDS, has failed, and those behind it have a
+# process each. A test's label is PREFIX and its name.
+run_together() {
+    local prefix=$1 seconds=$2 directory=$3 binary=$4 output=/tmp/test-output lines=/tmp/test-lines line pid status=0 last=$SECONDS
+    local failed=() test
+    shift 4
+    : >"$output"
+    # Not every host has the /dev/fd that a process substitution needs.
+    rm -f "$lines"
+    mkfifo "$lines"
+    (cd "$directory" && CARGO_MANIFEST_DIR=$directory exec "$binary" --exact "$@" --test-threads=1 --show-output) >"$lines" 2>&1 </dev/null &
+    pid=$!
+    echo "begin $prefix$1"
+    while IFS= read -r -t "$seconds" line; do
+        printf '%s\n' "$line" >>"$output"
+        [[ $# -gt 0 && $line =~ ^test\ ([^ ]+)\ \.\.\.\ (ok|FAILED)$ && ${BASH_REMATCH[1]} = "$1" ]] || continue
+        if [ "${BASH_REMATCH[2]}" = ok ]; then
+            echo "test $prefix$1 ... ok ($((SECONDS - last)) s)"
+        else
+            echo "test $prefix$1 ... FAILED"
+            failed+=("$1")
+        fi
+        last=$SECONDS
+        shift
+        [ $# = 0 ] || echo "begin $prefix$1"
+    done <"$lines"
+    if [ $# -gt 0 ]; then
+        threads_of "$pid" >/tmp/threads 2>&1
+        kill -KILL -- "-$pid"
+        wait "$pid" || status=$?
+        echo "test $prefix$1 ... FAILED"
+        echo "    it did not end within $seconds s, or ended its process (status $status), which it shared with other tests; where it was:"
+        cat /tmp/threads
+        output_of_test "$output"
+        shift
+    else
+        wait "$pid"
+        grep -o 'SKIPPED: .*' "$output" || true
+    fi
+    for test in "${failed[@]}"; do
+        echo "said $prefix$test"
+        awk -v head="---- $test stdout ----" '/^---- .* stdout ----$/ {own = 0} own {print "    " $0} $0 == head {own = 1}' "$output"
+    done
+    for test; do
+        run_test "$prefix$test" "$seconds" "$directory" "$binary" "$test"
+    done
 } 2>/dev/null

@@ -11,10 +11,13 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 cd "$REPO_DIR"
 
-# Seconds that all tests of a host have, where AMD's take some 530 on a machine that has nothing else to do. `make test` runs
-# Intel's beside other tests: some 690. The long forms have more.
+# Seconds that all tests of a host have, where AMD's take some 530 on a machine that has nothing else to do. The long forms have
+# more.
 declare -A BUDGET=([amd]=1200 [intel]=1500)
 [ "${LOCKSTEP_SOAK:-}" != 1 ] || BUDGET=([amd]=10800 [intel]=3600)
+# Tests of these that have so many seconds each share a process.
+TOGETHER=(lockstep_vmm micro)
+SHORT=60
 declare -A EMULATOR=([amd]=qemu-system-x86_64 [intel]=bochs-bin)
 # Lanes run side by side, the hosts of a lane one after the other: each takes one core.
 case ${1:-all} in
@@ -60,16 +63,35 @@ tests_for() {
 }
 rows_of() { sed 's/#.*//' integration/emulated/tests.txt | awk -v host="$1" -v binary="$2" '$1 == host && $2 == binary {print $3, $4, $5}'; }
 
-# on_host HOST SECONDS: runs what is on the list on one host, started for it.
+# calls HOST together|alone: the calls of run-tests.sh for what is on the list.
+calls() {
+    local host=$1 how=$2 here=$work/$1 binary label limit directory executable name
+    if [ "$how" = together ]; then
+        for binary in "${TOGETHER[@]}"; do
+            local prefix=${host%-*}::$binary:: program=() names=()
+            while read -r label limit directory executable name; do
+                program=("$directory" "$executable")
+                names+=("$name")
+            done < <(awk -v prefix="$prefix" -v limit="$SHORT" 'index($1, prefix) == 1 && $2 == limit' "$here/list")
+            [ ${#names[@]} = 0 ] || printf '%q ' run_together "$prefix" "$SHORT" "${program[@]}" "${names[@]}"
+            echo
+        done
+    fi
+    while read -r label limit directory executable name; do
+        binary=${label#*::} binary=${binary%%::*}
+        [[ $how = together && $limit -eq $SHORT && " ${TOGETHER[*]} " = *" $binary "* ]] ||
+            printf 'run_test %q %q %q %q %q\n' "$label" "$limit" "$directory" "$executable" "$name"
+    done <"$here/list"
+}
+
+# on_host HOST SECONDS together|alone: runs what is on the list on one host, started for it.
 on_host() {
-    local host=$1 here=$work/$1 seconds=$2 label limit directory executable name
+    local host=$1 here=$work/$1 seconds=$2 how=$3
     {
         cat integration/emulated/run-tests.sh
         # Where not all of this machine's files are.
         cut -d ' ' -f 3 "$here/list" | sort -u | sed 's/^/mkdir -p /'
-        while read -r label limit directory executable name; do
-            printf 'run_test %q %q %q %q %q\n' "$label" "$limit" "$directory" "$executable" "$name"
-        done <"$here/list"
+        calls "$host" "$how"
     } >"$here/command"
     case ${host%-*} in
         amd)
@@ -91,7 +113,7 @@ on_host() {
 
 # tier HOST: all its tests, on as many hosts as it takes: the test in which one failed has failed, and the others go on.
 tier() {
-    local host=$1 here=$work/$1 kind=${1%-*} begin=$SECONDS left passed failed stuck
+    local host=$1 here=$work/$1 kind=${1%-*} begin=$SECONDS how=together left passed failed stuck
     mkdir "$here"
     tests_for "$host" >"$here/list"
     [ -s "$here/list" ] || return 0
@@ -113,7 +135,7 @@ tier() {
             echo "    these had no time left: the $kind host has ${BUDGET[$kind]} s for all its tests"
             break
         fi
-        on_host "$host" "$left" 2>&1 </dev/null | tee "$here/said" || true
+        on_host "$host" "$left" "$how" 2>&1 </dev/null | tee "$here/said" || true
         cat "$here/said" >>"$here/all"
         grep -E '^test .* \.\.\. (ok|FAILED)' "$here/said" >>"$here/results" || true
         stuck=$(awk '/^begin / {at = $2} /^test / && $2 == at {at = ""} END {print at}' "$here/said")
@@ -127,6 +149,7 @@ tier() {
         cut -d ' ' -f 2 "$here/results" | sort >"$here/done"
         awk 'NR == FNR {done[$1] = 1; next} !($1 in done)' "$here/done" "$here/list" >"$here/rest"
         mv "$here/rest" "$here/list"
+        how=alone
     done
     passed=$(grep -cE '\.\.\. ok' "$here/results" || true)
     failed=$(grep -cE '\.\.\. FAILED' "$here/results" || true)
@@ -136,7 +159,7 @@ tier() {
 
 # what_failed HOST: what its failed tests said, as cargo tells it: two lanes' lines stand between each other above.
 what_failed() {
-    awk '/^begin / {failed = 0} /^test .* FAILED$/ {failed = 1; print "---- " $2 " stdout ----"; next} failed' "$work/$1/all" 2>/dev/null
+    awk '/^begin / {failed = 0} /^said / {failed = 1; print "---- " $2 " stdout ----"; next} /^test .* FAILED$/ {failed = 1; print "---- " $2 " stdout ----"; next} failed' "$work/$1/all" 2>/dev/null
 }
 
 result=0

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# test-job.sh LOG NAME: runs one of test.sh's jobs: a test binary of LOG.binaries, `documentation` or `intel-host`. Results go to
-# standard output while they come; the whole output goes to the end of LOG as one piece, and each test's seconds to LOG.times.
+# test-job.sh LOG NAME: runs one of test.sh's jobs: a test binary of LOG.binaries, or `documentation`. Results go to
+# standard output while they come; the whole output goes to the end of LOG as one piece, each test's seconds to LOG.times, and
+# what the job took to LOG.jobs.
 #   TEST=name   only tests whose name contains it
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -28,7 +29,6 @@ run() {
     local executable directory
     case $name in
         documentation) cargo test --release --locked --workspace --doc -- "${options[@]}" ;;
-        intel-host) integration/scripts/hosts-tests.sh intel ;;
         *)
             read -r executable directory < <(sed -n "s/^$name //p" "$log.binaries") || die "no test binary is named $name"
             cd "$directory"
@@ -41,8 +41,12 @@ run() {
             ;;
     esac
 }
-status=0
+status=0 begin=$SECONDS
 run 2>&1 | results || status=$?
+# What it and all that it started computed.
+times >"$whole.times"
+echo "$(sed -n 's/[ms]/ /g; 2p' "$whole.times" | awk '{printf "%.0f", 60 * $1 + $2 + 60 * $3 + $4}') $((SECONDS - begin)) $name" >>"$log.jobs"
+rm "$whole.times"
 flock "$log.lock" cat "$whole" >>"$log"
 rm "$whole"
 exit "$status"

@@ -11,7 +11,6 @@ use lockstep_integration::hosts::current_package;
 use lockstep_integration::paths::{program, target_dir};
 use lockstep_integration::process::check;
 use lockstep_integration::work_dir;
-use lockstep_node::VERSION;
 
 const PROGRAMS: [&str; 3] = ["lockstep-primary", "lockstep-backup", "lockstep-debug"];
 /// systemd's exposure, in tenths: 2.0 and more is for services that have more to do on a host.
@@ -26,17 +25,12 @@ fn unit() -> PathBuf {
 }
 
 /// Makes the package of the programs that are built, and returns where it is.
-fn make() -> Result<PathBuf> {
+fn make(version: &str) -> Result<PathBuf> {
     for script in ["man.sh", "deb.sh"] {
         let mut command = Command::new(repository().join("integration/scripts").join(script));
-        check(command.env("LOCKSTEP_VERSION", VERSION))?;
+        check(command.env("LOCKSTEP_VERSION", version))?;
     }
-    Ok(target_dir().join(format!("deb/lockstep_{VERSION}_amd64.deb")))
-}
-
-/// The same, made where it is older than what goes into it.
-fn package() -> Result<PathBuf> {
-    current_package().map(|(package, _)| package)
+    Ok(target_dir().join(format!("deb/lockstep_{version}_amd64.deb")))
 }
 
 /// What `dpkg-deb` says of a package.
@@ -49,14 +43,14 @@ fn the_package_has_what_it_should_and_is_the_same_when_made_again() -> Result<()
     if !require_program("dpkg-shlibdeps", "dpkg-dev") || !require_program("lintian", "lintian") {
         return Ok(());
     }
-    let package = package()?;
+    let (package, version) = current_package()?;
     let first = fs::read(&package)?;
-    ensure!(fs::read(make()?)? == first, "made again, the package differs");
+    ensure!(fs::read(make(&version)?)? == first, "made again, the package differs");
 
     let info = ask(&package, "--info")?;
     for field in [
         " Package: lockstep\n".to_owned(),
-        format!(" Version: {VERSION}\n"),
+        format!(" Version: {version}\n"),
         " Architecture: amd64\n".to_owned(),
     ] {
         ensure!(info.contains(&field), "no `{}` in {info}", field.trim());
@@ -110,12 +104,12 @@ fn the_packaged_programs_run_and_have_its_version() -> Result<()> {
     if !require_program("dpkg-shlibdeps", "dpkg-dev") {
         return Ok(());
     }
-    let package = package()?;
+    let (package, version) = current_package()?;
     let dir = work_dir("package")?;
     check(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&dir))?;
     for program in PROGRAMS {
         let said = check(Command::new(dir.join("usr/bin").join(program)).arg("--version"))?;
-        ensure!(said.trim() == format!("{program} {VERSION}"), "{said}");
+        ensure!(said.trim() == format!("{program} {version}"), "{said}");
     }
     let examples = dir.join("usr/share/doc/lockstep/examples");
     for source in ["machine.toml", "prometheus/lockstep.rules.yml"] {
