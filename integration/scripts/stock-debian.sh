@@ -3,7 +3,7 @@
 # stock-debian.sh 12|13: makes target/stock-debian/12.img, once: a Debian as one installs it, and nothing of ours in it. Its own
 # kernel and initramfs, systemd, OpenSSH, PostgreSQL, Redis, on a disk with a partition table (GPT) and ext4.
 # Its root's password is "debian"; `id` beside it is the key for ssh. Its card has the address 10.77.0.2/24.
-# `client-12` has its pgbench and psql with their libraries.
+# `client-12` has its pgbench and psql with their libraries, `repository-12` the kernel of its security updates, for apt.
 # DEBIAN_MIRROR names a mirror; without it, the one that this machine's packages come from.
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -66,6 +66,31 @@ for program in pgbench psql; do
         cp -L "$root/$library" "$dir/client-$1/"
     done
 done
+# The kernel to upgrade to.
+kernel() {
+    rm -rf "$dir/repository-$1"
+    mkdir -p "$dir/repository-$1" "$dir/apt/lists/partial"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror)-security $suite-security main" >"$dir/apt/sources.list"
+    local apt=(-qq -o "Dir::Etc::SourceList=$dir/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State::Lists=$dir/apt/lists"
+        -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache=") package
+    apt-get "${apt[@]}" update >>"$dir/log-$1" 2>&1 || return
+    package=$(apt-cache "${apt[@]}" depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | sed -n 1p)
+    if [ -z "$package" ] || [ -e "$root/usr/share/doc/$package" ]; then
+        die "the security updates of Debian $1 have no newer kernel than itself"
+    fi
+    (cd "$dir/repository-$1" && apt-get "${apt[@]}" download "$package") >>"$dir/log-$1" 2>&1 || return
+    cd "$dir/repository-$1"
+    local file
+    for file in *.deb; do
+        dpkg-deb -f "$file"
+        echo "Filename: ./$file"
+        echo "Size: $(stat -c %s "$file")"
+        echo "SHA256: $(sha256sum "$file" | cut -d' ' -f1)"
+    done >Packages
+    cd "$REPO_DIR"
+    rm -rf "$dir/apt"
+}
+retry kernel "$1" || die "the newer kernel cannot be fetched: $(tail -n 1 "$dir/log-$1")"
 [ -e "$root/vmlinuz" ] || [ -e "$root/boot/vmlinuz" ] || die "Debian's kernel made no link to itself"
 
 rm -f "$image" "$image.stamp"

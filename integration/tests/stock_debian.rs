@@ -8,10 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lockstep_integration::gate::{ordinary_host, require_program, require_root_net, soak};
 use lockstep_integration::net::Namespace;
-use lockstep_integration::pair::{Arbiter, Node, Pair, ask, boot_stock, copy_stock, postgres, ssh};
+use lockstep_integration::pair::{
+    Arbiter, Node, Pair, ask, boot_stock, copy_stock, newer_kernel, postgres, repository, ssh, wait_for_status,
+};
 use lockstep_integration::process::check;
 use lockstep_integration::verify::summary;
 use lockstep_integration::{Run, Verify, work_dir};
+use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -259,5 +262,76 @@ fn a_pair_of_debian_12_keeps_every_commit_through_a_kill() -> Result<()> {
     survives_a_kill_under_pgbench(&mut this, "12", &dir, 60)?;
     this.protect()?;
     println!("protected again: {}", this.ask("uptime")?);
+    Ok(())
+}
+
+/// What a node says that boots its machine anew.
+const ANEW: &str = "this node starts over and boots it anew";
+
+impl Protected {
+    /// Waits until the machine, which resets, is protected again, unasked; it may still be booting.
+    fn is_protected_again(&self) -> Result<()> {
+        let live = self.live()?;
+        live.run.messages.wait_for(ANEW, LIMIT)?;
+        let is_protected = |status: &Value| Ok(status["state"] == "protected" && status["role"] == "primary");
+        wait_for_status(&self.pair.socket(live.host), LIMIT, is_protected).map(drop)
+    }
+
+    /// Types a command over ssh whose machine does not stay to tell how it ended.
+    fn type_last(&self, command: &str) -> Result<()> {
+        ssh(&self.pair.network.client, command).output()?;
+        Ok(())
+    }
+
+    /// It comes up, and runs this kernel.
+    fn comes_up(&self, release: &str) -> Result<()> {
+        self.live()?.run.wait_for("debian login:", LIMIT)?;
+        let said = self.ask("systemctl is-system-running --wait; uname -r")?;
+        ensure!(said.trim() == format!("running\n{release}"), "{said}");
+        Ok(())
+    }
+}
+
+/// A person's day with it: apt brings a kernel, a reboot runs it, a host dies while it boots, the kernel panics, the machine is powered off.
+#[test]
+fn a_pair_of_debian_12_is_upgraded_and_rebooted_and_panics() -> Result<()> {
+    if !can() || !require_program("python3", "python3") || !ordinary_host()? {
+        return Ok(());
+    }
+    let dir = work_dir("stock-debian-reboot")?;
+    let mut this = Protected::open(&dir, "12")?;
+    let (package, release) = newer_kernel("12")?;
+    let before = this.ask("uname -r")?;
+    ensure!(before.trim() != release, "it runs {release} already");
+    println!("protected, running {}", before.trim());
+    let (server, source) = repository("12", &this.pair.network.client)?;
+    let said = this.ask(&format!(
+        "echo '{source}' >/etc/apt/sources.list && apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install {package}"
+    ))?;
+    println!("apt: {said}");
+    drop(server);
+
+    this.type_last("reboot")?;
+    this.is_protected_again()?;
+    this.comes_up(&release)?;
+    println!("rebooted into {release}, protected");
+
+    this.type_last("reboot")?;
+    this.is_protected_again()?;
+    this.kill()?;
+    this.live()?.wait_for_state("not-protected (lost-connection)", LIMIT)?;
+    this.comes_up(&release)?;
+    this.protect()?;
+    println!("killed while it booted; it came up on the other host, protected");
+
+    this.type_last("echo c >/proc/sysrq-trigger")?;
+    this.is_protected_again()?;
+    this.comes_up(&release)?;
+    println!("panicked, booted, protected");
+
+    this.type_last("poweroff")?;
+    let live = this.nodes[this.live].take().context("nobody runs the machine")?;
+    let report = live.run.wait(LIMIT)?.report()?;
+    ensure!(report["ended"] == "the guest powered off", "{report}");
     Ok(())
 }

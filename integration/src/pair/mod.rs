@@ -28,4 +28,4 @@ pub use proxy::{Proxy, Weather};
 pub use scene::{Scene, Setup, blank_like};
 pub use slow::{SlowVcpu, stop_vcpu};
 pub use status::{number, status, wait_for_status};
-pub use stock::{ask, boot_stock, copy_stock, postgres, ssh};
+pub use stock::{ask, boot_stock, copy_stock, newer_kernel, postgres, repository, ssh};

@@ -2,14 +2,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::net::{GUEST_IP, Namespace};
+use crate::net::{CLIENT_IP, GUEST_IP, Namespace};
 use crate::paths::target_dir;
 use crate::process::check;
-use crate::run::Run;
+use crate::run::{Run, Running};
 
+/// A server of Python's says so within this time.
+const SERVING: Duration = Duration::from_secs(300);
 /// MiB of its memory.
 const MEMORY_MIB: &str = "512";
 
@@ -60,6 +63,27 @@ pub fn postgres(version: &str, client: &Namespace, program: &str) -> Command {
         .args(["-h", GUEST_IP, "-U", "postgres"])
         .env("PGDATABASE", "bench");
     command
+}
+
+/// Serves a repository of packages for apt from `client`, and returns the server and what to tell the guest's apt of it.
+pub fn repository(version: &str, client: &Namespace) -> Result<(Running, String)> {
+    let mut server = client.command("python3");
+    server
+        .args(["-u", "-m", "http.server", "8080", "--bind", CLIENT_IP, "--directory"])
+        .arg(directory().join(format!("repository-{version}")));
+    let server = Run::program(server).start()?;
+    server.wait_for("Serving HTTP", SERVING)?;
+    Ok((server, format!("deb [trusted=yes] http://{CLIENT_IP}:8080/ ./")))
+}
+
+/// The kernel that the repository has: its package, and the release that it says it is when it runs.
+pub fn newer_kernel(version: &str) -> Result<(String, String)> {
+    let packages = std::fs::read_to_string(directory().join(format!("repository-{version}/Packages")))?;
+    let package = packages
+        .lines()
+        .find_map(|line| line.strip_prefix("Package: linux-image-"));
+    let release = package.context("the repository has no kernel")?;
+    Ok((format!("linux-image-{release}"), release.to_owned()))
 }
 
 fn directory() -> PathBuf {
