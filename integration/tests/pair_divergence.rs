@@ -17,6 +17,8 @@ use serde_json::Value;
 
 /// Pages of the machine's memory.
 const PAGES: u64 = 64 << 8;
+/// Times that a program which stores RDTSC may be carried by a delta before one is found.
+const TIMES: usize = 20;
 
 /// What `diff --report` makes of the primary's messages is what stands in them.
 fn explains(messages: &str) -> Result<()> {
@@ -79,8 +81,7 @@ fn a_program_that_reads_the_tsc_is_healed() -> Result<()> {
         return Ok(());
     }
     let mut protected = Setup::new("pair-tsc").open()?;
-    protected.primary.run.type_text("rdtsc3 1\n")?;
-    protected.primary.run.wait_for("RDTSC3 rounds=1", LIMIT)?;
+    diverge(&protected.scene.pair, &mut protected.primary, 0, "rdtsc3 1\n")?;
     is_healed(&protected)?;
     protected.kill_primary()?.settle()
 }
@@ -159,8 +160,20 @@ fn a_bit_that_nobody_reads_is_named_with_its_page_and_byte() -> Result<()> {
 
 /// A round of Debian's programs takes half a minute, and some minutes on a busy machine.
 const LOAD_LIMIT: Duration = Duration::from_secs(900);
-/// Times that a program which stores RDTSC may be carried by a delta before one is found.
-const TIMES: usize = 20;
+
+/// Has a program in the guest store RDTSC, by these words on its console, until the replicas have diverged more often than this.
+/// A delta may have carried what it stored, or others stored there before memory was compared: that is no divergence.
+fn diverge(pair: &Pair, primary: &mut Node, diverged: u64, words: &str) -> Result<()> {
+    let mut times = 0..TIMES;
+    while is_equal(pair, primary)? == diverged {
+        times
+            .next()
+            .context("nothing diverged: can this host trap CPUID and RDTSC?")?;
+        primary.run.type_text(words)?;
+        primary.run.wait_for("RDTSC3 rounds=1", LIMIT)?;
+    }
+    Ok(())
+}
 
 /// How often a status says that the backup diverged.
 fn divergences(status: &Value) -> Result<u64> {
@@ -211,18 +224,10 @@ fn a_debian_under_load_is_healed_again_and_again() -> Result<()> {
     for _ in 0..count {
         primary.run.type_text("load 1\n")?;
         primary.run.wait_for("LOAD-DONE 1", LOAD_LIMIT)?;
-        // A delta may have carried what a program stored, or others stored there before memory was compared: that is no
-        // divergence. So one is made that is found.
+        // Whatever the round's programs did: one is made that is found.
         let diverged = is_equal(&pair, &primary)?;
         println!("the round diverged {diverged} times until now");
-        let mut times = 0..TIMES;
-        while is_equal(&pair, &primary)? == diverged {
-            times
-                .next()
-                .context("nothing diverged: can this host trap CPUID and RDTSC?")?;
-            primary.run.type_text("tsc 1\n")?;
-            primary.run.wait_for("RDTSC3 rounds=1", LIMIT)?;
-        }
+        diverge(&pair, &mut primary, diverged, "tsc 1\n")?;
     }
     let diverged = is_equal(&pair, &primary)?;
     let told = status(&socket)?;
