@@ -1,7 +1,7 @@
 //! Where Ansible runs: playbooks of `deploy`, and what became of them.
 
-use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -9,23 +9,32 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::gate::soak;
 use crate::net::Namespace;
 use crate::process::{bound, check};
 
 /// Who logs in on hosts.
 const USER: &str = "ops";
+/// Where Debian has what runs the tasks of a host in one process that stays, instead of starting an interpreter for each.
+const MITOGEN: &str = "/usr/lib/python3/dist-packages/ansible_mitogen/plugins/strategy";
 
 /// A directory with an operator's key, the inventory and what playbooks said.
 pub struct Controller<'a> {
     namespace: &'a Namespace,
     dir: PathBuf,
     plays: Cell<u32>,
+    /// What was played as operators play it: a playbook, and whether it was only to foretell.
+    played: RefCell<HashSet<(String, bool)>>,
 }
 
 /// What a playbook did on each host: the numbers of its last lines.
 #[derive(Debug)]
 pub struct Recap {
     hosts: BTreeMap<String, BTreeMap<String, u32>>,
+}
+
+fn may_hurry() -> bool {
+    !soak() && Path::new(MITOGEN).exists()
 }
 
 impl<'a> Controller<'a> {
@@ -41,6 +50,7 @@ impl<'a> Controller<'a> {
             namespace,
             dir: dir.into(),
             plays: Cell::new(0),
+            played: RefCell::default(),
         })
     }
 
@@ -86,7 +96,14 @@ impl<'a> Controller<'a> {
         Ok(list[0].clone())
     }
 
-    fn run(&self, playbook: &str, words: &[&str]) -> Result<(bool, String)> {
+    /// Whether a playbook is to be played as operators play it: the first time that it is to do something and the first time that
+    /// it is to foretell it, in the long forms always. Else by Mitogen.
+    fn as_operators(&self, playbook: &str, words: &[&str]) -> bool {
+        let kind = (playbook.to_owned(), words.contains(&"--check"));
+        self.played.borrow_mut().insert(kind) || !may_hurry()
+    }
+
+    fn run(&self, playbook: &str, words: &[&str], as_operators: bool) -> Result<(bool, String)> {
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").canonicalize()?;
         // Its connections to hosts stay for the next task, and end with it.
         let ssh = [
@@ -122,6 +139,13 @@ impl<'a> Controller<'a> {
             .env("ANSIBLE_SSH_CONTROL_PATH_DIR", sockets.path())
             .env("ANSIBLE_CALLBACKS_ENABLED", "ansible.posix.profile_tasks")
             .stdin(Stdio::null());
+        if !as_operators {
+            // It takes no word for hosts' keys that are new.
+            command
+                .env("ANSIBLE_STRATEGY_PLUGINS", MITOGEN)
+                .env("ANSIBLE_STRATEGY", "mitogen_linear")
+                .env("ANSIBLE_HOST_KEY_CHECKING", "False");
+        }
         let output = command.output().context("cannot start ansible-playbook")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         self.plays.set(self.plays.get() + 1);
@@ -132,8 +156,10 @@ impl<'a> Controller<'a> {
     /// Runs a playbook of `deploy` with these words.
     pub fn play(&self, playbook: &str, words: &[&str]) -> Result<Recap> {
         let begin = std::time::Instant::now();
-        let (done, text) = self.run(playbook, words)?;
-        println!("{playbook} {words:?}: {:.1} s", begin.elapsed().as_secs_f64());
+        let as_operators = self.as_operators(playbook, words);
+        let (done, text) = self.run(playbook, words, as_operators)?;
+        let by = if as_operators { "Ansible" } else { "Mitogen" };
+        println!("{playbook} {words:?}: {:.1} s by {by}", begin.elapsed().as_secs_f64());
         if !done {
             let from = text.find("fatal: ").or_else(|| text.find("ERROR")).unwrap_or_default();
             bail!("{playbook} {words:?}: {}", &text[from..]);
@@ -154,7 +180,7 @@ impl<'a> Controller<'a> {
 
     /// Runs one that has to fail, and say `why`.
     pub fn refused(&self, playbook: &str, words: &[&str], why: &str) -> Result<()> {
-        let (done, text) = self.run(playbook, words)?;
+        let (done, text) = self.run(playbook, words, !may_hurry())?;
         let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
         ensure!(
             !done && flat.contains(why),
