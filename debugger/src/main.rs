@@ -21,6 +21,7 @@ mod gdb;
 mod hits;
 mod info;
 mod kinds;
+mod mcp;
 mod parts;
 mod pcap;
 mod place;
@@ -107,6 +108,8 @@ enum Command {
     Strace(strace::StraceOptions),
     /// Walk through a recording on a screen.
     Tui(tui::TuiOptions),
+    /// Serve what the commands tell to a client of the Model Context Protocol, over standard input and output.
+    Mcp(mcp::McpOptions),
     #[command(flatten)]
     Packaging(packaging::PackagingCommand),
 }
@@ -198,6 +201,7 @@ fn main() -> ExitCode {
         Command::Calls(options) => calls::run(&options),
         Command::Strace(options) => strace::run(&options),
         Command::Tui(options) => tui::run(&options),
+        Command::Mcp(options) => mcp::run(&options, Cli::command()),
         Command::Packaging(command) => packaging::run(&command, Cli::command()).map(|()| ExitCode::SUCCESS),
     };
     out::end("lockstep-debug", result, failure)
