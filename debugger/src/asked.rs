@@ -33,7 +33,7 @@ pub struct Asked {
     from: Option<Place>,
     #[arg(long, value_name = "POSITION", allow_hyphen_values = true, help = help("Where it ends, included"))]
     to: Option<Place>,
-    /// The recorded kernel's vmlinux. Without it, the one that the log names, if it is there.
+    /// The recorded kernel's vmlinux. Without it, the one that is found by its name or its build id.
     #[arg(long, value_name = "FILE")]
     vmlinux: Option<PathBuf>,
     /// One JSON object a line.

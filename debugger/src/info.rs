@@ -206,6 +206,9 @@ impl Info {
         if !identity.kernel_path.is_empty() {
             say!("kernel        {}", one_line(&identity.kernel_path));
         }
+        if !identity.kernel_build_id.is_empty() {
+            say!("build id      {}", hex(&identity.kernel_build_id));
+        }
         if !machine.cmdline.is_empty() {
             say!("cmdline       {}", one_line(&machine.cmdline));
         }
@@ -319,6 +322,7 @@ impl Info {
             },
             "ends": self.ends,
         });
+        value["kernel_build_id"] = hex(&identity.kernel_build_id).into();
         value["from"] = from.into();
         value["to"] = to.into();
         let behind = self.calendar.guest_behind_ns().unwrap_or(0);

@@ -40,6 +40,7 @@ mod totals;
 mod trace;
 mod tui;
 mod verify;
+mod vmlinux;
 mod watched;
 mod whole;
 mod writes;
@@ -178,8 +179,8 @@ fn plain(places: &[Place]) -> Option<Vec<Position>> {
 fn main() -> ExitCode {
     this_program!();
     signals::outlive_limits();
-    // gdbstub tells of each packet that it leaves unanswered, as the protocol has it.
-    lockstep_node::cli::messages::start_at("info,gdbstub=error");
+    // gdbstub tells of each packet that it leaves unanswered, as the protocol has it; rmcp of each session that begins.
+    lockstep_node::cli::messages::start_at("info,gdbstub=error,rmcp=warn");
     let command = Cli::parse().command;
     // As diff(1): 1 is a difference, so a failure is 2.
     let failure = if matches!(command, Command::Diff(_)) { 2 } else { 1 };

@@ -2,24 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use lockstep_proto::Identity;
 use object::elf::PT_LOAD;
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object, ObjectSymbol, SymbolKind};
-use xxhash_rust::xxh3::xxh3_128;
 
-/// Reads `vmlinux`, which must be the recorded kernel.
-pub fn check_kernel(path: &Path, identity: &Identity) -> Result<Vec<u8>> {
-    let bytes = contents(path)?;
-    if !identity.kernel_digest.is_empty() && identity.kernel_digest != xxh3_128(&bytes).to_be_bytes()[..] {
-        bail!(
-            "{} is not the kernel that was recorded: give the vmlinux of the recording's kernel",
-            path.display()
-        );
-    }
-    Ok(bytes)
-}
+use crate::vmlinux::{Vmlinux, contents};
 
 /// Symbols of a vmlinux, by address.
 pub struct Symbols {
@@ -32,21 +21,10 @@ pub struct Symbols {
 }
 
 impl Symbols {
-    /// Reads `vmlinux`, which must be the recorded kernel. Without a path, tries the one that the log names, quietly.
+    /// Of the recorded kernel: its vmlinux was given, which must be it, or else is looked for.
     pub fn load(given: Option<&Path>, identity: &Identity) -> Result<Option<Self>> {
-        let path = given.unwrap_or(Path::new(&identity.kernel_path));
-        if path.as_os_str().is_empty() {
-            return Ok(None);
-        }
-        match Self::read(path, identity) {
-            Ok(symbols) => Ok(Some(symbols)),
-            Err(error) if given.is_some() => Err(error),
-            Err(_) => Ok(None),
-        }
-    }
-
-    fn read(path: &Path, identity: &Identity) -> Result<Self> {
-        Self::parse(path, &check_kernel(path, identity)?)
+        let found = Vmlinux::find(given, identity)?;
+        found.map(|file| Self::parse(&file.path, &file.bytes)).transpose()
     }
 
     /// Of a vmlinux of which nothing says whether it is the right one.
@@ -104,13 +82,4 @@ fn nearest(sorted: &[(u64, String)], address: u64) -> Option<String> {
     let (start, name) = sorted.get(after.checked_sub(1)?)?;
     // Beyond the largest function there is no code of this name any more.
     (address - start < 1 << 16).then(|| format!("{name}+{:#x}", address - start))
-}
-
-/// A whole file. A pipe or a device may have no end.
-fn contents(path: &Path) -> Result<Vec<u8>> {
-    let cannot = || format!("cannot read {}", path.display());
-    if !std::fs::metadata(path).with_context(cannot)?.is_file() {
-        bail!("{} is no regular file", path.display());
-    }
-    std::fs::read(path).with_context(cannot)
 }

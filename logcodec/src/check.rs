@@ -112,6 +112,11 @@ pub fn identity(identity: &Identity) -> Checked {
         identity.kernel_path.len(),
         max::MAX_TEXT_BYTES,
     )?;
+    at_most(
+        "length of the kernel's build id",
+        identity.kernel_build_id.len(),
+        max::MAX_BUILD_ID_BYTES,
+    )?;
     at_most("length of the command line", machine.cmdline.len(), max::MAX_TEXT_BYTES)?;
     at_most(
         "length of the CPU profile's name",

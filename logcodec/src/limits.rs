@@ -76,6 +76,9 @@ pub const MAX_FRAME_NUMBER: u64 = 1 << 40;
 /// 4,096 of path.
 pub const MAX_TEXT_BYTES: usize = 4096;
 
+/// Longest build id of a kernel, in bytes: linkers make 8 to 32 (xxhash, MD5, SHA-1, SHA-256).
+pub const MAX_BUILD_ID_BYTES: usize = 64;
+
 /// Most disks of a machine, and most network cards: more than a PCI bus has functions for.
 pub const MAX_DEVICES: usize = 256;
 

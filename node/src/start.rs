@@ -86,6 +86,8 @@ pub struct Started {
     pub initrd_digest: Vec<u8>,
     /// Path of the kernel.
     pub kernel_path: String,
+    /// Its build id; empty where it has none, and for a snapshot.
+    pub kernel_build_id: Vec<u8>,
     /// What was rewritten in the kernel.
     pub rewrites: Option<RewriteReport>,
     /// What is to be told of what it was made from.
@@ -148,6 +150,7 @@ pub fn check(options: &BootOptions) -> Result<()> {
 pub fn boot(options: &BootOptions) -> Result<Started> {
     let Payload {
         kernel_digest,
+        build_id,
         vmlinux,
         initrd,
         acpi,
@@ -229,6 +232,7 @@ pub fn boot(options: &BootOptions) -> Result<Started> {
         kernel_digest,
         initrd_digest: initrd.map_or_else(Vec::new, |initrd| xxh3_128(&initrd).to_be_bytes().to_vec()),
         kernel_path: name,
+        kernel_build_id: build_id,
         rewrites: Some(loaded.rewrites),
         notes,
     })

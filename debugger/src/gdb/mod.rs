@@ -29,8 +29,8 @@ use crate::place::{Place, help};
 use crate::show::go;
 use crate::show::kernel::Kernel;
 use crate::show::view::View;
-use crate::symbols::check_kernel;
 use crate::timeline::{Timeline, TimelineOptions, Walker};
+use crate::vmlinux::Vmlinux;
 
 #[derive(Args)]
 pub struct GdbOptions {
@@ -42,7 +42,7 @@ pub struct GdbOptions {
     /// Start gdb, connected.
     #[arg(long, conflicts_with = "listen")]
     exec: bool,
-    /// The recorded kernel's vmlinux, for the gdb that is started. Without it, the one that the log names, if it is there.
+    /// The recorded kernel's vmlinux, for the gdb that is started. Without it, the one that is found by its name or its build id.
     #[arg(long, value_name = "FILE", requires = "exec")]
     vmlinux: Option<PathBuf>,
     #[arg(long, value_name = "POSITION", allow_hyphen_values = true, help = help("Where to begin (the recording's start)"))]
@@ -98,18 +98,17 @@ pub fn run(options: &GdbOptions) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The recorded kernel's vmlinux for gdb: the one that was given, which must be it, else the one that the log names, if it
-/// is there.
+/// The recorded kernel's vmlinux for gdb: the one that was given, which must be it, else the one that is found.
 fn vmlinux(given: Option<&Path>, timeline: &mut Timeline) -> Result<Option<PathBuf>> {
-    let Some(path) = given else {
-        let identity = timeline.identity();
-        let named = PathBuf::from(&identity.kernel_path);
-        return Ok(Some(named).filter(|path| check_kernel(path, identity).is_ok()));
+    let Some(vmlinux) = Vmlinux::find(given, timeline.identity())? else {
+        return Ok(None);
     };
-    let kernel = Kernel::read(path, timeline.identity())?;
-    let present = timeline.machine_mut().present_registers()?;
-    kernel.check(&View::of(timeline.machine(), present))?;
-    Ok(Some(path.to_owned()))
+    if given.is_some() {
+        let kernel = Kernel::of(&vmlinux, timeline.identity())?;
+        let present = timeline.machine_mut().present_registers()?;
+        kernel.check(&View::of(timeline.machine(), present))?;
+    }
+    Ok(Some(vmlinux.path))
 }
 
 fn exec(options: &GdbOptions, mut timeline: Timeline, recording: PathBuf) -> Result<ExitCode> {

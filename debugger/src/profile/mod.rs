@@ -75,7 +75,7 @@ pub struct ProfileOptions {
     /// Only the tasks of this name, or the one with this number. Can be given several times.
     #[arg(long, value_name = "NAME")]
     task: Vec<String>,
-    /// The recorded kernel's vmlinux, with DWARF. Without it, the one that the log names, if it is there.
+    /// The recorded kernel's vmlinux, with DWARF. Without it, the one that is found by its name or its build id.
     #[arg(long, value_name = "FILE")]
     vmlinux: Option<PathBuf>,
     /// A directory with the guest's files, for symbols of its programs: DIR/bin/x is the guest's /bin/x. Without it, or where it
@@ -244,7 +244,7 @@ fn sampler(options: &ProfileOptions, directory: &Path, replay: &Replay) -> Resul
     let user = if options.kernel {
         None
     } else {
-        let path = options.vmlinux.as_deref().unwrap_or(Path::new(&identity.kernel_path));
+        let path = kernel.path();
         let disk = (!identity.disk_digests.is_empty()).then(|| start_disk(directory, 0));
         let files = Files::new(options.sysroot.as_deref(), disk)?;
         let user = User::new(&read_vmlinux(path)?, files);

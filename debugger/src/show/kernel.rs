@@ -9,7 +9,7 @@ use object::{Object, ObjectSection, ObjectSymbol};
 
 use super::layout::{Offsets, offsets};
 use super::view::View;
-use crate::symbols::check_kernel;
+use crate::vmlinux::Vmlinux;
 
 /// Members of structures that are asked for: (structure, member).
 const WANTED: [(&str, &str); 8] = [
@@ -42,10 +42,10 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Reads `vmlinux`, which must be the recorded kernel.
-    pub fn read(path: &Path, identity: &Identity) -> Result<Self> {
-        let bytes = check_kernel(path, identity)?;
-        let file = object::File::parse(&*bytes).with_context(|| format!("{} is no ELF file", path.display()))?;
+    /// Reads a vmlinux, which is the recorded kernel's if the recording's identity tells which that is.
+    pub fn of(vmlinux: &Vmlinux, identity: &Identity) -> Result<Self> {
+        let Vmlinux { path, bytes, .. } = vmlinux;
+        let file = object::File::parse(&**bytes).with_context(|| format!("{} is no ELF file", path.display()))?;
         let mut symbols = HashMap::new();
         let mut functions = Vec::new();
         let mut variables = Vec::new();

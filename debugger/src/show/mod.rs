@@ -28,8 +28,8 @@ use crate::files::FilesOptions;
 use crate::place::{self, help};
 use crate::position::Position;
 use crate::replay::{bar, hex};
-use crate::symbols::check_kernel;
 use crate::timeline::{Goal, Reached, Timeline, TimelineOptions};
+use crate::vmlinux::Vmlinux;
 
 #[derive(Args)]
 pub struct ShowOptions {
@@ -37,7 +37,7 @@ pub struct ShowOptions {
     recording: Recording,
     #[arg(long, value_name = "POSITION", required = true, allow_hyphen_values = true, help = help("Where; can be given several times, in any order"))]
     at: Vec<place::Place>,
-    /// The recorded kernel's vmlinux, for symbols and tasks. Without it, the one that the log names, if it is there.
+    /// The recorded kernel's vmlinux, for symbols and tasks. Without it, the one that is found by its name or its build id.
     #[arg(long, value_name = "FILE")]
     vmlinux: Option<PathBuf>,
     /// Show LEN bytes of memory at ADDR: a virtual address as ring 0 sees it, or `phys:` and a physical one. Can be given
@@ -109,16 +109,10 @@ pub fn run(options: &ShowOptions) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The recorded kernel: the one that was given, else the one that the log names, if it is there.
+/// The recorded kernel: the one that was given, else the one that is found.
 pub fn kernel(given: Option<&Path>, identity: &Identity) -> Result<Option<Kernel>> {
-    if let Some(path) = given {
-        return Kernel::read(path, identity).map(Some);
-    }
-    let named = Path::new(&identity.kernel_path);
-    if check_kernel(named, identity).is_ok() {
-        return Kernel::read(named, identity).map(Some);
-    }
-    Ok(None)
+    let found = Vmlinux::find(given, identity)?;
+    found.map(|vmlinux| Kernel::of(&vmlinux, identity)).transpose()
 }
 
 /// What is shown of one position.

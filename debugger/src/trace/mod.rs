@@ -58,7 +58,7 @@ pub struct TraceOptions {
     /// printed, when disk requests were made, when the CPU was halted. Of a ring, one part.
     #[arg(long)]
     replay: bool,
-    /// The recorded kernel's vmlinux, for the guest's tasks. Without it, the one that the log names, if it is there.
+    /// The recorded kernel's vmlinux, for the guest's tasks. Without it, the one that is found by its name or its build id.
     #[arg(long, value_name = "FILE", requires = "replay")]
     vmlinux: Option<PathBuf>,
 }

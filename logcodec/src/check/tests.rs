@@ -359,6 +359,7 @@ fn identities() {
     identity(&Identity {
         machine: Some(full),
         kernel_digest: zeros(16),
+        kernel_build_id: zeros(MAX_BUILD_ID_BYTES),
         ..who()
     })
     .unwrap();
@@ -367,6 +368,9 @@ fn identities() {
     refused("program's name", |who, _| who.program = long());
     refused("host class", |who, _| who.host_class = long());
     refused("kernel's path", |who, _| who.kernel_path = long());
+    refused("kernel's build id", |who, _| {
+        who.kernel_build_id = zeros(MAX_BUILD_ID_BYTES + 1);
+    });
     refused("command line", |_, machine| machine.cmdline = long());
     refused("CPU profile", |_, machine| machine.cpu_profile = long());
     refused("disks", |_, machine| machine.disks = vec![disk(""); MAX_DEVICES + 1]);

@@ -138,6 +138,7 @@ impl BootArgs {
                     kernel_digest: Vec::new(),
                     initrd_digest: Vec::new(),
                     kernel_path: String::new(),
+                    kernel_build_id: Vec::new(),
                     rewrites: None,
                     notes: Vec::new(),
                 }

@@ -63,6 +63,7 @@ pub fn prepare(
         disk_digest_chunk: CHUNK as u32,
         from_start: true,
         kernel_path: started.kernel_path.clone(),
+        kernel_build_id: started.kernel_build_id.clone().into(),
         start_digest: start_digest.to_vec().into(),
         start_stop: machine.stop().get(),
         start_chain: machine.chain().to_message(),

@@ -5,8 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use lockstep_logcodec::limits::MAX_BUILD_ID_BYTES;
 use lockstep_proto::model::ACPI_REVISION;
 use lockstep_vmm::loader::{self, features};
+use object::Object;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{BootOptions, disk_bytes};
@@ -74,6 +76,8 @@ impl Acpi {
 pub(super) struct Payload {
     /// Digest of the kernel as it is on its disk.
     pub kernel_digest: Vec<u8>,
+    /// What its ELF file and its files with symbols have in common; empty if that is nothing.
+    pub build_id: Vec<u8>,
     /// Its ELF file.
     pub vmlinux: Vec<u8>,
     pub initrd: Option<Vec<u8>>,
@@ -121,6 +125,7 @@ impl Payload {
         Ok(Self {
             acpi: options.acpi.of(options.model_revision, &vmlinux)?,
             kernel_digest,
+            build_id: build_id(&vmlinux),
             vmlinux,
             initrd,
             cmdline,
@@ -128,6 +133,15 @@ impl Payload {
             notes,
         })
     }
+}
+
+/// The GNU build id of an ELF file; empty where it has none, or one that no log takes.
+fn build_id(vmlinux: &[u8]) -> Vec<u8> {
+    let file = object::File::parse(vmlinux).ok();
+    let id = file.as_ref().and_then(|file| file.build_id().ok().flatten());
+    id.filter(|id| id.len() <= MAX_BUILD_ID_BYTES)
+        .unwrap_or_default()
+        .to_vec()
 }
 
 pub(super) fn cannot_load(name: &str) -> String {
