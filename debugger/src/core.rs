@@ -1,7 +1,11 @@
-//! `lockstep-debug export-memory`: guest memory and registers at a position, as an ELF core that gdb opens with `vmlinux`.
+//! `lockstep-debug export-memory`: guest memory and registers at a position, as an ELF core that gdb opens with `vmlinux`, and that readers
+//! of kernels' dumps take for one.
 //!
-//! Memory is in the file once, by physical address; pages of zeroes are holes. The program headers map every range that the
-//! guest's page tables map there, so that virtual addresses read as the guest would read them.
+//! Memory is in the file once; pages of zeroes are holes. The program headers tell of it by physical address, and of every range that the
+//! guest's page tables map there, so that virtual addresses read as the guest would read them (`segments`).
+
+mod segments;
+mod vmcoreinfo;
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -13,15 +17,16 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use lockstep_node::{out, tell};
-use lockstep_proto::quantity::PageNumber;
-use lockstep_vmm::cpu::walk::{Mapping, mappings};
+use lockstep_vmm::cpu::walk::mappings;
 use lockstep_vmm::memory::{Memory, PAGE_SIZE, Page};
 
 use crate::Recording;
 use crate::place::{Place, help};
 use crate::show::go;
+use crate::show::view::View;
 use crate::timeline::{Timeline, TimelineOptions};
 use crate::whole::{Readers, Whole};
+use segments::Segments;
 
 #[derive(Args)]
 pub struct ExportOptions {
@@ -41,6 +46,8 @@ const PROGRAM_HEADER: u64 = 56;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const NT_PRSTATUS: u32 = 1;
+/// As Linux writes it into /proc/vmcore.
+const NT_VMCOREINFO: u32 = 0;
 /// `struct elf_prstatus` of x86-64, and where its registers begin.
 const PRSTATUS: usize = 336;
 const PRSTATUS_REGISTERS: usize = 112;
@@ -61,7 +68,16 @@ pub fn run(options: &ExportOptions) -> Result<ExitCode> {
     let memory = timeline.machine().memory();
     let ranges = mappings(memory, &sregs, MAX_RANGES);
     let count = ranges.len();
-    write(&options.file, memory, &regs, &sregs, &ranges)
+    let core = Core {
+        memory,
+        notes: notes(
+            &regs,
+            &sregs,
+            vmcoreinfo::find(memory, &View::of(timeline.machine(), (regs, sregs))).as_deref(),
+        ),
+        segments: Segments::of(memory, &ranges),
+    };
+    core.write(&options.file)
         .with_context(|| format!("cannot write {}", options.file.display()))?;
     tell!(
         "{}: {} MiB of memory at stop {}, {count} mapped ranges; open it with: gdb VMLINUX {0}",
@@ -69,50 +85,61 @@ pub fn run(options: &ExportOptions) -> Result<ExitCode> {
         memory.bytes() >> 20,
         timeline.point().stop
     );
+    if !core.segments.is_physical {
+        tell!(
+            "the page tables in force here do not map all of memory: what they do not map cannot be read in the core"
+        );
+    }
     if count == MAX_RANGES {
         tell!("the guest maps more ranges than a core file can tell of: the rest is left out");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn write(path: &Path, memory: &Memory, regs: &kvm_regs, sregs: &kvm_sregs, ranges: &[Mapping]) -> Result<()> {
-    if out::is_stdout(path) {
-        let mut file = tempfile::tempfile()?;
-        write_core(&file, memory, regs, sregs, ranges)?;
-        file.rewind()?;
-        std::io::copy(&mut file, &mut out::Out)?;
-        return Ok(out::Out.flush()?);
-    }
-    let mut whole = Whole::begin(path, Readers::User)?;
-    write_core(whole.file(), memory, regs, sregs, ranges)?;
-    Ok(whole.end_new()?)
+/// A core.
+struct Core<'a> {
+    memory: &'a Memory,
+    notes: Vec<u8>,
+    segments: Segments,
 }
 
-fn write_core(mut file: &File, memory: &Memory, regs: &kvm_regs, sregs: &kvm_sregs, ranges: &[Mapping]) -> Result<()> {
-    let note = note(regs, sregs);
-    let note_at = HEADER + PROGRAM_HEADER * (ranges.len() as u64 + 1);
-    let memory_at = (note_at + note.len() as u64).next_multiple_of(PAGE_SIZE as u64);
-    let mut head = header(ranges.len() as u16 + 1);
-    program_header(&mut head, PT_NOTE, 0, note_at, 0, 0, note.len() as u64);
-    for range in ranges {
-        let index = memory
-            .index(PageNumber::of(range.physical))
-            .context("a mapping outside memory")?;
-        // Readable, writable, executable.
-        program_header(
-            &mut head,
-            PT_LOAD,
-            7,
-            memory_at + index.offset(),
-            range.address,
-            range.physical,
-            range.length,
-        );
+impl Core<'_> {
+    fn write(&self, path: &Path) -> Result<()> {
+        if out::is_stdout(path) {
+            let mut file = tempfile::tempfile()?;
+            self.write_to(&file)?;
+            file.rewind()?;
+            std::io::copy(&mut file, &mut out::Out)?;
+            return Ok(out::Out.flush()?);
+        }
+        let mut whole = Whole::begin(path, Readers::User)?;
+        self.write_to(whole.file())?;
+        Ok(whole.end_new()?)
     }
-    head.extend(note);
-    file.write_all(&head)?;
-    file.set_len(memory_at + memory.bytes())?;
-    write_memory(file, memory, memory_at)
+
+    fn write_to(&self, mut file: &File) -> Result<()> {
+        let (notes, segments) = (&self.notes, &self.segments.list);
+        let notes_at = HEADER + PROGRAM_HEADER * (segments.len() as u64 + 1);
+        let memory_at = (notes_at + notes.len() as u64).next_multiple_of(PAGE_SIZE as u64);
+        let mut head = header(segments.len() as u16 + 1);
+        program_header(&mut head, PT_NOTE, 0, notes_at, 0, 0, notes.len() as u64);
+        for segment in segments {
+            // Readable, writable, executable.
+            program_header(
+                &mut head,
+                PT_LOAD,
+                7,
+                memory_at + segment.page.offset(),
+                segment.address,
+                segment.physical,
+                segment.length,
+            );
+        }
+        head.extend(notes);
+        file.write_all(&head)?;
+        file.set_len(memory_at + self.memory.bytes())?;
+        write_memory(file, self.memory, memory_at)
+    }
 }
 
 fn write_memory(file: &File, memory: &Memory, at: u64) -> Result<()> {
@@ -149,8 +176,29 @@ fn program_header(out: &mut Vec<u8>, kind: u32, flags: u32, offset: u64, address
     }
 }
 
+/// The notes: the registers, and what the kernel has written down.
+fn notes(regs: &kvm_regs, sregs: &kvm_sregs, vmcoreinfo: Option<&str>) -> Vec<u8> {
+    let mut notes = Vec::new();
+    note(&mut notes, b"CORE\0", NT_PRSTATUS, &status(regs, sregs));
+    if let Some(text) = vmcoreinfo {
+        note(&mut notes, b"VMCOREINFO\0", NT_VMCOREINFO, text.as_bytes());
+    }
+    notes
+}
+
+/// Adds a note; name and value are padded to four bytes.
+fn note(out: &mut Vec<u8>, name: &[u8], kind: u32, value: &[u8]) {
+    for word in [name.len() as u32, value.len() as u32, kind] {
+        out.extend(word.to_le_bytes());
+    }
+    for part in [name, value] {
+        out.extend(part);
+        out.resize(out.len().next_multiple_of(4), 0);
+    }
+}
+
 /// The registers, as the kernel writes them into a core (`struct elf_prstatus`).
-fn note(regs: &kvm_regs, sregs: &kvm_sregs) -> Vec<u8> {
+fn status(regs: &kvm_regs, sregs: &kvm_sregs) -> Vec<u8> {
     let mut status = vec![0; PRSTATUS];
     // A process number: gdb wants one.
     status[32] = 1;
@@ -187,11 +235,5 @@ fn note(regs: &kvm_regs, sregs: &kvm_sregs) -> Vec<u8> {
         let at = PRSTATUS_REGISTERS + 8 * index;
         status[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
-    let mut note = Vec::new();
-    for word in [5, PRSTATUS as u32, NT_PRSTATUS] {
-        note.extend(word.to_le_bytes());
-    }
-    note.extend(b"CORE\0\0\0\0");
-    note.extend(status);
-    note
+    status
 }

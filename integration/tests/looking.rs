@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use lockstep_integration::gate::{require_kvm, require_program};
 use lockstep_integration::paths::program;
 use lockstep_integration::process::{bound, check};
+use lockstep_integration::run::Run;
 use lockstep_integration::{Booted, Guest, Kind, work_dir};
 use object::{Object, ObjectSegment, ObjectSymbol};
 use serde_json::Value;
@@ -112,6 +113,79 @@ fn until_another_stack<'a>(backtrace: &str, calls: &'a [&'a str]) -> &'a [&'a st
     }
 }
 
+/// A kernel that was stripped has its symbols in another file, which has its build id.
+#[test]
+fn a_stripped_kernel_has_the_symbols_of_the_file_with_its_build_id() -> Result<()> {
+    if !require_kvm() || !require_program("objcopy", "binutils") {
+        return Ok(());
+    }
+    let dir = work_dir("stripped")?;
+    let guest = Guest::find()?;
+    let vmlinux = &guest.vmlinux;
+    let (stripped, other) = (dir.join("vmlinux"), dir.join("other"));
+    check(Command::new("objcopy").arg("--strip-all").args([vmlinux, &stripped]))?;
+    let mut bytes = fs::read(vmlinux)?;
+    let id = object::File::parse(&*bytes)?
+        .build_id()?
+        .context("our kernel has no build id")?
+        .to_vec();
+    let places: Vec<usize> = (0..bytes.len() - id.len())
+        .filter(|at| bytes[*at..].starts_with(&id))
+        .collect();
+    for at in places {
+        bytes[at] ^= 1;
+    }
+    fs::write(&other, bytes)?;
+    let log = dir.join("log");
+    let booted = Guest {
+        vmlinux: stripped.clone(),
+        ..guest.clone()
+    };
+    let run = Run::bare()?.boot(&booted, &booted.general, 64, "lockstep.run=shell");
+    run.record(&log)
+        .args(["--until", "LOCKSTEP-INIT"])
+        .complete(LIMIT)?
+        .report()?;
+
+    let log = log.to_str().context("the directory's name is no text")?;
+    let told = debug(&["info", log, "--json"])?;
+    let told: Value = serde_json::from_slice(&told.stdout)?;
+    let told_id = told["kernel_build_id"].as_str().context("no build id")?;
+    ensure!(unhex(told_id)? == id, "{told:#}");
+    let tasks = |vmlinux: Option<&Path>| {
+        let mut words = vec!["show".as_ref(), log.as_ref(), "--at=end".as_ref(), "--tasks".as_ref()];
+        words.extend(vmlinux.iter().flat_map(|path| ["--vmlinux".as_ref(), path.as_os_str()]));
+        Ok::<_, anyhow::Error>(
+            bound(program("lockstep-debug")?)
+                .args(words)
+                .stdin(Stdio::null())
+                .output()?,
+        )
+    };
+    let known = tasks(Some(vmlinux))?;
+    ensure!(
+        known.status.success() && text(&known).contains("swapper"),
+        "{}",
+        text(&known)
+    );
+    for (given, why) in [
+        (None, "give its vmlinux with --vmlinux".to_owned()),
+        (
+            Some(&*stripped),
+            format!("has no symbols: give the vmlinux that has them (build id {told_id})"),
+        ),
+        (
+            Some(&*other),
+            format!("is not the kernel that was recorded (build id {told_id})"),
+        ),
+    ] {
+        let refused = tasks(given)?;
+        let said = text(&refused);
+        ensure!(!refused.status.success() && said.contains(&why), "{why}: {said}");
+    }
+    Ok(())
+}
+
 #[test]
 fn stacks_are_compared_as_far_as_gdb_goes() {
     let calls = ["read_tsc+0x5", "common_interrupt+0x8a", "default_idle.constprop.0+0x9"];
@@ -128,9 +202,29 @@ fn stacks_are_compared_as_far_as_gdb_goes() {
     assert_eq!(until_another_stack(&other, &calls), calls);
 }
 
+/// What drgn, a debugger of Linux kernels, lists of a kernel's dump: numbers and names of the tasks, but the idle one.
+fn tasks_by_drgn(core: &Path, vmlinux: &Path) -> Result<Vec<(u64, String)>> {
+    const SCRIPT: &str = "from drgn.helpers.linux.pid import for_each_task\n\
+        for task in for_each_task(prog): print(task.pid.value_(), task.comm.string_().decode())\n";
+    let script = core.with_extension("py");
+    fs::write(&script, SCRIPT)?;
+    let mut drgn = Command::new("drgn");
+    drgn.args(["-q", "-c"]).arg(core).arg("-s").arg(vmlinux).arg(script);
+    let listed = check(&mut drgn)?;
+    let mut tasks: Vec<(u64, String)> = listed
+        .lines()
+        .filter_map(|line| {
+            let (number, name) = line.split_once(' ')?;
+            Some((number.parse().ok()?, name.to_owned()))
+        })
+        .collect();
+    tasks.sort();
+    Ok(tasks)
+}
+
 #[test]
 fn a_position_is_shown_and_exported() -> Result<()> {
-    if !require_kvm() || !require_program("gdb", "gdb") {
+    if !require_kvm() || !require_program("gdb", "gdb") || !require_program("drgn", "python3-drgn") {
         return Ok(());
     }
     let dir = work_dir("looking")?;
@@ -228,6 +322,15 @@ fn a_position_is_shown_and_exported() -> Result<()> {
         let function = function(call);
         ensure!(backtrace.contains(function), "{function} is not in gdb's: {backtrace}");
     }
+    let listed = tasks_by_drgn(&core, &vmlinux)?;
+    let told: Vec<(u64, String)> = tasks
+        .iter()
+        .filter(|task| task["pid"] != 0)
+        .map(|task| Some((task["pid"].as_u64()?, task["comm"].as_str()?.to_owned())))
+        .collect::<Option<_>>()
+        .with_context(|| format!("{shown}"))?;
+    ensure!(listed == told, "drgn lists {listed:?}, and we {told:?}");
+
     let again = debug(&["export-memory", log, core.to_str().context("path")?, "--at", &at])?;
     ensure!(
         again.status.code() == Some(1) && text(&again).contains("exists already"),
