@@ -181,6 +181,9 @@ fn main() -> ExitCode {
     signals::outlive_limits();
     // gdbstub tells of each packet that it leaves unanswered, as the protocol has it; rmcp of each session that begins.
     lockstep_node::cli::messages::start_at("info,gdbstub=error,rmcp=warn");
+    if let Err(error) = mcp::end_with_server() {
+        return out::end("lockstep-debug", Err(error), 1);
+    }
     let command = Cli::parse().command;
     // As diff(1): 1 is a difference, so a failure is 2.
     let failure = if matches!(command, Command::Diff(_)) { 2 } else { 1 };

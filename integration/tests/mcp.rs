@@ -11,6 +11,7 @@ use rmcp::ServiceExt;
 use rmcp::model::{CallToolRequestParams, CallToolResult, JsonObject};
 use rmcp::service::{RoleClient, RunningService};
 use rmcp::transport::TokioChildProcess;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -177,22 +178,34 @@ async fn is_bounded(log: &str) -> Result<()> {
     Ok(())
 }
 
-/// A client that goes leaves nothing behind.
+/// A replay ends with its server, however that ends.
 async fn leaves_nothing(log: &str) -> Result<()> {
     let session = Session::open(&[log]).await?;
     let server = session.server;
-    let request =
-        CallToolRequestParams::new("verify").with_arguments(serde_json::from_value(json!({"recording": log}))?);
+    let arguments: JsonObject = serde_json::from_value(json!({"recording": log}))?;
+    let request = CallToolRequestParams::new("verify").with_arguments(arguments);
     let peer = session.service.peer().clone();
     let call = tokio::spawn(async move { peer.call_tool(request).await });
     until("no process replays", || !children(server).is_empty()).await?;
-    let replay = children(server)[0];
-    session.service.cancel().await?;
-    let gone = |pid: u32| !Path::new(&format!("/proc/{pid}")).exists();
-    until("the server or its replay goes on", || gone(server) && gone(replay)).await?;
-    // Whatever it was told, it has an end.
-    let _ = call.await?;
+    let replay = *children(server).first().context("it has ended already")?;
+    let signal = |pid: u32, signal| -> Result<()> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no process")?;
+        Ok(kill_process(pid, signal)?)
+    };
+    // It cannot end by itself any more.
+    signal(replay, Signal::STOP)?;
+    signal(server, Signal::KILL)?;
+    until("the replay goes on", || has_ended(replay)).await?;
+    ensure!(call.await?.is_err(), "nobody could answer");
     Ok(())
+}
+
+/// Whether a process is no more, or only waits to be looked at.
+fn has_ended(pid: u32) -> bool {
+    let state = fs::read_to_string(format!("/proc/{pid}/stat"));
+    state.map_or(true, |state| {
+        state.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z"))
+    })
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lockstep_node::out::printable;
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -13,6 +14,21 @@ use tokio::time::timeout;
 const SAID: usize = 4096;
 /// Bytes of one read.
 const PIECE: usize = 16 << 10;
+
+/// The variable by which a call knows the server that it is of.
+const SERVER: &str = "LOCKSTEP_DEBUG_SERVER";
+
+/// Where this process is a call, it ends with its server, however that ends.
+pub fn end_with_server() -> Result<()> {
+    let Ok(server) = std::env::var(SERVER) else {
+        return Ok(());
+    };
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before.
+    let parent = getppid().map_or(0, |parent| parent.as_raw_nonzero().get());
+    ensure!(server == parent.to_string(), "the server of this call has ended");
+    Ok(())
+}
 
 /// What a call may take.
 pub struct Limits {
@@ -31,6 +47,7 @@ pub enum Keep {
 pub async fn run(words: &[String], keep: Keep, limits: &Limits) -> Result<Vec<String>> {
     let mut command = Command::new("/proc/self/exe");
     command.args(words).stdin(Stdio::null());
+    command.env(SERVER, std::process::id().to_string());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.kill_on_drop(true).spawn().context("cannot start a process")?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -71,6 +88,9 @@ fn answer(printed: &Printed, status: Option<ExitStatus>, said: &str, keep: Keep)
     let mut texts = vec![text];
     if status.is_some_and(|status| !status.success()) {
         texts.push(format!("exit status 1: {}", said.trim()));
+    } else if !said.trim().is_empty() {
+        // Why it is no more: a limit, the log's end.
+        texts.push(said.trim().to_owned());
     }
     if printed.cut {
         let (which, more) = match keep {

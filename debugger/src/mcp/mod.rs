@@ -25,6 +25,7 @@ use rmcp::transport::stdio;
 use rmcp::{ErrorData, RoleServer, ServerHandler, ServiceExt};
 use tokio::sync::Semaphore;
 
+pub use child::end_with_server;
 use child::{Limits, run as run_child};
 use recordings::Recordings;
 use tools::{RECORDINGS, Toolbox};
@@ -37,10 +38,10 @@ const INSTRUCTIONS: &str = "Recordings of virtual machines, made by Lockstep: ev
 
 #[derive(Args)]
 pub struct McpOptions {
-    /// Where recordings lie: each of these directories is one, or has some in it, up to three levels down. Nothing else is read.
+    /// Where recordings lie: each of these directories is one, or has some in it, up to three levels down. No others can be asked.
     #[arg(value_name = "DIR", required = true)]
     directories: Vec<PathBuf>,
-    /// The recorded kernels' vmlinux. Without it, those that are found by its name or its build id.
+    /// The vmlinux of all these recordings. Without it, those that are found by its name or its build id.
     #[arg(long, value_name = "FILE")]
     vmlinux: Option<PathBuf>,
     /// Seconds after which a call is given up.
