@@ -81,6 +81,8 @@ fn a_program_that_reads_the_tsc_is_healed() -> Result<()> {
         return Ok(());
     }
     let mut protected = Setup::new("pair-tsc").open()?;
+    // Nothing else made it diverge.
+    ensure!(is_equal(&protected.scene.pair, &protected.primary)? == 0);
     diverge(&protected.scene.pair, &mut protected.primary, 0, "rdtsc3 1\n")?;
     is_healed(&protected)?;
     protected.kill_primary()?.settle()
