@@ -143,6 +143,9 @@ async fn answers(dir: &Path, log: &str) -> Result<()> {
     );
 
     session
+        .refused("recordings", json!({"recording": "log"}), "takes nothing")
+        .await?;
+    session
         .refused("info", json!({"recording": "/etc"}), "there is no recording /etc")
         .await?;
     session

@@ -69,40 +69,65 @@ pub async fn run(words: &[String], keep: Keep, limits: &Limits) -> Result<Vec<St
     };
     let Ok(result) = timeout(limits.time, work).await else {
         bail!(
-            "it was given up after {} s: ask for a shorter stretch",
+            "it was given up after {} s: ask for an earlier place",
             limits.time.as_secs()
         );
     };
     let ((printed, status), said) = result.context("cannot read what the process prints")?;
-    answer(&printed, status, &said.text(), keep)
+    answer(&printed, status, &said.text(), keep, limits)
 }
 
 /// What is told. A status of 1 with something on standard output is an answer too: of `verify` and `diff` it means a difference.
-fn answer(printed: &Printed, status: Option<ExitStatus>, said: &str, keep: Keep) -> Result<Vec<String>> {
+fn answer(
+    printed: &Printed,
+    status: Option<ExitStatus>,
+    said: &str,
+    keep: Keep,
+    limits: &Limits,
+) -> Result<Vec<String>> {
     let text = printed.text();
     if let Some(status) = status.filter(|status| !status.success())
         && (text.trim().is_empty() || status.code() != Some(1))
     {
         bail!("{status}: {}", said.trim());
     }
-    let mut texts = vec![text];
+    let mut texts = cut(&text, keep, limits);
+    if printed.cut && texts.len() == 1 {
+        texts.push(part(keep));
+    }
     if status.is_some_and(|status| !status.success()) {
         texts.push(format!("exit status 1: {}", said.trim()));
     } else if !said.trim().is_empty() {
         // Why it is no more: a limit, the log's end.
         texts.push(said.trim().to_owned());
     }
-    if printed.cut {
-        let (which, more) = match keep {
-            Keep::Beginning => (
-                "beginning",
-                "ask for a shorter stretch (`from`, `to`) or for fewer lines",
-            ),
-            Keep::End => ("end", "ask for an earlier end"),
-        };
-        texts.push(format!("this is the {which} alone; {more} to see the rest"));
-    }
     Ok(texts)
+}
+
+/// As much of an answer as is told, and a note where that is not all. What is escaped has grown by now.
+pub fn cut(text: &str, keep: Keep, limits: &Limits) -> Vec<String> {
+    let surplus = text.len().saturating_sub(limits.bytes);
+    if surplus == 0 {
+        return vec![text.to_owned()];
+    }
+    let fits = |at: &usize| match keep {
+        Keep::Beginning => *at <= limits.bytes,
+        Keep::End => *at >= surplus,
+    };
+    // A character is told whole or not at all.
+    let mut places = text.char_indices().map(|(at, _)| at).filter(fits);
+    let told = match keep {
+        Keep::Beginning => &text[..places.next_back().unwrap_or(0)],
+        Keep::End => &text[places.next().unwrap_or(text.len())..],
+    };
+    vec![told.to_owned(), part(keep)]
+}
+
+fn part(keep: Keep) -> String {
+    match keep {
+        Keep::Beginning => "this is the beginning alone; ask for less at once to see the rest".into(),
+        Keep::End => "this is the end alone; ask for an earlier end to see the rest".into(),
+    }
 }
 
 /// What was read of a pipe.
@@ -121,7 +146,7 @@ impl Printed {
     }
 }
 
-/// Reads up to the end, or up to `most` bytes where the beginning is wanted. It never holds more than twice as much.
+/// Reads up to the end, or up to `most` bytes where the beginning is wanted. It holds no more than twice as much and a piece.
 async fn read(mut from: impl AsyncRead + Unpin, keep: Keep, most: usize) -> std::io::Result<Printed> {
     let mut printed = Printed {
         bytes: Vec::new(),
@@ -178,6 +203,36 @@ mod tests {
         }
         let whole = read(Keep::End, long.len()).await;
         assert!(whole.bytes == long && !whole.cut);
+    }
+
+    #[test]
+    fn an_answer_is_cut_between_characters_after_it_is_escaped() {
+        let limits = |bytes| Limits {
+            time: Duration::ZERO,
+            bytes,
+        };
+        assert_eq!(cut("äöü", Keep::End, &limits(6)), ["äöü"]);
+        for (keep, bytes, told) in [
+            (Keep::Beginning, 5, "äö"),
+            (Keep::Beginning, 4, "äö"),
+            (Keep::Beginning, 1, ""),
+            (Keep::End, 5, "öü"),
+            (Keep::End, 4, "öü"),
+            (Keep::End, 1, ""),
+        ] {
+            assert_eq!(
+                cut("äöü", keep, &limits(bytes)),
+                [told.to_owned(), part(keep)],
+                "{bytes}"
+            );
+        }
+        let printed = Printed {
+            bytes: vec![0x1b; 1000],
+            cut: false,
+            stopped: false,
+        };
+        let texts = answer(&printed, None, "", Keep::Beginning, &limits(1000)).unwrap();
+        assert!(texts.len() == 2 && texts[0].len() <= 1000, "{texts:?}");
     }
 
     #[test]

@@ -15,9 +15,13 @@ use serde_json::json;
 use super::arguments::{flag, is_recording, name, property, text};
 use super::child::Keep;
 use super::recordings::Recordings;
+use crate::show::memory::length;
 
 /// The tool that tells which recordings there are.
 pub const RECORDINGS: &str = "recordings";
+
+/// Bytes of guest memory in an answer.
+const MOST_MEMORY: usize = 1 << 20;
 
 /// A tool: a command with some words that it always has and others that a client may give.
 struct Made {
@@ -197,7 +201,11 @@ impl Toolbox {
                 };
                 positional.push((argument.get_index(), word));
             } else {
-                words.extend(flag(argument, name, value).with_context(place)?);
+                let flags = flag(argument, name, value).with_context(place)?;
+                if *id == "mem" {
+                    check_memory(&flags).with_context(place)?;
+                }
+                words.extend(flags);
             }
         }
         if let Some(other) = arguments.keys().find(|key| !known.contains(&key.as_str())) {
@@ -261,6 +269,17 @@ impl Made {
         let about = about.with_context(|| format!("nothing says what {} is", self.of))?;
         Ok(read_only(Tool::new(self.tool, about, schema(properties, &required))))
     }
+}
+
+/// Memory is shown as text of twice its bytes: what is asked for at once is bounded by far more than an answer has.
+fn check_memory(flags: &[String]) -> Result<()> {
+    let lengths = flags.chunks(3).filter_map(|words| words.get(2));
+    let total = lengths.map(|word| length(word)).sum::<Result<usize>>()?;
+    ensure!(
+        total <= MOST_MEMORY,
+        "is {total} bytes in all, and at most {MOST_MEMORY} are shown at once"
+    );
+    Ok(())
 }
 
 fn read_only(tool: Tool) -> Tool {
@@ -395,6 +414,11 @@ mod tests {
                 "console",
                 json!({"recording": "log", "timestamps": "yes"}),
                 "true or false",
+            ),
+            (
+                "show",
+                json!({"recording": "log", "at": "1", "mem": vec![["phys:0", "0x80000"]; 3]}),
+                "`mem`: is 1572864 bytes in all",
             ),
             ("gdb", json!({"recording": "log"}), "no such tool"),
         ] {
