@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lockstep_integration::etcd::{Etcd, Tls};
 use lockstep_integration::gate::require_program;
-use lockstep_node::arbiter::{Arbiter, ArbiterError, Login, Outcome, Record, TlsFiles, open};
+use lockstep_node::api::Identity;
+use lockstep_node::arbiter::{Arbiter, ArbiterError, Gateway, Login, Outcome, Record, Spec, TlsFiles, open};
+use lockstep_node::fleet::{self, Presence, row};
 use lockstep_node::pki::{self, Validity};
+use lockstep_node::status::Status;
 use lockstep_proto::quantity::Term;
 
 /// How long a token may take until it has ended; etcd is told a second, and looks every second.
@@ -49,6 +52,13 @@ impl World {
             ("user/add", r#"{"name":"lockstep","password":"pass \"word"}"#),
             ("user/grant", r#"{"user":"lockstep","role":"lockstep"}"#),
             ("user/add", r#"{"name":"other","password":"pass \"word"}"#),
+            ("role/add", r#"{"name":"lookers"}"#),
+            (
+                "role/grant",
+                r#"{"name":"lookers","perm":{"permType":"READ","key":"bG9ja3N0ZXAv","range_end":"bG9ja3N0ZXAw"}}"#,
+            ),
+            ("user/add", r#"{"name":"looker","password":"pass \"word"}"#),
+            ("user/grant", r#"{"user":"looker","role":"lookers"}"#),
             ("enable", "{}"),
         ] {
             let answer = etcd.post(&format!("/v3/auth/{path}"), body)?;
@@ -75,7 +85,7 @@ impl World {
         Ok(())
     }
 
-    fn open_as(&self, user: Option<&str>, certificate: &str) -> Result<Box<dyn Arbiter>> {
+    fn access(&self, user: Option<&str>, certificate: &str) -> Result<(Option<TlsFiles>, Option<Login>)> {
         let file = |name: String| Some(self.home.path().join("pki").join(name));
         let tls = TlsFiles::from_paths(
             file("ca.pem".into()),
@@ -83,8 +93,21 @@ impl World {
             file(format!("{certificate}.key")),
         )?;
         let login = Login::from_options(user.map(Into::into), user.map(|_| self.password_file()))?;
+        Ok((tls, login))
+    }
+
+    fn open_as(&self, user: Option<&str>, certificate: &str) -> Result<Box<dyn Arbiter>> {
+        let (tls, login) = self.access(user, certificate)?;
         let spec = format!("etcd:{}", self.etcd.url()).parse()?;
         Ok(open(&spec, tls.as_ref(), login.as_ref(), "m")?)
+    }
+
+    fn gateway_as(&self, user: &str) -> Result<Gateway> {
+        let (tls, login) = self.access(Some(user), "node")?;
+        let Spec::Etcd(endpoints) = format!("etcd:{}", self.etcd.url()).parse()? else {
+            anyhow::bail!("not an etcd");
+        };
+        Ok(Gateway::new(endpoints, tls, login, "a test".into())?)
     }
 
     /// Makes a certificate as other tools do: with a common name.
@@ -198,6 +221,39 @@ fn whom_an_etcd_with_users_refuses_is_told_why() -> Result<()> {
     fs::set_permissions(world.password_file(), Permissions::from_mode(0o644))?;
     refused(world.open_as(Some("lockstep"), "node")?.as_mut(), "others can read")?;
     Ok(())
+}
+
+#[test]
+fn who_may_only_read_sees_all_machines_and_tells_nothing() -> Result<()> {
+    if !require_program("etcd", "etcd-server") {
+        return Ok(());
+    }
+    let world = World::new()?;
+    let mut arbiter = world.open_as(Some("lockstep"), "node")?;
+    ensure!(arbiter.compare_and_set(None, &record(1))? == Outcome::Done);
+    let identity = Identity {
+        machine: "m".into(),
+        node: "a".into(),
+        pki: "/nowhere".into(),
+    };
+    let tells =
+        |user| Presence::start(world.gateway_as(user)?, identity.clone(), Status::default()).context("no thread");
+    let _refused = tells("looker")?;
+    let _told = tells("lockstep")?;
+    let (mut gateway, begin) = (world.gateway_as("looker")?, Instant::now());
+    loop {
+        let found = fleet::read(&mut gateway)?;
+        if row("m", &found["m"]).words() == "starting" {
+            break;
+        }
+        ensure!(begin.elapsed() < LIMIT, "it stays {found:?}");
+        std::thread::sleep(LONGER);
+    }
+    let error = fleet::read(&mut world.gateway_as("other")?)
+        .err()
+        .context("anybody sees all")?;
+    ensure!(error.to_string().contains("permission denied"), "{error}");
+    refused(world.open_as(Some("looker"), "node")?.as_mut(), "permission denied")
 }
 
 #[test]

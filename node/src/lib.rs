@@ -15,6 +15,7 @@ pub mod control;
 pub mod copying;
 pub mod devices;
 mod durable;
+pub mod fleet;
 pub mod history;
 pub mod host;
 pub mod kicker;

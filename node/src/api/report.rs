@@ -115,6 +115,13 @@ pub struct Report {
 }
 
 impl Report {
+    /// What `status` says now, without rates.
+    pub(crate) fn now(identity: &Identity, status: &Status) -> Self {
+        let now = Instant::now();
+        let rates = Rates::since(Sample::of(status.gauges(), now));
+        Self::of(identity, status, &rates, now)
+    }
+
     /// What `status` says now.
     pub(super) fn of(identity: &Identity, status: &Status, rates: &Rates, now: Instant) -> Self {
         let inner = status.get();

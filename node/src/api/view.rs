@@ -1,7 +1,5 @@
 //! What can be looked at on the socket and over TCP alike: the metrics and the health. Nothing can be changed here.
 
-use std::time::Instant;
-
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -9,7 +7,7 @@ use hyper::{Request, Response, StatusCode};
 
 use super::http::{Answer, READ, is_read, json, only, refuse};
 use super::identity::Identity;
-use super::report::{Rates, Report, Sample};
+use super::report::Report;
 use super::{HEALTH, METRICS, health, metrics};
 use crate::host::clock::monotonic;
 use crate::pki::load_identity;
@@ -29,10 +27,8 @@ pub(super) fn answer<B>(request: &Request<B>, identity: &Identity, status: &Stat
     if !is_read(request.method()) {
         return Some(only(READ));
     }
-    let now = Instant::now();
     // The rates are the reader's to make.
-    let rates = Rates::since(Sample::of(status.gauges(), now));
-    let report = Report::of(identity, status, &rates, now);
+    let report = Report::now(identity, status);
     Some(if path == METRICS {
         let not_after = load_identity(&identity.pki, &identity.node).map(|identity| identity.not_after);
         let text = metrics::text(report, status, not_after.ok());

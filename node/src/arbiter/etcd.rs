@@ -4,10 +4,6 @@
 //! Invariants:
 //! - Every call is one transaction or one linearizable read, so a member that is cut off from the others cannot answer.
 //! - Plain keys: no lease and no TTL. A record outlives everybody who could speak for it.
-//! - Something that answers but is not etcd, or is another cluster than before, is no answer; what it was sent may have
-//!   been carried out.
-
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -15,20 +11,19 @@ use serde_json::{Value, json};
 
 use super::codec;
 use super::endpoint::{Endpoint, TlsFiles};
-use super::failure::Failure;
-use super::http::Client;
+use super::gateway::Gateway;
 use super::{Arbiter, ArbiterError, Login, Outcome, Record};
 
-/// How long a call may take, all endpoints together. A transaction takes some milliseconds.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+/// All keys of this project begin so.
+pub const PREFIX: &str = "lockstep/";
+/// How the key of a record ends.
+pub const RECORD: &str = "record";
 
 /// The record of one machine in etcd, under the key `lockstep/NAME/record`.
 #[derive(Debug)]
 pub struct Etcd {
-    client: Client,
+    gateway: Gateway,
     key: String,
-    /// The cluster that answered first.
-    cluster: Option<String>,
 }
 
 /// What a call found at the key.
@@ -51,41 +46,9 @@ impl Etcd {
         login: Option<Login>,
         name: &str,
     ) -> Result<Self, ArbiterError> {
-        let urls: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
-        let client = Client::new(endpoints, tls, login, REQUEST_TIMEOUT).map_err(|reason| ArbiterError::Config {
-            arbiter: format!("etcd:{}", urls.join(",")),
-            reason,
-        })?;
-        Ok(Self {
-            client,
-            key: format!("lockstep/{name}/record"),
-            cluster: None,
-        })
-    }
-
-    fn post<T>(&mut self, path: &str, body: &Value, read: fn(&Value) -> Option<T>) -> Result<T, ArbiterError> {
-        let cluster = &mut self.cluster;
-        let answer = self.client.post(path, &body.to_string(), |bytes| {
-            let strange = || Failure::Unknown("what answers there is not an etcd with the v3 API".into());
-            let answer: Value = serde_json::from_slice(bytes).map_err(|_| strange())?;
-            let id = answer["header"]["cluster_id"].as_str().ok_or_else(strange)?;
-            if cluster.get_or_insert_with(|| id.into()) != id {
-                return Err(Failure::Unknown(
-                    "it belongs to another etcd cluster than the one used before; name the members of one cluster, and if that one was made anew, start this process again".into(),
-                ));
-            }
-            read(&answer).ok_or_else(strange)
-        });
-        answer.map_err(|failure| match failure {
-            Failure::Unknown(reason) => ArbiterError::Unreachable {
-                arbiter: self.describe(),
-                reason,
-            },
-            Failure::Refused(reason) | Failure::Stranger(reason) => ArbiterError::Refused {
-                arbiter: self.describe(),
-                reason,
-            },
-        })
+        let key = record_key(name);
+        let gateway = Gateway::new(endpoints, tls, login, key.clone())?;
+        Ok(Self { gateway, key })
     }
 
     fn decode(&self, stored: Stored) -> Result<Option<Record>, ArbiterError> {
@@ -99,7 +62,7 @@ impl Etcd {
 
 impl Arbiter for Etcd {
     fn read(&mut self) -> Result<Option<Record>, ArbiterError> {
-        let stored = self.post("/v3/kv/range", &range(&self.key), stored)?;
+        let stored = self.gateway.post("/v3/kv/range", &range(&self.key), stored)?;
         self.decode(stored)
     }
 
@@ -111,7 +74,7 @@ impl Arbiter for Etcd {
         let value = codec::encode(new).map_err(config)?;
         let expected = expected.map(codec::encode).transpose().map_err(config)?;
         let body = transaction(&self.key, expected.as_deref(), &value);
-        match self.post("/v3/kv/txn", &body, verdict)? {
+        match self.gateway.post("/v3/kv/txn", &body, verdict)? {
             Verdict::Done => Ok(Outcome::Done),
             Verdict::Instead(stored) if stored.as_ref() == Some(&value) => Ok(Outcome::Done),
             Verdict::Instead(stored) => Ok(Outcome::Changed(self.decode(stored)?)),
@@ -119,9 +82,13 @@ impl Arbiter for Etcd {
     }
 
     fn describe(&self) -> String {
-        let urls: Vec<_> = self.client.endpoints().map(ToString::to_string).collect();
-        format!("etcd:{} ({})", urls.join(","), self.key)
+        self.gateway.describe()
     }
+}
+
+/// Under which key etcd has a machine's record.
+pub fn record_key(name: &str) -> String {
+    format!("{PREFIX}{name}/{RECORD}")
 }
 
 fn range(key: &str) -> Value {

@@ -19,8 +19,8 @@ use super::failure::Failure;
 use super::login::{self, Login, Visitor};
 use super::tls::TlsConnector;
 
-/// Most bytes of an answer: a record and etcd's header, in base64 and JSON, are far below.
-const MAX_BODY_BYTES: u64 = 64 << 10;
+/// Most bytes of an answer: a hundred records or words of nodes, in base64 and JSON, are below.
+const MAX_BODY_BYTES: u64 = 512 << 10;
 /// Most characters of an error's answer that are shown.
 const MAX_SHOWN: usize = 200;
 

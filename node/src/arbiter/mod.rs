@@ -16,6 +16,7 @@ mod endpoint;
 mod etcd;
 mod failure;
 mod file;
+mod gateway;
 mod http;
 mod kept;
 mod login;
@@ -24,14 +25,16 @@ mod spec;
 mod thread;
 mod tls;
 
+pub use codec::decode;
 pub use endpoint::{Endpoint, TlsError, TlsFiles};
-pub use etcd::{Etcd, REQUEST_TIMEOUT};
+pub use etcd::{Etcd, PREFIX, RECORD};
 pub use file::{FileArbiter, LOCK_TIMEOUT};
+pub use gateway::{Gateway, REQUEST_TIMEOUT};
 pub use kept::{Kept, NotBelieved};
 pub use lockstep_proto::session::Record;
 pub use login::{HalfLogin, Login};
 pub use seen::Seen;
-pub use spec::{Spec, SpecError, open};
+pub use spec::{Spec, SpecError, is_machine_name, open};
 pub use thread::{Answer, ArbiterThread, NotQueued, QUEUE};
 
 use thiserror::Error;

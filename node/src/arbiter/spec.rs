@@ -89,8 +89,8 @@ pub fn open(
     })
 }
 
-/// The name becomes part of a file's name and of a key.
-fn is_machine_name(name: &str) -> bool {
+/// Whether it may name a machine: it becomes part of a file's name and of a key.
+pub fn is_machine_name(name: &str) -> bool {
     name.len() <= MAX_NAME_BYTES
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())
         && name

@@ -1,14 +1,17 @@
 //! The command line that the programs share.
 //!
 //! Groups of options: [`args`], [`boot`], [`pair`], [`sandbox`], [`serve`], [`leave`], [`messages`], all of them together in
-//! [`node`], and [`config`], by which they stand in a file. What operators type: [`ops`], [`promote`]. A node's life: [`role`],
+//! [`node`], and [`config`], by which they stand in a file. What operators type: [`ops`], [`promote`], [`fleet`]
+//! (of [`arbiter`]). A node's life: [`role`],
 //! [`again`], [`restart`], [`span`], [`service`].
 
 pub mod again;
+pub mod arbiter;
 pub mod args;
 pub mod boot;
 pub mod cards;
 pub mod config;
+pub mod fleet;
 pub mod leave;
 pub mod messages;
 pub mod node;
@@ -24,3 +27,4 @@ pub mod service;
 mod signals;
 pub mod sockets;
 pub mod span;
+mod table;

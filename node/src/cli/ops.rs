@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
+use super::fleet::{self, FleetOptions};
 use super::promote::{self, PromoteOptions};
 use super::sockets;
+use super::table::table;
 use crate::api::{self, ClientError, DEFAULT_SHUTDOWN_SECONDS, MAX_SHUTDOWN_SECONDS, Report, Route, ShutdownBody};
-use crate::out::{Out, one_line, printable};
+use crate::out::{Out, printable};
 use crate::status::RecordingState;
 use crate::{say, say_on, tell};
 
@@ -26,6 +28,8 @@ const WATCH: Duration = Duration::from_secs(1);
 pub enum OpsCommand {
     /// Tell how the machines on this host are.
     Status(StatusOptions),
+    /// Tell how all machines of an etcd are, on whatever hosts.
+    Fleet(Box<FleetOptions>),
     /// Wait until a machine is in a state.
     Wait(WaitOptions),
     /// End a machine's process as a crash would, to see its backup take over.
@@ -120,6 +124,7 @@ fn parse_shutdown(text: &str) -> Result<f64, String> {
 pub fn run(command: &OpsCommand) -> Result<ExitCode> {
     match command {
         OpsCommand::Status(options) => status(options),
+        OpsCommand::Fleet(options) => fleet::run(options),
         OpsCommand::Wait(options) => wait(options),
         OpsCommand::TestFailover(target) => post(target, Route::TestFailover, None),
         OpsCommand::Switchover(target) => post(target, Route::Switchover, None),
@@ -288,30 +293,12 @@ fn as_table(shown: &[Shown]) -> String {
     ];
     let mut rows = vec![head.map(str::to_owned)];
     for (socket, report) in shown {
-        let row = match report {
+        rows.push(match report {
             Ok(report) => row(report),
             Err(error) => absent(socket, error),
-        };
-        // Another node names itself, and says why it refuses.
-        rows.push(row.map(|cell| one_line(&cell).into_owned()));
+        });
     }
-    let mut widths = [0; 10];
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    let mut text = String::new();
-    for row in &rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            // Writing to a string does not fail.
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        text += line.trim_end();
-        text.push('\n');
-    }
-    text
+    table(rows)
 }
 
 fn row(report: &Report) -> [String; 10] {

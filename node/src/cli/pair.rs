@@ -11,7 +11,9 @@ use lockstep_proto::session::{Commit, Record, Timing, Unprotected, Verdict};
 
 use super::role::{self, Part};
 use super::sockets;
-use crate::arbiter::{self, Arbiter, ArbiterThread, HalfLogin, Kept, Login, Outcome, Seen, Spec, TlsFiles, in_words};
+use crate::arbiter::{
+    self, Arbiter, ArbiterThread, Gateway, HalfLogin, Kept, Login, Outcome, Seen, Spec, TlsError, TlsFiles, in_words,
+};
 use crate::control::Control;
 use crate::host::size::seen_directory;
 use crate::pair::Pair;
@@ -135,13 +137,26 @@ impl PairArgs {
 
     /// Opens the machine's record.
     pub fn open_arbiter(&self) -> Result<Box<dyn Arbiter>> {
-        let tls = TlsFiles::from_paths(
+        let (tls, login) = (self.arbiter_tls()?, self.login()?);
+        Ok(arbiter::open(&self.arbiter, tls.as_ref(), login.as_ref(), &self.name)?)
+    }
+
+    /// To tell there how the machine is, where the arbiter is an etcd.
+    pub fn gateway(&self) -> Result<Option<Gateway>> {
+        let Spec::Etcd(endpoints) = &self.arbiter else {
+            return Ok(None);
+        };
+        let what = format!("how {} is on {}", self.name, self.node);
+        let gateway = Gateway::new(endpoints.clone(), self.arbiter_tls()?, self.login()?, what)?;
+        Ok(Some(gateway))
+    }
+
+    fn arbiter_tls(&self) -> Result<Option<TlsFiles>, TlsError> {
+        TlsFiles::from_paths(
             self.arbiter_ca.clone(),
             self.arbiter_cert.clone(),
             self.arbiter_key.clone(),
-        )?;
-        let login = self.login()?;
-        Ok(arbiter::open(&self.arbiter, tls.as_ref(), login.as_ref(), &self.name)?)
+        )
     }
 
     /// What this node has seen of the machine's record.

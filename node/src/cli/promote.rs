@@ -3,7 +3,6 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,10 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use lockstep_proto::session::Record;
 
+use super::arbiter::ArbiterOptions;
 use super::args::parse_disk;
 use super::sockets;
 use crate::api::{self, ClientError};
-use crate::arbiter::{self, Arbiter, Kept, Login, Outcome, Spec, TlsFiles, in_words};
+use crate::arbiter::{Arbiter, Kept, Outcome, in_words};
 use crate::devices::HostDevices;
 use crate::host::size::seen_directory;
 use crate::say;
@@ -33,29 +33,13 @@ const CALL_BYTES: usize = 1200;
 #[derive(Args)]
 pub struct PromoteOptions {
     /// The machine.
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", requires = "arbiter")]
     name: String,
     /// This node's name.
     #[arg(long, value_name = "NODE")]
     node: String,
-    /// Who decides which node is live, as `run` has it.
-    #[arg(long, value_name = "SPEC")]
-    arbiter: Spec,
-    /// CA of the arbiter's certificate (PEM).
-    #[arg(long, value_name = "FILE")]
-    arbiter_ca: Option<PathBuf>,
-    /// This node's certificate for the arbiter (PEM).
-    #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
-    arbiter_cert: Option<PathBuf>,
-    /// Its key (PEM).
-    #[arg(long, value_name = "FILE", requires = "arbiter_ca")]
-    arbiter_key: Option<PathBuf>,
-    /// The user of an etcd that has users.
-    #[arg(long, value_name = "USER", requires = "arbiter_password_file")]
-    arbiter_user: Option<String>,
-    /// File with its password, which nobody but its owner can read.
-    #[arg(long, value_name = "FILE", requires = "arbiter_user")]
-    arbiter_password_file: Option<PathBuf>,
+    #[command(flatten)]
+    arbiter: ArbiterOptions,
     /// Where the other node listens: nothing is done if its host answers there.
     #[arg(long, value_name = "IP:PORT")]
     peer: Option<SocketAddr>,
@@ -98,13 +82,7 @@ pub fn run(options: &PromoteOptions) -> Result<ExitCode> {
     }
     // Locks the images: no process of this node uses them.
     let mut devices = HostDevices::open(&options.disk, &[])?;
-    let tls = TlsFiles::from_paths(
-        options.arbiter_ca.clone(),
-        options.arbiter_cert.clone(),
-        options.arbiter_key.clone(),
-    )?;
-    let login = Login::from_options(options.arbiter_user.clone(), options.arbiter_password_file.clone())?;
-    let mut arbiter = arbiter::open(&options.arbiter, tls.as_ref(), login.as_ref(), &options.name)?;
+    let mut arbiter = options.arbiter.open(&options.name)?;
     let kept = Kept::new(&seen_directory(), &options.name, &options.node);
     let (old, new) = take(arbiter.as_mut(), &kept, &options.node)?;
     let before = in_words(old.as_ref());
@@ -186,11 +164,12 @@ mod tests {
     use lockstep_proto::quantity::Term;
 
     use super::*;
+    use crate::arbiter::{Spec, open};
 
     #[test]
     fn the_record_is_taken_from_a_dead_owner_and_from_nobody_else() {
         let home = tempfile::tempdir().unwrap();
-        let mut arbiter = arbiter::open(&Spec::File(home.path().into()), None, None, "m").unwrap();
+        let mut arbiter = open(&Spec::File(home.path().into()), None, None, "m").unwrap();
         let theirs = Record {
             term: Term::new(7),
             owner: "a".into(),

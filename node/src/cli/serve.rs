@@ -1,4 +1,4 @@
-//! Where a machine of a pair is asked: its operations API, and its metrics.
+//! Where a machine of a pair is asked: its operations API, its metrics, and what it tells at the arbiter.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use super::pair::PairArgs;
 use super::sockets;
 use crate::api::{ApiServer, Exporter, Identity};
 use crate::control::Control;
+use crate::fleet::Presence;
 use crate::status::{Card, Status};
 
 /// Where a machine of a pair is asked.
@@ -39,9 +40,13 @@ impl ApiArgs {
         let start = |address| Exporter::start(address, identity.clone(), status.clone());
         let metrics = self.metrics.map(start).transpose()?;
         let api = self.serve_api(&path, &identity, status, control)?;
+        let presence = pair
+            .gateway()?
+            .map(|gateway| Presence::start(gateway, identity, status.clone()));
         Ok(Served {
             _api: api,
             _metrics: metrics,
+            _presence: presence.transpose()?,
         })
     }
 
@@ -68,6 +73,7 @@ impl ApiArgs {
 pub struct Served {
     _api: Option<ApiServer>,
     _metrics: Option<Exporter>,
+    _presence: Option<Presence>,
 }
 
 /// Ends this process as a crash would, for a drill.
