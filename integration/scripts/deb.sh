@@ -46,7 +46,7 @@ put 644 "$source/lockstep.sysusers" usr/lib/sysusers.d/lockstep.conf
 put 644 "$source/lockstep.tmpfiles" usr/lib/tmpfiles.d/lockstep.conf
 
 documents=usr/share/doc/lockstep
-for example in "$REPO_DIR"/deploy/machine.toml "$REPO_DIR"/deploy/prometheus/*.yml; do
+for example in "$REPO_DIR"/deploy/machine.toml "$REPO_DIR"/deploy/prometheus/*.{yml,json}; do
     put 644 "$example" "$documents/examples/$(basename "$example")"
 done
 for document in "$REPO_DIR"/{README,ARCHITECTURE,docs/*}.md; do

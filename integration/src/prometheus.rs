@@ -23,6 +23,11 @@ pub fn rules() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus/lockstep.rules.yml")
 }
 
+/// The dashboard that operators start from.
+pub fn dashboard() -> PathBuf {
+    rules().with_file_name("lockstep.dashboard.json")
+}
+
 /// Whether promtool finds nothing to say about a scrape.
 pub fn check_metrics(text: &str) -> Result<()> {
     feed(Command::new("promtool").args(["check", "metrics"]), text).context("the scrape is not as it should be")
@@ -88,6 +93,16 @@ impl Prometheus {
             }
             std::thread::sleep(POLL);
         }
+    }
+
+    /// Waits until a query has results, or only until it is one.
+    pub fn wait_for_results(&mut self, query: &str, limit: Duration, may_be_none: bool) -> Result<()> {
+        let escaped: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        self.wait(&format!("/api/v1/query?query={escaped}"), limit, |told| {
+            let results = told["data"]["result"].as_array();
+            told["status"] == "success" && results.is_some_and(|results| may_be_none || !results.is_empty())
+        })
+        .with_context(|| query.to_owned())
     }
 
     /// Waits until so many targets could be scraped, and rules were gone by since.

@@ -12,7 +12,7 @@ use lockstep_integration::http::{body, get, get_unix};
 use lockstep_integration::net::inside;
 use lockstep_integration::pair::{LIMIT, Pair, SOME, Setup, status};
 use lockstep_integration::process::check;
-use lockstep_integration::prometheus::{Prometheus, check_metrics, rules, value};
+use lockstep_integration::prometheus::{Prometheus, check_metrics, dashboard, rules, value};
 use lockstep_integration::work_dir;
 
 /// Where each host serves its metrics.
@@ -59,6 +59,24 @@ fn names(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// The dashboard, and the queries of its panels as Grafana sends them.
+fn panels() -> Result<(serde_json::Value, Vec<String>)> {
+    let dashboard: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(dashboard())?)?;
+    let panels = dashboard["panels"].as_array().context("no panels")?;
+    let targets = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let queries = targets.map(|target| Ok(as_sent(target["expr"].as_str().context("no expression")?)));
+    let queries = queries.collect::<Result<_>>()?;
+    Ok((dashboard, queries))
+}
+
+/// With Grafana's variables replaced: all machines, and a minute.
+fn as_sent(expression: &str) -> String {
+    let minute = expression.replace("$__rate_interval", "1m").replace("$__range", "1m");
+    minute.replace("$machine", ".*")
+}
+
 /// The rules' text with no patience.
 fn hasty_rules() -> Result<String> {
     let text = std::fs::read_to_string(rules())?;
@@ -93,11 +111,49 @@ fn the_rules_are_rules_and_do_what_their_tests_say() -> Result<()> {
 fn every_metric_and_alert_is_documented() -> Result<()> {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
     let docs = std::fs::read_to_string(docs)?;
-    let rules = std::fs::read_to_string(rules())?;
+    let rules = std::fs::read_to_string(rules())? + &panels()?.1.join("\n");
     let alerts = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
     for name in names(&rules).iter().map(String::as_str).chain(alerts) {
-        ensure!(docs.contains(&format!("`{name}`")), "{name} is not in docs/metrics.md");
+        // A histogram's are three.
+        let base = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end));
+        let is_told = |name: &str| docs.contains(&format!("`{name}`"));
+        ensure!(
+            is_told(name) || base.is_some_and(is_told),
+            "{name} is not in docs/metrics.md"
+        );
     }
+    Ok(())
+}
+
+/// What Grafana would show otherwise than it is meant, without a word.
+#[test]
+fn the_dashboards_panels_have_a_place_each_and_say_what_they_show() -> Result<()> {
+    let (dashboard, queries) = panels()?;
+    let (mut ids, mut cells) = (BTreeSet::new(), BTreeSet::new());
+    for panel in dashboard["panels"].as_array().context("no panels")? {
+        ensure!(
+            ids.insert(panel["id"].as_u64().context("no id")?),
+            "two have an id: {panel}"
+        );
+        ensure!(
+            panel["title"].as_str() > Some("") && panel["datasource"]["uid"] == "${datasource}",
+            "{panel}"
+        );
+        let at = |name: &str| panel["gridPos"][name].as_u64().context("no place");
+        for (x, y) in (0..at("w")?).flat_map(|x| (0..10).map(move |y| (x, y))) {
+            let (column, row) = (at("x")? + x, at("y")? + y);
+            ensure!(
+                y >= at("h")? || column < 24 && cells.insert((column, row)),
+                "no room: {panel}"
+            );
+        }
+    }
+    ensure!(
+        queries.len() >= ids.len() && queries.iter().all(|query| !query.contains('$')),
+        "{queries:?}"
+    );
     Ok(())
 }
 
@@ -175,6 +231,15 @@ fn the_death_of_a_backup_fires_the_alerts() -> Result<()> {
     let mut prometheus = Prometheus::start(client, &directory, &targets, &hasty_rules()?)?;
     prometheus.wait_for_targets(2, LIMIT)?;
     prometheus.wait_for_alerts(LIMIT, none)?;
+    // Every panel of the dashboard shows something of a pair that has clients; its marks only where something went wrong.
+    let (dashboard, queries) = panels()?;
+    for query in queries {
+        prometheus.wait_for_results(&query, LIMIT, false)?;
+    }
+    for mark in dashboard["annotations"]["list"].as_array().context("no marks")? {
+        let query = as_sent(mark["expr"].as_str().context("no expression")?);
+        prometheus.wait_for_results(&query, LIMIT, true)?;
+    }
     let alone = pair.kill_backup()?;
     let text = scrape(&alone.scene.pair, 0)?;
     ensure!(holds(&text, "lockstep_state", &["state=\"not-protected\""])?, "{text}");

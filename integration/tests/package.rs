@@ -81,6 +81,7 @@ fn the_package_has_what_it_should_and_is_the_same_when_made_again() -> Result<()
         "/usr/lib/sysusers.d/lockstep.conf",
         "/usr/lib/tmpfiles.d/lockstep.conf",
         "/usr/share/man/man1/lockstep-backup-run.1.gz",
+        "/usr/share/doc/lockstep/examples/lockstep.dashboard.json",
         "/usr/share/doc/lockstep/examples/lockstep.rules.test.yml",
         "/usr/share/doc/lockstep/examples/lockstep.rules.yml",
         "/usr/share/doc/lockstep/examples/machine.toml",
