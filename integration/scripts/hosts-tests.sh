@@ -104,6 +104,8 @@ on_host() {
                 cut -d ' ' -f 4 "$here/list" | sort -u
                 # Tests of whole guests need the programs and the guest; this host has no files but those that it is given.
                 ! grep -q '/integration ' "$here/list" || ls "$programs"/lockstep-{primary,debug} "$guest"/{vmlinux,general.cpio,redis.cpio}
+                # A minute more until the host is up.
+                ! grep -q ' programs_of_glibc_replay$' "$here/list" || { integration/scripts/debian.sh >&2 && echo "$TARGET_DIR/debian/root.img"; }
             } >"$here/files"
             # shellcheck disable=SC2046
             integration/scripts/intel.sh --time "$seconds" "$(cat "$here/command")" $(cat "$here/files")

@@ -47,10 +47,11 @@ put "$(command -v busybox)"
 for applet in $(busybox --list-full); do
     [ -e "$root/$applet" ] || [ "${applet##*/}" = busybox ] || ln -s "$(command -v busybox)" "$root/$applet"
 done
-rm -f "$root/bin/bash" "$root/usr/bin/setpriv"
+rm -f "$root/bin/"{bash,cp} "$root/usr/bin/setpriv"
 put /bin/bash
 # The tests' own, which busybox has less of.
 put "$(command -v setpriv)"
+put /bin/cp
 for file in "${FILES[@]}"; do
     [ -f "$file" ] || die "$file is no file"
     put "$file"

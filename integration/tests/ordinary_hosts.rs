@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use lockstep_integration::disk::{make_ext4_of, read_file};
 use lockstep_integration::gate::{ordinary_host, require_kvm, require_program, require_root_net, soak};
 use lockstep_integration::net::{CLIENT_IP, GUEST};
-use lockstep_integration::pair::{Arbiter, Pair, boot_debian, copy_debian};
+use lockstep_integration::pair::{Arbiter, Pair, boot_debian, copy_debian, require_debian};
 use lockstep_integration::paths::{Guest, program, target_dir};
 use lockstep_integration::process::{bound, check};
 use lockstep_integration::run::Run;
@@ -215,7 +215,7 @@ fn a_vdso_that_is_wanted_replays() -> Result<()> {
 
 #[test]
 fn programs_of_glibc_replay() -> Result<()> {
-    if !require_kvm() || !require_program("debootstrap", "debootstrap") {
+    if !require_kvm() || !require_debian() {
         return Ok(());
     }
     let dir = work_dir("glibc")?;
@@ -242,7 +242,7 @@ fn programs_of_glibc_replay() -> Result<()> {
 /// Accessed and dirty bits of page tables that the CPU walks depend on its TLB, and reclaim and swap depend on them.
 #[test]
 fn a_guest_under_memory_pressure_replays() -> Result<()> {
-    if !require_kvm() || !require_program("debootstrap", "debootstrap") {
+    if !require_kvm() || !require_debian() {
         return Ok(());
     }
     let dir = work_dir("pressure")?;

@@ -95,17 +95,29 @@ fn hosts_die_at_random_moments() -> Result<()> {
 }
 
 /// The same without a disk and without forced stops, of which an emulated host makes no 50 a second.
-#[test]
-fn hosts_of_a_small_machine_die_at_random_moments() -> Result<()> {
+fn a_small_machine(rounds: usize) -> Result<()> {
     if !require_root_net() || !ordinary_host()? {
         return Ok(());
     }
     let mut random = Random::seeded();
     let mut protected = Setup::new("pair-small-kills").busy().open()?;
-    for moment in [Moment::Burst, Moment::Join, Moment::Idle] {
-        protected = kill(moment, protected, &mut random)?;
+    for _ in 0..rounds {
+        for moment in [Moment::Burst, Moment::Join, Moment::Idle] {
+            protected = kill(moment, protected, &mut random)?;
+        }
     }
     protected.settle()
+}
+
+#[test]
+fn hosts_of_a_small_machine_die_at_random_moments() -> Result<()> {
+    a_small_machine(1)
+}
+
+/// Only in soak.
+#[test]
+fn hosts_of_a_small_machine_die_thirty_times() -> Result<()> {
+    if soak() { a_small_machine(10) } else { Ok(()) }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lockstep_integration::gate::{ordinary_host, require_root_net, soak};
 use lockstep_integration::pair::{Arbiter, LIMIT, Pair, number, status, wait_for_status};
 use lockstep_integration::process::bound;
@@ -57,8 +57,8 @@ fn starts(count: usize) -> Result<()> {
         );
         ensure!(now["state"] == "protected", "start {start}: {now}");
         // Nothing that ended and began again hid it.
-        let diverged = &now["divergences"];
-        ensure!(*diverged == 0, "start {start}: {diverged} divergences: {now}");
+        pair.ensure_no_divergence([&primary, &backup])
+            .with_context(|| format!("start {start}"))?;
         primary.kill()?;
         backup.kill()?;
     }

@@ -17,7 +17,7 @@ mod stock;
 
 pub use client::{BUSY, CALM, Counter, Tally};
 pub use clocks::{FAKETIME, HostCalendar, TimeWatch, set_clocks};
-pub use debian::{boot_debian, copy_debian, rounds};
+pub use debian::{boot_debian, copy_debian, require_debian, rounds};
 pub use disks::{FailingDisk, Journal, check_equal};
 pub use faulty::{Fault, FaultyDisk};
 pub use flip::{Tick, until_found};

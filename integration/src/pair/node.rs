@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use tempfile::TempDir;
 
 use super::network::WITNESS;
@@ -163,6 +163,26 @@ impl Pair {
     /// The etcd, where there is one.
     pub fn etcd(&mut self) -> Result<&mut Etcd> {
         self.etcd.as_mut().context("the arbiter is a file")
+    }
+
+    /// Fails if the primary has counted a divergence, with what both nodes say of it: a difference that comes once in fifty starts
+    /// is not to be had again.
+    pub fn ensure_no_divergence(&self, [primary, backup]: [&Node; 2]) -> Result<()> {
+        let status = super::status(&self.socket(primary.host))?;
+        let count = super::number(&status, "divergences")?;
+        if count == 0.0 {
+            return Ok(());
+        }
+        for node in [primary, backup] {
+            println!("---- messages of host {}:\n{}", node.host, node.run.messages.text());
+            let reports = self.run_dir(node.host).join(format!("{MACHINE}.divergences"));
+            // The backup may be about to write it, or have none.
+            for entry in std::fs::read_dir(reports).into_iter().flatten() {
+                let path = entry?.path();
+                println!("---- {}:\n{}", path.display(), std::fs::read_to_string(&path)?);
+            }
+        }
+        bail!("{count} divergences: {status}")
     }
 
     /// What `--arbiter` says.
