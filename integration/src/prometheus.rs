@@ -97,7 +97,9 @@ impl Prometheus {
 
     /// Waits until a query has results, or only until it is one.
     pub fn wait_for_results(&mut self, query: &str, limit: Duration, may_be_none: bool) -> Result<()> {
-        let escaped: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let escaped = query
+            .bytes()
+            .fold(String::new(), |url, byte| format!("{url}%{byte:02x}"));
         self.wait(&format!("/api/v1/query?query={escaped}"), limit, |told| {
             let results = told["data"]["result"].as_array();
             told["status"] == "success" && results.is_some_and(|results| may_be_none || !results.is_empty())

@@ -149,6 +149,57 @@ fn debians_own_kernel_finds_its_devices_by_acpi_and_hears_the_power_button() -> 
     Ok(())
 }
 
+/// Debian's own kernel in a pair: the button is an input as others, and both hosts end.
+#[test]
+fn a_protected_machine_of_debians_own_kernel_hears_the_power_button() -> Result<()> {
+    if !require_root_net() || !require_program("apt-get", "apt") || !soak() {
+        return Ok(());
+    }
+    let kernel = Guest::stock_kernel()?;
+    if !ordinary_host()? {
+        return Ok(());
+    }
+    let dir = work_dir("stock-button")?;
+    let content = dir.join("content");
+    std::fs::create_dir(&content)?;
+    std::fs::write(content.join("words"), "found by ACPI\n")?;
+    let disks = ["a.img", "b.img"].map(|name| dir.join(name));
+    for disk in &disks {
+        make_ext4_of(disk, 16, &content)?;
+    }
+    let guest = Guest {
+        general: target_dir().join("stock/initrd.cpio"),
+        vmlinux: kernel,
+        ..Guest::find()?
+    };
+    let pair = Pair::create(&dir, Arbiter::File, Duration::from_millis(100), Duration::from_secs(10))?;
+    let words = format!("stock_address={GUEST} stock_peer={CLIENT_IP}");
+    let backup = pair.start_backup(1, |run| run.disk(&disks[1]))?;
+    let primary = pair.start_primary(0, |run| {
+        let initrd = guest.general.clone();
+        run.boot(&guest, &initrd, 256, &words).disk(&disks[0])
+    })?;
+    primary.run.wait_for("STOCK-READY /dev/input/event", LIMIT)?;
+    primary.wait_until_protected_by(&backup)?;
+    let asked = pair.operate(0, &["shutdown", "--timeout", "300"])?;
+    ensure!(asked.status.success(), "{asked:?}");
+    let (outcome, other) = (primary.run.wait(LIMIT)?, backup.run.wait(LIMIT)?);
+    let report = outcome.report()?;
+    ensure!(
+        report["ended"] == "the guest powered off",
+        "{report}: {}",
+        outcome.console
+    );
+    ensure!(outcome.console.contains("STOCK-EVENT 1 116 1 0"), "{}", outcome.console);
+    ensure!(other.status.success(), "{other:?}");
+    // What the guest wrote after the button is on both disks.
+    for disk in &disks {
+        let answer = read_file(disk, "answer")?;
+        ensure!(answer == "answered\n", "the guest's write: {answer}");
+    }
+    Ok(())
+}
+
 /// The small guest from its first instruction: what the slowest of emulated hosts has time for.
 #[test]
 fn twenty_seconds_with_forced_stops_replay() -> Result<()> {

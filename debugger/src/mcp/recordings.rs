@@ -46,57 +46,96 @@ impl Recordings {
     }
 
     /// All that there are, a JSON object a line.
-    pub fn list(&self) -> Result<String> {
-        let mut found = Vec::new();
-        let mut left = MOST;
+    pub fn list(&self) -> String {
+        let mut look = Look {
+            left: MOST,
+            ..Look::default()
+        };
         for root in &self.roots {
-            look(root, LEVELS, &mut left, &mut found);
+            look.enter(root, LEVELS);
         }
-        ensure!(
-            !found.is_empty(),
-            "there are no recordings in the directories that were given"
-        );
-        let mut lines: Vec<String> = found
-            .iter()
-            .map(|(path, kind)| {
-                printable(&json!({"recording": path.to_string_lossy(), "kind": kind}).to_string()).into_owned()
-            })
-            .collect();
-        if left == 0 {
-            lines.push(format!("not all: only {MOST} directories were looked into"));
+        if look.lines.is_empty() {
+            look.lines
+                .push("there are no recordings in the directories that were given".into());
         }
-        Ok(lines.join("\n"))
+        if look.is_cut {
+            look.lines
+                .push(format!("not all: only {MOST} directories were looked into"));
+        }
+        look.lines.join("\n")
     }
 }
 
-fn look(directory: &Path, levels: u32, left: &mut usize, found: &mut Vec<(PathBuf, &'static str)>) {
-    if *left == 0 {
-        return;
+/// A look for recordings.
+#[derive(Default)]
+struct Look {
+    /// Directories that are looked into yet.
+    left: usize,
+    /// There were more than that.
+    is_cut: bool,
+    /// What was found.
+    lines: Vec<String>,
+}
+
+impl Look {
+    fn enter(&mut self, directory: &Path, levels: u32) {
+        if self.left == 0 {
+            self.is_cut = true;
+            return;
+        }
+        self.left -= 1;
+        if ring::is_ring(directory) {
+            return self.tell("recording", directory, "kind", "a ring of recordings");
+        }
+        if LogReader::open(directory).is_ok() {
+            return self.tell("recording", directory, "kind", "a recording");
+        }
+        let entries = match std::fs::read_dir(directory) {
+            Ok(entries) => entries.flatten(),
+            Err(error) => return self.tell("directory", directory, "error", &error.to_string()),
+        };
+        let mut below: Vec<_> = entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect();
+        below.sort();
+        for path in below.into_iter().filter(|_| levels > 0) {
+            self.enter(&path, levels - 1);
+        }
     }
-    *left -= 1;
-    if ring::is_ring(directory) {
-        found.push((directory.into(), "a ring of recordings"));
-        return;
-    }
-    if LogReader::open(directory).is_ok() {
-        found.push((directory.into(), "a recording"));
-        return;
-    }
-    // What cannot be read has nothing to list.
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let mut below: Vec<_> = entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect();
-    below.sort();
-    for path in below.into_iter().filter(|_| levels > 0) {
-        look(&path, levels - 1, left, found);
+
+    fn tell(&mut self, what: &str, path: &Path, key: &str, value: &str) {
+        let line = json!({ what: path.to_string_lossy(), key: value }).to_string();
+        self.lines.push(printable(&line).into_owned());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_that_is_cut_and_a_directory_that_cannot_be_read_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut look = Look {
+            left: 3,
+            ..Look::default()
+        };
+        for name in ["a", "b"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        look.enter(dir.path(), LEVELS);
+        assert!((look.left, look.is_cut, look.lines.len()) == (0, false, 0));
+        look.enter(&dir.path().join("a"), LEVELS);
+        assert!(look.is_cut);
+        look.left = 1;
+        look.enter(&dir.path().join("gone\u{1b}"), LEVELS);
+        assert!(
+            look.lines.len() == 1 && look.lines[0].contains("\"error\"") && !look.lines[0].contains('\u{1b}'),
+            "{:?}",
+            look.lines
+        );
+    }
 
     #[test]
     fn nothing_outside_the_directories_is_found() {
@@ -118,7 +157,7 @@ mod tests {
                 "{refused}"
             );
         }
-        assert!(recordings.list().is_err());
+        assert!(recordings.list().contains("no recordings"));
         assert!(Recordings::within(&[dir.path().join("none")]).is_err());
     }
 }
