@@ -16,7 +16,7 @@ exec 9>"$dir/lock"
 flock 9
 
 # Whatever changes the image: this script, the guest's init and its own program.
-stamp=$(sha256sum "${BASH_SOURCE[0]}" "$init" "$rdtsc3" | sha256sum | cut -d' ' -f1)
+stamp=$(cat "${BASH_SOURCE[0]}" "$init" "$rdtsc3" | sha256sum | cut -d" " -f1)
 if [ "$(cat "$dir/stamp" 2>/dev/null || true)" = "$stamp" ] && [ -f "$image" ]; then
     exit 0
 fi
