@@ -140,7 +140,7 @@ pub(super) fn remedy(said: &str) -> &'static str {
         ),
         (
             "permission denied",
-            ". The user's role must be able to read and write all keys that begin with `lockstep/`",
+            ". The user's role must be able to read all keys that begin with `lockstep/`, and a node's to write them",
         ),
     ]
     .into_iter()

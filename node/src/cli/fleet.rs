@@ -13,7 +13,7 @@ use super::arbiter::ArbiterOptions;
 use super::table::table;
 use crate::fleet::{self, Entry, Row, row};
 use crate::out::{Out, printable};
-use crate::{say_on, tell};
+use crate::tell;
 
 /// From one look to the next where it is watched.
 const WATCH: Duration = Duration::from_secs(2);
@@ -51,29 +51,34 @@ pub fn run(options: &FleetOptions) -> Result<ExitCode> {
     let mut gateway = arbiter.gateway("all machines")?;
     loop {
         let read = fleet::read(&mut gateway);
-        if options.watch {
-            // It goes on when the arbiter answers again.
-            let text = match read {
-                Ok(machines) => text(&rows(&machines, &options.names)?, options.json)?,
-                Err(error) => format!("{error}\n"),
-            };
-            if !options.json && std::io::stdout().is_terminal() {
-                // To the top left, and clear what is below.
-                Out.write_all(b"\x1b[H\x1b[J")?;
-            }
-            Out.write_all(printable(&text).as_bytes())?;
-            Out.flush()?;
-            std::thread::sleep(WATCH);
-            continue;
+        if options.watch && !options.json && std::io::stdout().is_terminal() {
+            // To the top left, and clear what is below.
+            Out.write_all(b"\x1b[H\x1b[J")?;
         }
-        let machines = read?;
-        let rows = rows(&machines, &options.names)?;
-        say_on!("{}", text(&rows, options.json)?);
+        let shown = read
+            .map_err(Into::into)
+            .and_then(|machines| Ok((rows(&machines, &options.names)?, damage(&machines))));
+        let (rows, damage) = match shown {
+            Ok(shown) => shown,
+            // It goes on when the arbiter answers again, or the machine is there again.
+            Err(error) if options.watch => {
+                tell!("{error:#}");
+                std::thread::sleep(WATCH);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        Out.write_all(printable(&text(&rows, options.json)?).as_bytes())?;
+        Out.flush()?;
+        for (machine, what) in damage {
+            tell!("machine {machine}: {what}");
+        }
         if rows.is_empty() {
             tell!("no machine has a record at {}", gateway.describe());
         }
-        for (machine, what) in damage(&machines) {
-            tell!("machine {machine}: {what}");
+        if options.watch {
+            std::thread::sleep(WATCH);
+            continue;
         }
         let is_well = !rows.is_empty() && rows.iter().all(Row::is_protected);
         return Ok(ExitCode::from(u8::from(options.check && !is_well)));
@@ -97,15 +102,18 @@ fn rows(machines: &BTreeMap<String, Entry>, names: &[String]) -> Result<Vec<Row>
 }
 
 /// What cannot be read, by machine.
-fn damage(machines: &BTreeMap<String, Entry>) -> Vec<(&str, String)> {
+fn damage(machines: &BTreeMap<String, Entry>) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (machine, entry) in machines {
         if let Some(Err(why)) = &entry.record {
-            found.push((machine.as_str(), format!("its record is damaged: {why}")));
+            found.push((machine.clone(), format!("its record is damaged: {why}")));
         }
         for (node, told) in &entry.told {
             if let Err(why) = told {
-                found.push((machine, format!("what node `{node}` tells cannot be read: {why}")));
+                found.push((
+                    machine.clone(),
+                    format!("what node `{node}` tells cannot be read: {why}"),
+                ));
             }
         }
     }

@@ -11,6 +11,8 @@ use crate::arbiter::{ArbiterError, Gateway, PREFIX, RECORD, Record, decode, is_m
 
 /// Keys of one answer, which is bounded with them.
 const PAGE: usize = 100;
+/// How often it is read anew where etcd was compacted meanwhile.
+const TRIES: u32 = 2;
 /// Most keys in all: 30,000 machines.
 const MAX_KEYS: usize = 100_000;
 
@@ -35,6 +37,17 @@ struct Page {
 
 /// Reads all that `gateway`'s etcd has, by machine.
 pub fn read(gateway: &mut Gateway) -> Result<BTreeMap<String, Entry>, ArbiterError> {
+    for _ in 0..TRIES {
+        match read_at_once(gateway) {
+            // The revision of the first page has gone before the last.
+            Err(ArbiterError::Refused { reason, .. }) if reason.contains("compacted") => {}
+            read => return read,
+        }
+    }
+    read_at_once(gateway)
+}
+
+fn read_at_once(gateway: &mut Gateway) -> Result<BTreeMap<String, Entry>, ArbiterError> {
     let mut machines = BTreeMap::new();
     let (mut from, mut revision, mut count) = (PREFIX.as_bytes().to_vec(), None, 0);
     loop {

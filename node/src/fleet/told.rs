@@ -35,7 +35,7 @@ pub struct Told {
     pub peer: Option<String>,
     /// The lag in milliseconds is at most this: 1, 2 or 5 times a power of ten.
     pub lag_at_most_ms: u64,
-    /// Since when role, state and reason are these, by this host's calendar (RFC 3339).
+    /// Since when term, role, state and reason are these, by this host's calendar (RFC 3339).
     pub since: String,
     /// Of the program.
     pub version: String,
@@ -60,9 +60,11 @@ impl Told {
         }
     }
 
-    /// Whether role, state and reason are the other's.
+    /// Whether term, role, state and reason are the other's. Protection that was lost and won again between two looks shows in the
+    /// term alone.
     pub(super) fn is_in_the_state_of(&self, other: &Self) -> bool {
-        (&self.role, &self.state, &self.reason) == (&other.role, &other.state, &other.reason)
+        let of = |told: &Self| (told.term, told.role.clone(), told.state.clone(), told.reason.clone());
+        of(self) == of(other)
     }
 
     /// Whether it is the other but for the lag.
@@ -159,6 +161,15 @@ pub(super) mod tests {
             assert!(error.contains(words), "{bad}: {error}");
         }
         assert!(Told::read("m", "b", text.as_bytes()).unwrap_err().contains("another"));
+    }
+
+    #[test]
+    fn protection_that_was_lost_and_won_again_is_another() {
+        let (before, after) = (
+            told("a", "primary", "protected", 3, Some("b")),
+            told("a", "primary", "protected", 4, Some("b")),
+        );
+        assert!(before.is_in_the_state_of(&before) && !before.is_in_the_state_of(&after));
     }
 
     #[test]

@@ -15,7 +15,8 @@ pub struct Row {
     pub machine: String,
     /// As in a report, or [`UNKNOWN`].
     pub state: String,
-    /// What stands in parentheses behind it. Of an unknown one: `owner-silent`, `owner-behind`, `owner-unreadable`, `no-record`,
+    /// What stands in parentheses behind it. Of one that its backup could not take over: `backup-silent`, `backup-unreadable`,
+    /// `backup-behind`, `backup-` and the backup's state. Of an unknown one: `owner-silent`, `owner-behind`, `owner-unreadable`, `no-record`,
     /// `damaged-record`.
     pub reason: Option<String>,
     /// The node that the record names as the owner.
@@ -65,6 +66,8 @@ impl Row {
 }
 
 const PROTECTED: &str = "protected";
+/// Of a machine that nobody could take over now.
+const BLOCKED: &str = "protected, failover blocked";
 
 /// What is shown of `machine`, of which the arbiter has `entry`.
 pub fn row(machine: &str, entry: &Entry) -> Row {
@@ -91,19 +94,45 @@ pub fn row(machine: &str, entry: &Entry) -> Row {
             reason: Some("owner-unreadable".into()),
             ..known
         },
-        Some(Ok(told)) if fits(record, told) => Row {
-            state: told.state.clone(),
-            reason: told.reason.clone(),
-            lag_at_most_ms: told.peer.as_ref().map(|_| told.lag_at_most_ms),
-            since: Some(told.since.clone()),
-            version: Some(told.version.clone()),
-            ..known
-        },
+        Some(Ok(told)) if fits(record, told) && told.state == PROTECTED => {
+            let (state, reason) = protection(record, entry);
+            Row {
+                state,
+                reason,
+                ..as_told(told, known)
+            }
+        }
+        Some(Ok(told)) if fits(record, told) => as_told(told, known),
         Some(Ok(told)) => Row {
             reason: Some("owner-behind".into()),
             version: Some(told.version.clone()),
             ..known
         },
+    }
+}
+
+fn as_told(told: &Told, known: Row) -> Row {
+    Row {
+        state: told.state.clone(),
+        reason: told.reason.clone(),
+        lag_at_most_ms: told.peer.as_ref().map(|_| told.lag_at_most_ms),
+        since: Some(told.since.clone()),
+        version: Some(told.version.clone()),
+        ..known
+    }
+}
+
+/// The state and reason of a machine whose owner says that it is protected: it is if the other node says so too. One that does not
+/// reach etcd could not take over, and its owner need not know.
+fn protection(record: &Record, entry: &Entry) -> (String, Option<String>) {
+    let blocked = |reason: &str| (BLOCKED.to_owned(), Some(reason.to_owned()));
+    match record.peer.as_ref().and_then(|peer| entry.told.get(peer)) {
+        None => blocked("backup-silent"),
+        Some(Err(_)) => blocked("backup-unreadable"),
+        Some(Ok(told)) if told.role != "backup" || told.term != record.term.get() => blocked("backup-behind"),
+        Some(Ok(told)) if told.state == PROTECTED => (PROTECTED.into(), None),
+        Some(Ok(told)) if told.state == BLOCKED => (BLOCKED.into(), told.reason.clone()),
+        Some(Ok(told)) => blocked(&format!("backup-{}", told.state)),
     }
 }
 
@@ -153,8 +182,36 @@ mod tests {
             ("protected", Some("a"), Some("b"), Some(2))
         );
         assert!(row.is_protected() && row.backup_state.as_deref() == Some("protected"));
-        let silent = shown(Some(record(3, "a", Some("b"))), &[a]);
-        assert_eq!(silent.backup_state.as_deref(), Some("silent"));
+        for (backup, words) in [
+            (None, "protected, failover blocked (backup-silent)"),
+            (
+                Some(("backup", "protected", 2)),
+                "protected, failover blocked (backup-behind)",
+            ),
+            (
+                Some(("primary", "protected", 3)),
+                "protected, failover blocked (backup-behind)",
+            ),
+            (
+                Some(("backup", "starting", 3)),
+                "protected, failover blocked (backup-starting)",
+            ),
+            (
+                Some(("backup", "protected, failover blocked", 3)),
+                "protected, failover blocked",
+            ),
+            (Some(("backup", "protected", 3)), "protected"),
+        ] {
+            let backup = backup.map(|(role, state, term)| told("b", role, state, term, Some("a")));
+            let row = shown(
+                Some(record(3, "a", Some("b"))),
+                &[Some(a.clone()), backup].into_iter().flatten().collect::<Vec<_>>(),
+            );
+            assert_eq!(
+                (row.words().as_str(), row.is_protected()),
+                (words, words == "protected")
+            );
+        }
         // The owner's process has ended; what the other says is not the machine's state.
         let gone = shown(Some(record(3, "a", Some("b"))), &[b]);
         assert_eq!((gone.words().as_str(), gone.since), ("unknown (owner-silent)", None));
