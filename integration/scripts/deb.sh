@@ -52,6 +52,9 @@ done
 for document in "$REPO_DIR"/{README,ARCHITECTURE,docs/*}.md; do
     put 644 "$document" "$documents/$(basename "$document")"
 done
+for picture in "$REPO_DIR"/docs/pictures/*; do
+    put 644 "$picture" "$documents/pictures/$(basename "$picture")"
+done
 # The licence's text, as a Debian copyright file has it: a space before each line, a point on empty ones.
 {
     sed '/@MIT@/,$d' "$source/copyright.in"
