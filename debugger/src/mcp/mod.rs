@@ -107,7 +107,7 @@ impl Server {
         };
         if name == RECORDINGS {
             ensure!(arguments.is_empty(), "{RECORDINGS} takes nothing");
-            return Ok(child::cut(&self.recordings.list(), Keep::Beginning, &self.limits));
+            return Ok(child::cut(&self.recordings.list()?, Keep::Beginning, &self.limits));
         }
         let (words, keep) = self.tools.words(name, arguments, &self.recordings)?;
         tokio::select! {

@@ -46,7 +46,7 @@ impl Recordings {
     }
 
     /// All that there are, a JSON object a line.
-    pub fn list(&self) -> String {
+    pub fn list(&self) -> Result<String> {
         let mut look = Look {
             left: MOST,
             ..Look::default()
@@ -54,15 +54,15 @@ impl Recordings {
         for root in &self.roots {
             look.enter(root, LEVELS);
         }
-        if look.lines.is_empty() {
-            look.lines
-                .push("there are no recordings in the directories that were given".into());
-        }
         if look.is_cut {
             look.lines
                 .push(format!("not all: only {MOST} directories were looked into"));
         }
-        look.lines.join("\n")
+        ensure!(
+            !look.lines.is_empty(),
+            "there are no recordings in the directories that were given"
+        );
+        Ok(look.lines.join("\n"))
     }
 }
 
@@ -157,7 +157,7 @@ mod tests {
                 "{refused}"
             );
         }
-        assert!(recordings.list().contains("no recordings"));
+        assert!(recordings.list().is_err());
         assert!(Recordings::within(&[dir.path().join("none")]).is_err());
     }
 }
