@@ -96,9 +96,12 @@ pub fn row(machine: &str, entry: &Entry) -> Row {
         },
         Some(Ok(told)) if fits(record, told) && told.state == PROTECTED => {
             let (state, reason) = protection(record, entry);
+            // Since when the backup is as it is, its owner does not say.
+            let since = (state == PROTECTED).then(|| told.since.clone());
             Row {
                 state,
                 reason,
+                since,
                 ..as_told(told, known)
             }
         }
@@ -211,6 +214,7 @@ mod tests {
                 (row.words().as_str(), row.is_protected()),
                 (words, words == "protected")
             );
+            assert_eq!(row.since.is_some(), row.is_protected());
         }
         // The owner's process has ended; what the other says is not the machine's state.
         let gone = shown(Some(record(3, "a", Some("b"))), &[b]);
