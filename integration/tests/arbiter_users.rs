@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use lockstep_integration::etcd::{Etcd, Tls};
 use lockstep_integration::gate::require_program;
 use lockstep_node::api::Identity;
-use lockstep_node::arbiter::{Arbiter, ArbiterError, Gateway, Login, Outcome, Record, Spec, TlsFiles, open};
+use lockstep_node::arbiter::{Arbiter, ArbiterError, Gateway, Login, Outcome, Record, TlsFiles, gateway, open};
 use lockstep_node::fleet::{self, Presence, row};
 use lockstep_node::pki::{self, Validity};
 use lockstep_node::status::Status;
@@ -104,10 +104,8 @@ impl World {
 
     fn gateway_as(&self, user: &str) -> Result<Gateway> {
         let (tls, login) = self.access(Some(user), "node")?;
-        let Spec::Etcd(endpoints) = format!("etcd:{}", self.etcd.url()).parse()? else {
-            anyhow::bail!("not an etcd");
-        };
-        Ok(Gateway::new(endpoints, tls, login, "a test".into())?)
+        let spec = format!("etcd:{}", self.etcd.url()).parse()?;
+        gateway(&spec, tls, login, "a test".into())?.context("not an etcd")
     }
 
     /// Makes a certificate as other tools do: with a common name.

@@ -1,7 +1,7 @@
 //! What only hosts can do whose CPU runs the guest's kernel: guests that nobody built for us, and their programs. On this
 //! project's own machines they run on an emulated host (`integration/emulated/tests.txt`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -76,6 +76,23 @@ fn events(log: &Path, kind: &str) -> Result<String> {
     )
 }
 
+/// Debian's own kernel with the initrd that has its drivers as modules, and disks in `dir` of what that looks for.
+fn stock<const N: usize>(dir: &Path, kernel: PathBuf, names: [&str; N]) -> Result<(Guest, [PathBuf; N])> {
+    let content = dir.join("content");
+    std::fs::create_dir(&content)?;
+    std::fs::write(content.join("words"), "found by ACPI\n")?;
+    let disks = names.map(|name| dir.join(name));
+    for disk in &disks {
+        make_ext4_of(disk, 16, &content)?;
+    }
+    let guest = Guest {
+        general: target_dir().join("stock/initrd.cpio"),
+        vmlinux: kernel,
+        ..Guest::find()?
+    };
+    Ok((guest, disks))
+}
+
 /// Debian's kernel has no other way to its devices than ACPI. Its drivers are modules, as in its own initramfs.
 #[test]
 fn debians_own_kernel_finds_its_devices_by_acpi_and_hears_the_power_button() -> Result<()> {
@@ -87,15 +104,8 @@ fn debians_own_kernel_finds_its_devices_by_acpi_and_hears_the_power_button() -> 
         return Ok(());
     }
     let dir = work_dir("stock-acpi")?;
-    let (log, disk, content) = (dir.join("log"), dir.join("disk.img"), dir.join("content"));
-    std::fs::create_dir(&content)?;
-    std::fs::write(content.join("words"), "found by ACPI\n")?;
-    make_ext4_of(&disk, 16, &content)?;
-    let guest = Guest {
-        general: target_dir().join("stock/initrd.cpio"),
-        vmlinux: kernel,
-        ..Guest::find()?
-    };
+    let log = dir.join("log");
+    let (guest, [disk]) = stock(&dir, kernel, ["disk.img"])?;
     let pair = Pair::create(&dir, Arbiter::File, Duration::from_millis(100), Duration::from_secs(3))?;
     let words = format!("stock_address={GUEST} stock_peer={CLIENT_IP}");
     let node = pair.start_primary(0, |run| {
@@ -160,18 +170,7 @@ fn a_protected_machine_of_debians_own_kernel_hears_the_power_button() -> Result<
         return Ok(());
     }
     let dir = work_dir("stock-button")?;
-    let content = dir.join("content");
-    std::fs::create_dir(&content)?;
-    std::fs::write(content.join("words"), "found by ACPI\n")?;
-    let disks = ["a.img", "b.img"].map(|name| dir.join(name));
-    for disk in &disks {
-        make_ext4_of(disk, 16, &content)?;
-    }
-    let guest = Guest {
-        general: target_dir().join("stock/initrd.cpio"),
-        vmlinux: kernel,
-        ..Guest::find()?
-    };
+    let (guest, disks) = stock(&dir, kernel, ["a.img", "b.img"])?;
     let pair = Pair::create(&dir, Arbiter::File, Duration::from_millis(100), Duration::from_secs(10))?;
     let words = format!("stock_address={GUEST} stock_peer={CLIENT_IP}");
     let backup = pair.start_backup(1, |run| run.disk(&disks[1]))?;

@@ -45,6 +45,11 @@ impl Gateway {
         })
     }
 
+    /// From now on an answer may have so many bytes: a record's are few.
+    pub fn allow(&mut self, most: u64) {
+        self.client.allow(most);
+    }
+
     /// Sends a request; `read` takes its answer, or finds that it is none.
     pub fn post<T>(&mut self, path: &str, body: &Value, read: impl Fn(&Value) -> Option<T>) -> Result<T, ArbiterError> {
         let cluster = &mut self.cluster;

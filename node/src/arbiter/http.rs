@@ -19,8 +19,8 @@ use super::failure::Failure;
 use super::login::{self, Login, Visitor};
 use super::tls::TlsConnector;
 
-/// Most bytes of an answer: a hundred records or words of nodes, in base64 and JSON, are below.
-const MAX_BODY_BYTES: u64 = 512 << 10;
+/// Most bytes of an answer, unless more is allowed: a record and etcd's header, in base64 and JSON, are far below.
+const MAX_BODY_BYTES: u64 = 64 << 10;
 /// Most characters of an error's answer that are shown.
 const MAX_SHOWN: usize = 200;
 
@@ -34,6 +34,8 @@ pub(super) struct Client {
     visitor: Option<Visitor>,
     agent: Agent,
     timeout: Duration,
+    /// Most bytes of an answer.
+    most: u64,
 }
 
 impl Client {
@@ -67,7 +69,13 @@ impl Client {
             visitor: login.map(Visitor::new),
             agent: agent(config),
             timeout,
+            most: MAX_BODY_BYTES,
         })
+    }
+
+    /// From now on an answer may have so many bytes.
+    pub(super) fn allow(&mut self, most: u64) {
+        self.most = most;
     }
 
     pub(super) fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
@@ -93,8 +101,8 @@ impl Client {
             let share = left / (count - turn) as u32;
             let endpoint = &self.endpoints[index];
             let answer = match &mut self.visitor {
-                None => exchange(&self.agent, endpoint, path, body, None, share),
-                Some(visitor) => as_visitor(&self.agent, endpoint, path, body, visitor, share),
+                None => exchange(&self.agent, endpoint, path, body, None, (share, self.most)),
+                Some(visitor) => as_visitor(&self.agent, endpoint, path, body, visitor, (share, self.most)),
             };
             match answer.and_then(|answer| accept(&answer)) {
                 Ok(taken) => {
@@ -151,10 +159,10 @@ fn as_visitor(
     path: &str,
     body: &str,
     visitor: &mut Visitor,
-    timeout: Duration,
+    (timeout, most): (Duration, u64),
 ) -> Result<Vec<u8>, Failure> {
     let begin = Instant::now();
-    let left = || timeout.saturating_sub(begin.elapsed());
+    let left = || (timeout.saturating_sub(begin.elapsed()), most);
     if let Some(token) = visitor.token() {
         match exchange(agent, endpoint, path, body, Some(token), left()) {
             Err(Failure::Stranger(reason)) => tracing::debug!("a new token is asked for: {reason}"),
@@ -171,7 +179,7 @@ fn exchange(
     path: &str,
     body: &str,
     token: Option<&str>,
-    timeout: Duration,
+    (timeout, most): (Duration, u64),
 ) -> Result<Vec<u8>, Failure> {
     if timeout.is_zero() {
         return Err(Failure::Unknown("no time was left to ask".into()));
@@ -188,7 +196,7 @@ fn exchange(
         None => Failure::Unknown(error.to_string()),
     };
     let mut response = request.send(body).map_err(failed)?;
-    let answer = response.body_mut().with_config().limit(MAX_BODY_BYTES).read_to_vec();
+    let answer = response.body_mut().with_config().limit(most).read_to_vec();
     let answer = answer.map_err(failed)?;
     match response.status().as_u16() {
         200 => Ok(answer),

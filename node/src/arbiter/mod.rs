@@ -34,7 +34,7 @@ pub use kept::{Kept, NotBelieved};
 pub use lockstep_proto::session::Record;
 pub use login::{HalfLogin, Login};
 pub use seen::Seen;
-pub use spec::{Spec, SpecError, is_machine_name, open};
+pub use spec::{Spec, SpecError, gateway, is_machine_name, open};
 pub use thread::{Answer, ArbiterThread, NotQueued, QUEUE};
 
 use thiserror::Error;

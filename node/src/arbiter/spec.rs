@@ -7,7 +7,7 @@ use lockstep_proto::session::MAX_NAME_BYTES;
 use thiserror::Error;
 
 use super::endpoint::Endpoint;
-use super::{Arbiter, ArbiterError, Etcd, FileArbiter, Login, TlsFiles};
+use super::{Arbiter, ArbiterError, Etcd, FileArbiter, Gateway, Login, TlsFiles};
 
 /// Most endpoints of one etcd cluster; etcd advises against more than seven members.
 const MAX_ENDPOINTS: usize = 9;
@@ -87,6 +87,19 @@ pub fn open(
         Spec::File(directory) => Box::new(FileArbiter::new(directory, name)?),
         Spec::Etcd(endpoints) => Box::new(Etcd::new(endpoints.clone(), tls.cloned(), login.cloned(), name)?),
     })
+}
+
+/// A client of the etcd for other keys than records, which `what` tells people of. None where the arbiter is a directory.
+pub fn gateway(
+    spec: &Spec,
+    tls: Option<TlsFiles>,
+    login: Option<Login>,
+    what: String,
+) -> Result<Option<Gateway>, ArbiterError> {
+    match spec {
+        Spec::File(_) => Ok(None),
+        Spec::Etcd(endpoints) => Gateway::new(endpoints.clone(), tls, login, what).map(Some),
+    }
 }
 
 /// Whether it may name a machine: it becomes part of a file's name and of a key.

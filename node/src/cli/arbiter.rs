@@ -88,11 +88,9 @@ impl ArbiterOptions {
 
     /// A client of the etcd, for all machines; an arbiter of another kind has no such thing.
     pub fn gateway(&self, what: &str) -> Result<Gateway> {
-        let Spec::Etcd(endpoints) = self.spec()? else {
-            bail!("a directory has the records of one host's machines alone: `status` tells of them all");
-        };
         let (tls, login) = self.access()?;
-        Ok(Gateway::new(endpoints.clone(), tls, login, what.into())?)
+        arbiter::gateway(self.spec()?, tls, login, what.into())?
+            .context("a directory has the records of one host's machines alone: `status` tells of them all")
     }
 }
 

@@ -143,12 +143,13 @@ impl PairArgs {
 
     /// To tell there how the machine is, where the arbiter is an etcd.
     pub fn gateway(&self) -> Result<Option<Gateway>> {
-        let Spec::Etcd(endpoints) = &self.arbiter else {
-            return Ok(None);
-        };
         let what = format!("how {} is on {}", self.name, self.node);
-        let gateway = Gateway::new(endpoints.clone(), self.arbiter_tls()?, self.login()?, what)?;
-        Ok(Some(gateway))
+        Ok(arbiter::gateway(
+            &self.arbiter,
+            self.arbiter_tls()?,
+            self.login()?,
+            what,
+        )?)
     }
 
     fn arbiter_tls(&self) -> Result<Option<TlsFiles>, TlsError> {

@@ -11,6 +11,8 @@ use crate::arbiter::{ArbiterError, Gateway, PREFIX, RECORD, Record, decode, is_m
 
 /// Keys of one answer, which is bounded with them.
 const PAGE: usize = 100;
+/// Most bytes of one: so many texts of the largest size that is read, in base64 and JSON, have some 300 KiB.
+const MAX_PAGE_BYTES: u64 = 512 << 10;
 /// How often it is read anew where etcd was compacted meanwhile.
 const TRIES: u32 = 2;
 /// Most keys in all: 30,000 machines.
@@ -37,6 +39,7 @@ struct Page {
 
 /// Reads all that `gateway`'s etcd has, by machine.
 pub fn read(gateway: &mut Gateway) -> Result<BTreeMap<String, Entry>, ArbiterError> {
+    gateway.allow(MAX_PAGE_BYTES);
     for _ in 0..TRIES {
         match read_at_once(gateway) {
             // The revision of the first page has gone before the last.
